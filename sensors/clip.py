@@ -1,0 +1,153 @@
+"""The datum: `Clip` is what the car perceives, `Future` what only training and scoring see.
+
+Letters: T time steps (oldest first), N cameras, H W image, J IMU samples, K future instants, B boxes.
+
+             step 0                step T-1
+    CAM 0    [image, time, pose]   [image, time, pose]    cameras fire at their own instants: time_us[t, n]
+    ...                                                   differs within a step, and so does the ego pose
+    CAM N-1  [image, time, pose]   [image, time, pose]  <- now_us: the instant the clip speaks of; nothing is later
+    IMU      . . . . . . . . . . . . . . . . . . . .
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sensors.camera import Camera
+from sensors.errors import InputError
+from sensors.imu import ImuWindow
+
+ROUTE_COMMANDS = ("follow", "left", "right", "straight", "lane_left", "lane_right")
+
+
+@dataclass(frozen=True)
+class VehicleState:
+    """What the car's own bus says at `now`; NaN where the source has no such signal.
+
+    speed_mps      along ego x, negative in reverse
+    yaw_rate_radps about ego z, positive to the left
+    steering_rad   angle of the road wheels (not of the steering wheel), positive to the left
+    """
+
+    speed_mps: float = float("nan")
+    yaw_rate_radps: float = float("nan")
+    steering_rad: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Six-camera video with pose and time, IMU, vehicle state, command and instruction, up to `now_us`.
+
+    now_us                int64          the instant of the clip; every time stamp in it is <= now_us
+    T_world_from_ego_now  float64 [4, 4] ego pose at now_us
+    cameras               N cameras, all of size W x H
+    images                uint8 [T, N, H, W, 3] RGB; zeros where image_mask is False
+    image_mask            bool [T, N]    False: this camera delivered nothing at this step
+    time_us               int64 [T, N]   capture time; also set where masked (the scheduled time)
+    T_world_from_ego      float64 [T, N, 4, 4] ego pose at each capture
+    imu                   ImuWindow      up to now_us, at its own rate; may be empty
+    vehicle               VehicleState
+    command               one of ROUTE_COMMANDS
+    instruction           free text, may be empty
+    """
+
+    now_us: int
+    T_world_from_ego_now: np.ndarray
+    cameras: tuple[Camera, ...]
+    images: np.ndarray
+    image_mask: np.ndarray
+    time_us: np.ndarray
+    T_world_from_ego: np.ndarray
+    imu: ImuWindow = field(default_factory=ImuWindow.empty)
+    vehicle: VehicleState = field(default_factory=VehicleState)
+    command: str = "follow"
+    instruction: str = ""
+
+    @property
+    def steps(self) -> int:
+        return self.time_us.shape[0]
+
+    def validate(self, where: object = "clip") -> "Clip":
+        """Self, or an InputError that names the first bad field."""
+        T, N = self.steps, len(self.cameras)
+        width, height = (self.cameras[0].width, self.cameras[0].height) if N else (0, 0)
+        for name, shape, dtype in (
+            ("images", (T, N, height, width, 3), np.uint8),
+            ("image_mask", (T, N), np.bool_),
+            ("time_us", (T, N), np.int64),
+            ("T_world_from_ego", (T, N, 4, 4), np.float64),
+            ("T_world_from_ego_now", (4, 4), np.float64),
+        ):
+            value = getattr(self, name)
+            if value.shape != shape or value.dtype != dtype:
+                raise InputError(where, name, f"{value.dtype} {value.shape}", f"{np.dtype(dtype)} {shape}")
+        if not T or not N:
+            raise InputError(where, "time_us", f"T = {T}, N = {N}", "at least one step and one camera")
+        for camera in self.cameras:
+            camera.validate(where)
+            if (camera.width, camera.height) != (width, height):
+                came = f"{camera.name} {camera.width} x {camera.height}"
+                raise InputError(where, "cameras", came, f"{width} x {height} like {self.cameras[0].name}")
+        if len({camera.name for camera in self.cameras}) != N:
+            raise InputError(where, "cameras", [c.name for c in self.cameras], "different names")
+        for name in ("T_world_from_ego", "T_world_from_ego_now"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise InputError(where, name, "NaN or infinity", "finite poses")
+        if (self.time_us > self.now_us).any():
+            raise InputError(where, "time_us", f"{self.time_us.max()} us", f"nothing later than now, {self.now_us} us")
+        back = np.argwhere(np.diff(self.time_us, axis=0) <= 0)
+        if len(back):
+            t, n = back[0]
+            came = f"{self.time_us[t + 1, n]} us after {self.time_us[t, n]} us"
+            raise InputError(where, f"time_us[{t + 1}] of {self.cameras[n].name}", came, "increasing time")
+        self.imu.validate(f"{where} imu")
+        if len(self.imu) and self.imu.time_us[-1] > self.now_us:
+            raise InputError(where, "imu.time_us", self.imu.time_us[-1], f"nothing later than now, {self.now_us} us")
+        if self.command not in ROUTE_COMMANDS:
+            raise InputError(where, "command", self.command, f"one of {', '.join(ROUTE_COMMANDS)}")
+        return self
+
+    def with_masked(self, mask: np.ndarray) -> "Clip":
+        """The clip with the images where bool [T, N] `mask` is True taken away (zeros, image_mask False)."""
+        images = self.images.copy()
+        images[mask] = 0
+        return replace(self, images=images, image_mask=self.image_mask & ~mask)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """B oriented boxes in the world frame.
+
+    ids              tuple of B strings, the same for one object over time
+    categories       tuple of B strings, nuScenes names (vehicle.car, human.pedestrian.adult, ...)
+    T_world_from_box float64 [B, 4, 4]   x along the length
+    size_lwh_m       float64 [B, 3]      length, width, height
+    velocity_in_world_mps float64 [B, 2] NaN where unknown
+    """
+
+    ids: tuple[str, ...]
+    categories: tuple[str, ...]
+    T_world_from_box: np.ndarray
+    size_lwh_m: np.ndarray
+    velocity_in_world_mps: np.ndarray
+
+    @classmethod
+    def empty(cls) -> "Boxes":
+        return cls((), (), np.zeros((0, 4, 4)), np.zeros((0, 3)), np.zeros((0, 2)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Future:
+    """Privileged data that belongs to a clip but is never part of it.
+
+    time_us           int64 [K]       instants after now, increasing; K may be 0 at the end of a log
+    T_world_from_ego  float64 [K, 4, 4]
+    boxes_now         Boxes           annotated objects at now
+    """
+
+    time_us: np.ndarray
+    T_world_from_ego: np.ndarray
+    boxes_now: Boxes = field(default_factory=Boxes.empty)

@@ -1,0 +1,17 @@
+"""The one error a user's input can raise: it says where, what came, what was expected, and how to fix it."""
+
+
+class InputError(ValueError):
+    """Something a user brought (file, recipe, action, clip) is not usable.
+
+    `where` names the file or object, `field` the part of it. The command line prints the message without a traceback
+    and exits with status 2; every other exception is a defect of ours and keeps its traceback.
+    """
+
+    def __init__(self, where: object, field: str, came: object, expected: object, fix: str = ""):
+        self.where, self.field, self.came, self.expected, self.fix = str(where), field, str(came), str(expected), fix
+        message = f"{where}: {field}: came {came}, expected {expected}"
+        super().__init__(f"{message}. {fix}" if fix else message)
+
+    def __reduce__(self):
+        return (type(self), (self.where, self.field, self.came, self.expected, self.fix))
