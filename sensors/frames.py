@@ -68,7 +68,7 @@ def matrix(translation_m: np.ndarray, R: np.ndarray) -> np.ndarray:
 
 def matrix_from_xy_yaw(x_m: np.ndarray, y_m: np.ndarray, yaw_rad: np.ndarray) -> np.ndarray:
     """[..., 4, 4] of planar poses on z = 0; inputs broadcast."""
-    x, y, yaw = np.broadcast_arrays(np.float64(x_m), np.float64(y_m), np.float64(yaw_rad))
+    x, y, yaw = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in (x_m, y_m, yaw_rad)))
     T = np.zeros((*x.shape, 4, 4))
     T[..., 0, 0] = T[..., 1, 1] = np.cos(yaw)
     T[..., 1, 0] = np.sin(yaw)

@@ -1,0 +1,86 @@
+"""From a plan to (acceleration, curvature): the tracker between two plans."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.protocol import Plan
+from sensors import frames
+
+PREVIEW_S = 0.5  # how far ahead in time the speed is tracked
+LOOKAHEAD_S, MIN_LOOKAHEAD_M = 0.6, 3.0
+STOP_ACCEL_MPS2 = -3.0  # once the plan has run out, and to hold a stop
+SAMPLES_PER_S = 20
+MIN_DISTANCE_M = 1e-3
+
+
+@dataclass(frozen=True)
+class Command:
+    """accel_mps2 along ego x; curvature_1pm of the rear axle's path, positive to the left."""
+
+    accel_mps2: float
+    curvature_1pm: float
+
+
+class PlanTracker:
+    """Follows one plan at a time until the next is given.
+
+    Lateral: pure pursuit (Coulter 1992), curvature = 2 y / d^2 of the point at the look-ahead distance, y left in ego.
+    Longitudinal: the constant acceleration that reaches the plan's speed PREVIEW_S from now, corrected by how far the
+    car is behind the plan. A plan that has run out is answered by a stop: old output is never stretched.
+    """
+
+    def __init__(self):
+        self._path = None
+
+    def follow(self, plan: Plan, T_world_from_ego_now: np.ndarray, now_us: int, speed_mps: float) -> None:
+        """Take over a plan made at `now_us` by a car at that pose and speed."""
+        start = np.array([[T_world_from_ego_now[0, 3], T_world_from_ego_now[1, 3], frames.yaw(T_world_from_ego_now)]])
+        knots = np.concatenate([start, plan.in_world(T_world_from_ego_now)])
+        time_s = np.concatenate([[0.0], plan.time_s])
+        speeds = np.concatenate([[max(speed_mps, 0.0)], np.maximum(plan.speed_mps, 0.0)])
+        at = np.linspace(0, time_s[-1], max(2, int(time_s[-1] * SAMPLES_PER_S) + 1))
+        self._time_s, self._speed_mps = at, np.interp(at, time_s, speeds)
+        self._path = hermite(time_s, knots, speeds, at)
+        self._arc_m = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(self._path, axis=0), axis=1))])
+        self._end_direction = np.array([np.cos(knots[-1, 2]), np.sin(knots[-1, 2])])
+        self._start_us = now_us
+
+    def command(self, T_world_from_ego: np.ndarray, now_us: int, speed_mps: float) -> Command:
+        """What to do at `now_us`; a stop where there is no plan or it has run out."""
+        if self._path is None or (now_us - self._start_us) * 1e-6 > self._time_s[-1]:
+            return Command(STOP_ACCEL_MPS2, 0.0)
+        age_s = (now_us - self._start_us) * 1e-6
+        position = T_world_from_ego[:2, 3]
+        nearest = int(np.argmin(np.sum((self._path - position) ** 2, axis=1)))
+        reach_m = self._arc_m[nearest] + max(MIN_LOOKAHEAD_M, LOOKAHEAD_S * speed_mps)
+        target = self._point_at(reach_m)
+        x, y = frames.inverse(T_world_from_ego)[:2, :2] @ (target - position)
+        curvature = 2 * y / max(x * x + y * y, MIN_DISTANCE_M**2) if x > 0 else 0.0
+        ahead_s = min(age_s + PREVIEW_S, self._time_s[-1])
+        want_mps = np.interp(ahead_s, self._time_s, self._speed_mps)
+        behind_m = np.interp(age_s, self._time_s, self._arc_m) - self._arc_m[nearest]
+        accel = (want_mps - speed_mps) / PREVIEW_S + 0.3 * behind_m
+        if want_mps < 0.1 and speed_mps < 0.3:
+            accel = STOP_ACCEL_MPS2
+        return Command(float(accel), float(curvature))
+
+    def _point_at(self, reach_m: float) -> np.ndarray:
+        """Point [2] of the path at an arc length; beyond its end the last direction goes on."""
+        if reach_m <= self._arc_m[-1]:
+            return np.array([np.interp(reach_m, self._arc_m, self._path[:, c]) for c in range(2)])
+        return self._path[-1] + self._end_direction * (reach_m - self._arc_m[-1])
+
+
+def hermite(time_s: np.ndarray, knots_xyyaw: np.ndarray, speed_mps: np.ndarray, at_s: np.ndarray) -> np.ndarray:
+    """Points [M, 2] at times [M] of the cubic Hermite curve through knots [K, 3] with velocity speed * (cos, sin)(yaw).
+
+    On a circular arc driven at constant speed its error is below 1 mm where a chord's is 0.2 m (R 15 m, 0.5 s, 10 m/s).
+    """
+    k = np.clip(np.searchsorted(time_s, at_s, side="right") - 1, 0, len(time_s) - 2)
+    span = (time_s[k + 1] - time_s[k])[:, None]
+    u = (at_s - time_s[k])[:, None] / span
+    velocity = speed_mps[:, None] * np.stack([np.cos(knots_xyyaw[:, 2]), np.sin(knots_xyyaw[:, 2])], axis=1)
+    p0, p1 = knots_xyyaw[k, :2], knots_xyyaw[k + 1, :2]
+    m0, m1 = velocity[k] * span, velocity[k + 1] * span
+    return (1 + 2 * u) * (1 - u) ** 2 * p0 + u * (1 - u) ** 2 * m0 + u * u * (3 - 2 * u) * p1 + u * u * (u - 1) * m1

@@ -1,0 +1,68 @@
+"""What is installed, what is missing, which device and renderer would run, and what a dataroot holds and lacks."""
+
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from sensors.nuscenes_index import NuscenesIndex
+
+CORE = ("numpy", "torch", "opencv-python-headless", "gymnasium", "safetensors", "PyYAML", "tqdm", "Jinja2", "av")
+EXTRAS = (
+    ("dev", "pytest", "run the tests"),
+    ("dev", "nuscenes-devkit", "check recordings against the official reader"),
+    ("ros", "ros-kilted-rclpy", "run the ROS 2 nodes without a ROS 2 installation"),
+    ("viz", "rerun-sdk", "look at runs in rerun"),
+    ("fp8", "transformer-engine", "FP8 on NVIDIA GPUs"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report; `ok` False means something a verb needs is missing."""
+
+    topic: str
+    text: str
+    ok: bool = True
+
+
+def examine(dataroot: Path | None, dataset_version: str) -> list[Finding]:
+    """All findings, the machine's first, then the dataroot's if one is given."""
+    findings = [
+        Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding("cores", f"{len(os.sched_getaffinity(0))} usable, torch uses {torch.get_num_threads()} threads"),
+    ]
+    for name in CORE:
+        found = _version(name)
+        findings.append(
+            Finding(name, found or "missing; install with: pip install -c constraints.txt -e .", bool(found))
+        )
+    for extra, name, purpose in EXTRAS:
+        found = _version(name)
+        findings.append(Finding(name, found or f"not installed; [{extra}] adds it, to {purpose}"))
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU (no CUDA device)"
+    findings.append(Finding("device", cuda))
+    findings.append(Finding("renderer", "OpenCV (render_cv)"))
+    rclpy = (
+        "rclpy imports" if importlib.util.find_spec("rclpy") else "rclpy not found; source a ROS 2 set-up or use [ros]"
+    )
+    findings.append(Finding("ROS 2", rclpy))
+    return findings + (_dataroot(dataroot, dataset_version) if dataroot else [])
+
+
+def _dataroot(dataroot: Path, dataset_version: str) -> list[Finding]:
+    findings = []
+    for scene in NuscenesIndex(dataroot, dataset_version).inventory():
+        findings.append(Finding(scene.name, str(scene)))
+    return findings
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,143 @@
+"""Recipes: a YAML file becomes frozen dataclasses; unknown keys and wrong types are errors, the command line overrides.
+
+A recipe is one of the shipped names (`policies/recipes/*.yaml`) or a path. `vla train tiny train.steps=10` replaces one
+value by its dotted key; the value is read as YAML.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sensors.errors import InputError
+from vla.config import ModelConfig
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """dataroot and version as the official devkit takes them; val_scenes: the last so many are held out."""
+
+    dataroot: str
+    version: str = "v1.0-mini"
+    val_scenes: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """steps of batch_size clips; AdamW with linear warm-up and cosine decay; gradients clipped by norm.
+
+    vehicle_dropout: share of clips whose vehicle state is hidden, lest the policy copies its last action.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    vehicle_dropout: float = 0.5
+    checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    seed: int
+    data: DataConfig
+    train: TrainConfig
+    model: ModelConfig
+
+    def validate(self, where: object = "recipe") -> "Recipe":
+        self.model.validate()
+        for key, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("checkpoint_every", 1)):
+            if getattr(self.train, key) < least:
+                raise InputError(where, f"train.{key}", getattr(self.train, key), f"at least {least}")
+        if not 0 < self.train.learning_rate < 1:
+            raise InputError(where, "train.learning_rate", self.train.learning_rate, "a number in (0, 1)")
+        if not 0 <= self.train.vehicle_dropout <= 1:
+            raise InputError(where, "train.vehicle_dropout", self.train.vehicle_dropout, "a share in [0, 1]")
+        if self.train.clip_norm <= 0 or self.train.weight_decay < 0:
+            raise InputError(where, "train.clip_norm, weight_decay", "a negative number", "clip_norm > 0, decay >= 0")
+        if self.data.val_scenes < 1:
+            raise InputError(where, "data.val_scenes", self.data.val_scenes, "at least 1 scene held out")
+        return self
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
+    """The recipe, overridden and validated."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{name_or_path}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+        raise InputError("recipe", "name", name_or_path, f"a YAML file or one of: {', '.join(names)}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(path, "YAML", str(error).replace("\n", " "), "a YAML mapping") from None
+    if not isinstance(values, dict):
+        raise InputError(path, "YAML", type(values).__name__, "a mapping of keys to values")
+    for override in overrides:
+        _override(values, override)
+    return build(Recipe, values, path).validate(path)
+
+
+def build(cls: type, values: dict, where: object, prefix: str = ""):
+    """A (nested) dataclass from plain values; unknown, missing or mistyped keys are InputErrors."""
+    if not isinstance(values, dict):
+        raise InputError(where, prefix.rstrip("."), values, f"a mapping with the keys of {cls.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types_of = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"Did you mean {prefix}{near[0]}?" if near else ""
+            raise InputError(where, f"{prefix}{key}", "an unknown key", f"one of {', '.join(fields)}", hint)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(where, f"{prefix}{missing[0]}", "nothing", "a value; it has no default")
+    return cls(**{key: _typed(types_of[key], value, where, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _typed(kind: object, value: object, where: object, key: str):
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where, f"{key}.")
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(kind)[0], item, where, f"{key}[{k}]") for k, item in enumerate(value))
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            raise InputError(where, key, repr(value), "a number") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(getattr(one, "__name__", str(one)) for one in allowed)
+        raise InputError(where, key, f"{value!r} ({type(value).__name__})", names)
+    return value
+
+
+def _override(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError("override", override, "no value", "KEY=VALUE, for example train.steps=100")
+    *path, last = key.split(".")
+    for name in path:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise InputError("override", key, f"{name} is a value", "a dotted path of mappings")
+    values[last] = yaml.safe_load(text)

@@ -1,0 +1,74 @@
+"""Open loop: a policy plans at every keyframe of a recorded scene; the recording goes on regardless."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from policies.media import EpisodeMedia
+from policies.protocol import NOTHING, Policy, Privileged
+from policies.runs import Run
+from policies.transforms import speed_at_now
+from sensors import frames
+from sensors.errors import InputError
+from sensors.nuscenes_source import CAMERAS, NuscenesSource
+from sim.rollout_log import EpisodeLog, EpisodeRecorder
+
+FILM_HZ = 2  # the rate of keyframes
+MASK_FLAG = "--mask-cameras"
+
+
+def check_images(source: NuscenesSource, policy: Policy) -> None:
+    """A policy that drives by looking needs pictures: a scene without any is an InputError before anything runs."""
+    if not policy.needs_images:
+        return
+    for scene in source.index.inventory():
+        if scene.name in source.scenes and not scene.images:
+            raise InputError(
+                f"{source.index.dataroot} {scene.name}",
+                "images",
+                f"none of {scene.keyframes * len(CAMERAS)} camera files",
+                f"six cameras, which --policy {policy.name} looks at",
+                f"Add the sensor files, choose another --scene, or run it blind on purpose with {MASK_FLAG}.",
+            )
+
+
+def replay_scene(
+    policy: Policy,
+    source: NuscenesSource,
+    scene: str,
+    mask_cameras: bool,
+    media: EpisodeMedia | None = None,
+    progress: tqdm | None = None,
+) -> EpisodeLog:
+    """One plan per keyframe of one scene, as a log. With `mask_cameras` the policy sees no image, though some exist."""
+    policy.reset(0)
+    recorder = EpisodeRecorder(scene, "replay", policy.name, 0)
+    for frame in range(len(source.frame_times_us(scene))):
+        where = f"{scene} keyframe {frame}"
+        clip, future = source.clip(scene, frame).validate(where), source.future(scene, frame)
+        seen = clip.with_masked(np.ones_like(clip.image_mask)) if mask_cameras else clip
+        plan = policy.plan(seen, Privileged(future=future) if policy.privileged else NOTHING).validate(where)
+        pose = clip.T_world_from_ego_now
+        xyyaw = np.array([pose[0, 3], pose[1, 3], frames.yaw(pose)])
+        recorder.frame(clip.now_us, xyyaw, speed_at_now(clip), None, future.boxes_now)
+        recorder.plan(plan.time_s, plan.in_world(pose))
+        if media is not None and clip.image_mask[-1].any():
+            media.add(clip, plan.in_world(pose), [], future.boxes_now)
+        if progress is not None:
+            progress.update()
+    return recorder.finish("end of log")
+
+
+def replay(
+    run: Run, policies: Sequence[Policy], source: NuscenesSource, mask_cameras: bool, progress: bool = True
+) -> None:
+    """Every policy on every scene of the source; the first policy's scenes are filmed."""
+    check_images(source, policies[0])
+    total = len(policies) * sum(len(source.frame_times_us(scene)) for scene in source.scenes)
+    with tqdm(total=total, disable=not progress, unit="keyframe", desc="replay") as bar:
+        for policy in policies:
+            for scene in source.scenes:
+                fps = FILM_HZ if policy is policies[0] else 0
+                with run.episode(f"{policy.name}-{scene}", policy.name, 0, fps) as episode:
+                    episode.log = replay_scene(policy, source, scene, mask_cameras, episode.media, bar)

@@ -1,0 +1,145 @@
+"""The run directory: what every long command leaves behind.
+
+runs/<time>-<verb>/
+    summary.json   command, config, version, git commit, seeds, counts, metrics as {"name": number}
+    episodes/      one rollout log an episode
+    media/         videos and contact sheets
+    report.html    everything in one page
+"""
+
+import json
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from policies.media import EpisodeMedia
+from sensors.errors import InputError
+from sim.metrics.driving import summarize
+from sim.rollout_log import EpisodeLog, atomic_path, write_episode
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write atomically: a reader sees the old file or the whole new one, never half. NaN is a ValueError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False))
+
+
+def git_commit() -> str:
+    """Commit of the checkout this code runs from, "+changes" if the tree differs from it; "" outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return ""
+    commit, changes = (
+        subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False).stdout.strip()
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    )
+    return f"{commit}+changes" if commit and changes else commit
+
+
+def package_version() -> str:
+    try:
+        return version("vla-drive")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def default_path(verb: str) -> Path:
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{verb}"
+
+
+@dataclass
+class Episode:
+    """One episode under way: `media` to film it with, if it is filmed; `log` to be set when it is done."""
+
+    media: EpisodeMedia | None
+    log: EpisodeLog | None = None
+
+
+@dataclass
+class Run:
+    """One run directory under construction. `summary` is what summary.json will say."""
+
+    path: Path
+    summary: dict = field(default_factory=dict)
+    logs: list[EpisodeLog] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, verb: str, out: Path | None, config: dict, seeds: list[int], resume: bool = False) -> "Run":
+        """A run directory, new or empty unless the verb can `resume`; anything else there is an InputError."""
+        path = out or default_path(verb)
+        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not resume)):
+            raise InputError("--out", "folder", f"{path}, which is not empty", "a new or empty folder", "Name another.")
+        (path / "episodes").mkdir(parents=True, exist_ok=True)
+        (path / "media").mkdir(exist_ok=True)
+        run = cls(path)
+        run.summary = {
+            "verb": verb,
+            "command": ["vla", *sys.argv[1:]],
+            "config": config,
+            "version": package_version(),
+            "git_commit": git_commit(),
+            "seeds": seeds,
+            "scenes": {"asked": 0, "finished": 0, "failed": 0},
+            "metrics": {},
+            "policies": {},
+            "episodes": [],
+        }
+        return run
+
+    @contextmanager
+    def episode(self, name: str, policy: str, seed: int, fps: int = 0) -> Iterator[Episode]:
+        """One episode of the run: its log and media are written, it is counted, and a failure is recorded, not raised.
+
+        This is the border at which any exception becomes a failed scene: one bad scene must not cost the others, and
+        is never averaged away, since it is counted here and shown in the headline. fps > 0 films the episode.
+        """
+        scenes = self.summary["scenes"]
+        scenes["asked"] += 1
+        row = {"name": name, "policy": policy, "seed": seed, "log": None, "video": None, "sheets": []}
+        try:
+            with EpisodeMedia(self.path, name, fps) if fps else nullcontext() as media:
+                episode = Episode(media)
+                yield episode
+            write_episode(self.path / "episodes" / f"{name}.npz", episode.log)
+            row |= {"log": f"episodes/{name}.npz", "ended_by": episode.log.ended_by, "error": ""}
+            if media is not None and media.video:
+                row |= {"video": media.video, "sheets": media.write_sheets()}
+            scenes["finished"] += 1
+            self.logs.append(episode.log)
+        except Exception as error:
+            (self.path / "episodes" / f"{name}.error.txt").write_text(traceback.format_exc())
+            row |= {"ended_by": "failure", "error": f"{type(error).__name__}: {error}"}
+            scenes["failed"] += 1
+        self.summary["episodes"].append(row)
+        self.save()
+
+    def score(self, policies: Sequence[str]) -> None:
+        """Metrics of every policy that drove, from its logs; those of the first are the run's own."""
+        for policy in policies:
+            rows = [row for row in self.summary["episodes"] if row["policy"] == policy]
+            flat = summarize([log for log in self.logs if log.policy == policy])
+            flat |= {"n_episodes": len(rows), "n_failed": sum(bool(row["error"]) for row in rows)}
+            self.summary["policies"][policy] = flat
+        self.summary["metrics"] = self.summary["policies"][policies[0]]
+
+    def save(self) -> None:
+        write_json(self.path / "summary.json", self.summary)
+
+    @property
+    def whole(self) -> bool:
+        """True if at least one scene was asked for and every one finished."""
+        scenes = self.summary["scenes"]
+        return scenes["asked"] > 0 and scenes["finished"] == scenes["asked"]
+
+    def headline(self) -> str:
+        scenes = self.summary["scenes"]
+        if not scenes["asked"]:
+            return "NO SCENE was run"
+        text = f"{scenes['finished']} of {scenes['asked']} scenes finished"
+        return f"{text}, {scenes['failed']} FAILED" if scenes["failed"] else text

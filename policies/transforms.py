@@ -1,0 +1,74 @@
+"""The chain between clips and the model, shared by training and driving: clips to a batch, tokens to a plan; and what a
+clip says of the car's own motion, a log of its future.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from policies.protocol import Plan
+from sensors import frames
+from sensors.clip import Clip, Future
+from sensors.collate import Batch, collate
+from vla.action_tokens import ActionTokenizer, integrate
+from vla.config import ModelConfig
+
+MIN_SPAN_S = 0.02  # a shorter base than this makes a speed of pose noise
+
+
+def to_batch(clips: Sequence[Clip], config: ModelConfig) -> Batch:
+    """The clips as the model of this config takes them."""
+    return collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz)
+
+
+def plan_from_tokens(tokens: np.ndarray, clip: Clip, tokenizer: ActionTokenizer) -> Plan:
+    """The plan that action tokens [2K] mean for a car that moves as the clip says."""
+    controls = tokenizer.decode(tokens)
+    x, y, yaw, speed_mps = integrate(speed_at_now(clip), *controls, tokenizer.dt_s)
+    time_s = tokenizer.dt_s * np.arange(1, tokenizer.steps + 1)
+    return Plan(time_s, np.stack([x, y, yaw], axis=1), speed_mps, tokens=tuple(int(t) for t in tokens))
+
+
+def speed_at_now(clip: Clip) -> float:
+    """Speed along ego x, m/s: the bus's own where it speaks, else from the poses, else 0."""
+    return clip.vehicle.speed_mps if np.isfinite(clip.vehicle.speed_mps) else speed_from_poses(clip)
+
+
+def yaw_rate_at_now(clip: Clip) -> float:
+    """Yaw rate, rad/s: the bus's own where it speaks, else the mean of the last 0.2 s of the gyro, else 0."""
+    if np.isfinite(clip.vehicle.yaw_rate_radps):
+        return clip.vehicle.yaw_rate_radps
+    recent = clip.imu.window(clip.now_us - 200_000, clip.now_us)
+    return float(recent.gyro_radps[:, 2].mean()) if len(recent) else 0.0
+
+
+def speed_from_poses(clip: Clip) -> float:
+    """Speed along ego x from the oldest known capture to now; 0 where no capture is old enough.
+
+    Steps from before the start of a scene repeat the first known pose; they say nothing and are left out.
+    """
+    repeated = np.zeros(clip.time_us.shape, bool)
+    repeated[:-1] = (clip.T_world_from_ego[:-1] == clip.T_world_from_ego[1:]).all(axis=(-1, -2))
+    span_s = np.where(repeated, -np.inf, (clip.now_us - clip.time_us) * 1e-6)
+    oldest = np.unravel_index(np.argmax(span_s), span_s.shape)
+    if span_s[oldest] < MIN_SPAN_S:
+        return 0.0
+    moved = frames.inverse(clip.T_world_from_ego_now) @ clip.T_world_from_ego[oldest]
+    return float(-moved[0, 3] / span_s[oldest])
+
+
+def reaches(now_us: int, future_time_us: np.ndarray, horizon_s: float) -> bool:
+    """Whether a recorded future covers the horizon."""
+    return bool(len(future_time_us)) and bool((future_time_us[-1] - now_us) * 1e-6 >= horizon_s)
+
+
+def future_in_ego(clip: Clip, future: Future, time_s: np.ndarray) -> np.ndarray:
+    """Recorded x, y, yaw [K, 3] in the ego frame of `now` at exactly `time_s` [K] seconds later.
+
+    The future must reach that far (see `reaches`); poses are interpolated between the recorded instants.
+    """
+    track_us = np.concatenate([[clip.now_us], future.time_us])
+    track = np.concatenate([clip.T_world_from_ego_now[None], future.T_world_from_ego])
+    at_us = clip.now_us + np.round(np.asarray(time_s) * 1e6).astype(np.int64)
+    T = frames.inverse(clip.T_world_from_ego_now) @ np.stack([frames.interpolate_at(track_us, track, t) for t in at_us])
+    return np.stack([T[:, 0, 3], T[:, 1, 3], frames.yaw(T)], axis=1)

@@ -1,0 +1,48 @@
+"""The policy that looks: a checkpoint of the vla model behind the policy protocol."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from policies.protocol import Plan, Privileged
+from policies.transforms import plan_from_tokens, to_batch
+from sensors.clip import Clip
+from vla.action_tokens import ActionTokenizer
+from vla.checkpoint import load
+
+
+class VlaPolicy:
+    """Decodes greedily, so the same clip gives the same plan.
+
+    allow_blind: accept a clip in which every camera is masked (else an InputError: a policy that drives by looking
+    shall not drive unseeing by mistake).
+    """
+
+    name = "vla"
+    privileged = False
+    needs_images = True
+
+    def __init__(self, checkpoint: Path, device: torch.device | str = "cpu", allow_blind: bool = False):
+        self._model = load(checkpoint).model.eval().to(device)
+        self._device, self._allow_blind = device, allow_blind
+        self.config = self._model.config
+        self._tokenizer = ActionTokenizer(self.config)
+        self.clip_steps = self.config.steps
+        self.image_size = (self.config.image_width, self.config.image_height)
+        self.needs_images = not allow_blind
+
+    def reset(self, seed: int) -> None:
+        """Nothing is random: decoding is greedy."""
+
+    @torch.inference_mode()
+    def plan(self, clip: Clip, privileged: Privileged) -> Plan:
+        start = time.perf_counter()
+        batch = to_batch([clip], self.config).to(self._device)
+        ready = time.perf_counter()
+        decoded = self._model.decode(batch, allow_blind=self._allow_blind)
+        tokens = decoded.tokens[0].cpu().numpy()
+        end = time.perf_counter()
+        plan = plan_from_tokens(tokens, clip, self._tokenizer)
+        plan.latency_ms.update(batch=1e3 * (ready - start), model=1e3 * (end - ready))
+        return plan

@@ -1,0 +1,165 @@
+"""The CAN bus files of one scene, read and written: `can_bus/<scene>_<message>.json`.
+
+`ms_imu` (100 Hz) is in ego axes (x forward, y left, z up) with gravity included: on scene-0103 its z rate is the yaw
+rate of the poses (correlation 0.996, slope 1.00), its x the derivative of speed (0.988), its y speed times yaw rate
+(0.94), and z averages 9.79 m/s2. `pose` (50 Hz) gives speed (vel[0]) and yaw rate (rotation_rate[2]),
+`steeranglefeedback` (100 Hz) the angle of the steering wheel in radians. `vehicle_monitor` (2 Hz; km/h, degrees) is
+written for the devkit's sake and not read. null in a written message is a signal that nobody measured.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sensors.clip import VehicleState
+from sensors.errors import InputError
+from sensors.frames import quaternion_from_rotation
+from sensors.imu import ImuWindow
+from sensors.nuscenes_index import read_json
+
+STALE_US = 200_000  # a bus signal older than this says nothing about now
+# Steering wheel over road wheels of the recording car, a Renault Zoe. Public converters of nuScenes use 16.6 (with a
+# wheelbase of 2.588 m). A kinematic bicycle of that wheelbase, fitted to the yaw rate of scene-0103, gives 17.0 +- 0.1,
+# and a fit to driving can only come out high (understeer).
+STEERING_RATIO = 16.6
+
+MONITOR_PERIOD_US = 500_000  # of vehicle_monitor, as recorded
+MONITOR_UNKNOWN = (
+    *("available_distance", "battery_level", "brake", "brake_switch", "gear_position", "left_signal"),
+    *("rear_left_rpm", "rear_right_rpm", "right_signal", "steering_speed", "throttle"),
+)
+
+
+@dataclass(frozen=True)
+class Bus:
+    """The CAN bus of one scene: the whole IMU track, and signals as (time_us [M], value [M])."""
+
+    imu: ImuWindow
+    speed_mps: tuple[np.ndarray, np.ndarray]
+    yaw_rate_radps: tuple[np.ndarray, np.ndarray]
+    steering_rad: tuple[np.ndarray, np.ndarray]
+
+    def vehicle_at(self, now_us: int) -> VehicleState:
+        """Each signal's latest value at or before now, NaN if it is older than STALE_US."""
+
+        def latest(signal):
+            time_us, value = signal
+            k = int(np.searchsorted(time_us, now_us, side="right")) - 1
+            return float(value[k]) if k >= 0 and now_us - time_us[k] <= STALE_US else float("nan")
+
+        return VehicleState(latest(self.speed_mps), latest(self.yaw_rate_radps), latest(self.steering_rad))
+
+
+def read_bus(imu_path: Path, pose_path: Path, steering_path: Path) -> Bus:
+    """The bus from its three files; one that isn't there leaves its signals empty, a bad message is an InputError."""
+    imu_us, accel_mps2, gyro_radps = _messages(imu_path, {"linear_accel": (3,), "rotation_rate": (3,)})
+    pose_us, velocity_mps, rate_radps = _messages(pose_path, {"vel": (3,), "rotation_rate": (3,)})
+    wheel_us, wheel_rad = _messages(steering_path, {"value": ()})
+    return Bus(
+        ImuWindow(imu_us, accel_mps2, gyro_radps),
+        (pose_us, velocity_mps[:, 0]),
+        (pose_us, rate_radps[:, 2]),
+        (wheel_us, wheel_rad / STEERING_RATIO),
+    )
+
+
+def _messages(path: Path, fields: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
+    """`utime` [M] and float64 [M, *shape] of each field of one CAN bus file; all empty where there is no file.
+
+    A message without the field, numbers that are not finite and time that does not increase are InputErrors.
+    """
+    rows = read_json(path) if path.exists() else []
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict) or type(row.get("utime")) is not int:
+            raise InputError(path, f"utime[{i}]", row, "a message with an integer utime in microseconds")
+        for field, shape in fields.items():
+            try:
+                good = field in row and np.shape(row[field]) == shape and np.isfinite(row[field]).all()
+            except (TypeError, ValueError):
+                good = False
+            if not good:
+                expected = f"{shape[0]} finite numbers" if shape else "a finite number"
+                raise InputError(path, f"{field}[{i}]", row.get(field, "no such field"), expected)
+        if i and row["utime"] <= rows[i - 1]["utime"]:
+            came = f"{row['utime']} after {rows[i - 1]['utime']}"
+            raise InputError(path, f"utime[{i}]", came, "increasing time")
+    time_us = np.array([row["utime"] for row in rows], np.int64)
+    columns = [np.array([r[f] for r in rows], np.float64).reshape(len(rows), *s) for f, s in fields.items()]
+    return [time_us, *columns]
+
+
+def pose_fields(T: np.ndarray) -> dict[str, list[float]]:
+    """`rotation` (w, x, y, z) and `translation` of a pose [4, 4], as records of nuScenes spell them."""
+    return {"rotation": quaternion_from_rotation(T[:3, :3]).tolist(), "translation": T[:3, 3].tolist()}
+
+
+def can_files(
+    where: object,
+    imu: ImuWindow,
+    time_us: np.ndarray,
+    T_world_from_ego: np.ndarray,
+    speed_mps: np.ndarray,
+    yaw_rate_radps: np.ndarray,
+    steering_rad: np.ndarray,
+) -> dict[str, list[dict] | dict]:
+    """Content of every CAN bus file of a scene by message, `meta` included, from its whole IMU track and, at times [M],
+    ego poses [M, 4, 4] and vehicle state [M] (steering is the angle of the road wheels)."""
+    imu.validate(where)
+    signals = {"speed_mps": speed_mps, "yaw_rate_radps": yaw_rate_radps, "steering_rad": steering_rad}
+    for name, value in {"time_us": time_us, **signals}.items():
+        if value.shape != (len(time_us),) or not np.isfinite(value).all():
+            raise InputError(where, name, f"{value.shape} {value}", f"{len(time_us)} finite numbers")
+    if T_world_from_ego.shape != (len(time_us), 4, 4) or not np.isfinite(T_world_from_ego).all():
+        raise InputError(where, "T_world_from_ego", T_world_from_ego.shape, f"{len(time_us)} finite poses [4, 4]")
+    if not len(time_us) or (np.diff(time_us) <= 0).any():
+        raise InputError(where, "time_us", time_us, "at least one, increasing")
+    messages = _messages_of(imu, time_us, T_world_from_ego, **signals)
+    return {**messages, "meta": {name.upper(): _statistics(rows) for name, rows in messages.items() if rows}}
+
+
+def _messages_of(imu, time_us, T_world_from_ego, speed_mps, yaw_rate_radps, steering_rad) -> dict[str, list[dict]]:
+    """The messages of each file, with fields and units as nuScenes has them."""
+    # `pose` repeats the latest IMU sample, as in the recorded files.
+    held = np.searchsorted(imu.time_us, time_us, side="right") - 1
+    pose, wheel = [], []
+    for k, T in enumerate(T_world_from_ego):
+        fields, seen = pose_fields(T), held[k] >= 0
+        rate_radps = imu.gyro_radps[held[k], :2].tolist() if seen else [0.0, 0.0]
+        pose.append(
+            {
+                "accel": imu.accel_mps2[held[k]].tolist() if seen else None,
+                "orientation": fields["rotation"],
+                "pos": fields["translation"],
+                "rotation_rate": [*rate_radps, float(yaw_rate_radps[k])],
+                "utime": int(time_us[k]),
+                "vel": [float(speed_mps[k]), 0.0, 0.0],
+            }
+        )
+        wheel.append({"utime": int(time_us[k]), "value": float(steering_rad[k] * STEERING_RATIO)})
+    samples = zip(imu.time_us.tolist(), imu.accel_mps2.tolist(), imu.gyro_radps.tolist(), strict=True)
+    inertial = [{"linear_accel": a, "q": None, "rotation_rate": g, "utime": t} for t, a, g in samples]
+    at = np.searchsorted(time_us, np.arange(time_us[0], time_us[-1] + 1, MONITOR_PERIOD_US))
+    monitor = [
+        {
+            **dict.fromkeys(MONITOR_UNKNOWN),
+            "steering": float(np.degrees(steering_rad[k] * STEERING_RATIO)),
+            "utime": int(time_us[k]),
+            "vehicle_speed": float(speed_mps[k] * 3.6),
+            "yaw_rate": float(np.degrees(yaw_rate_radps[k])),
+        }
+        for k in np.unique(at)
+    ]
+    return {"ms_imu": inertial, "pose": pose, "steeranglefeedback": wheel, "vehicle_monitor": monitor}
+
+
+def _statistics(rows: list[dict]) -> dict:
+    """What the meta file says of one message: count, span, frequency, and statistics of every signal measured."""
+    span_s = (rows[-1]["utime"] - rows[0]["utime"]) / 1e6
+    signals = {}
+    for field in rows[0]:
+        if all(row[field] is not None for row in rows):
+            values = np.array([row[field] for row in rows], np.float64)
+            signals[field] = {name: float(getattr(values, name)()) for name in ("max", "mean", "min", "std")}
+    frequency = len(rows) / span_s if span_s else None
+    return {"message_count": len(rows), "message_freq": frequency, "timespan": span_s, "var_stats": signals}

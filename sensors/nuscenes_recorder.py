@@ -1,0 +1,229 @@
+"""One scene as the rows and files of a nuScenes dataroot, keyframe by keyframe.
+
+`SceneRecorder` knows the tables; `sensors.nuscenes_writer`, which hands it out, knows how they get to the disk.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sensors.camera import Camera
+from sensors.clip import Boxes
+from sensors.errors import InputError
+from sensors.imu import ImuWindow
+from sensors.nuscenes_can import can_files, pose_fields
+
+APPENDED = ("log", "scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "instance", "sample_annotation")
+SHARED = (
+    "sensor",
+    "category",
+    "visibility",
+    "attribute",
+    "map",
+    "camera_distortion",
+)  # small; rows used by many scenes
+VISIBILITY = ("v0-40", "v40-60", "v60-80", "v80-100")
+ATTRIBUTES = (
+    *("vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider"),
+    *("pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving"),
+)
+
+
+class SceneRecorder:
+    """Takes one scene, keyframe by keyframe; images go to the staging folder at once, rows stay in memory."""
+
+    def __init__(self, staging: Path, version: str, name: str, cameras: tuple[Camera, ...], jpeg_quality: int):
+        self.name, self.cameras = name, cameras
+        self._staging, self._version, self._quality = staging, version, jpeg_quality
+        self._rows: dict[str, list[dict]] = {table: [] for table in (*APPENDED, *SHARED)}
+        self._last_us: np.ndarray | None = None
+        self._annotations: dict[str, list[dict]] = {}  # by box id
+        self._categories: dict[str, str] = {}
+        for camera in cameras:
+            self._calibrate(camera.validate(name))
+
+    def keyframe(
+        self,
+        now_us: int,
+        images: np.ndarray,
+        time_us: np.ndarray,
+        T_world_from_ego: np.ndarray,
+        T_world_from_ego_now: np.ndarray,
+        boxes: Boxes,
+    ) -> None:
+        """One sample: images uint8 [N, H, W, 3] RGB in the order of the cameras, their times int64 [N], not later than
+        now, and ego poses [N, 4, 4]; the ego pose at now; the boxes at now (velocities follow from their tracks)."""
+        where = f"{self.name} keyframe {len(self._rows['sample'])}"
+        self._check(where, now_us, images, time_us)
+        now_us, sample = int(now_us), self._token("sample", now_us)
+        row = {"token": sample, "timestamp": now_us, "prev": "", "next": "", "scene_token": self._token("scene")}
+        _link(self._rows["sample"][-1:], row)
+        self._rows["sample"].append(row)
+        self._pose(where, sample, now_us, T_world_from_ego_now)
+        previous = self._rows["sample_data"][-len(self.cameras) :]
+        for n, camera in enumerate(self.cameras):
+            row = self._data(camera, sample, int(time_us[n]))
+            _link(previous[n : n + 1], row)
+            self._rows["sample_data"].append(row)
+            self._pose(where, row["token"], row["timestamp"], T_world_from_ego[n])
+            good, jpeg = cv2.imencode(".jpg", images[n][..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, self._quality))
+            if not good:
+                raise RuntimeError(f"OpenCV could not encode {row['filename']}")
+            write_file(self._staging / row["filename"], jpeg.tobytes())
+        self._annotate(where, sample, boxes)
+        self._last_us = np.array([*time_us, now_us])
+
+    def can(
+        self,
+        imu: ImuWindow,
+        time_us: np.ndarray,
+        T_world_from_ego: np.ndarray,
+        speed_mps: np.ndarray,
+        yaw_rate_radps: np.ndarray,
+        steering_rad: np.ndarray,
+    ) -> None:
+        """The CAN bus of the whole scene: its IMU track, and at times [M] ego poses [M, 4, 4] and vehicle state [M]
+        (steering is the angle of the road wheels). Call it once."""
+        files = can_files(
+            f"{self.name} CAN bus", imu, time_us, T_world_from_ego, speed_mps, yaw_rate_radps, steering_rad
+        )
+        for message, content in files.items():
+            path = self._staging / "can_bus" / f"{self.name}_{message}.json"
+            write_file(path, json.dumps(content, allow_nan=False).encode())
+
+    def finish(self, description: str, location: str, drivable_mask: np.ndarray) -> dict[str, list[dict]]:
+        """The scene's rows of every table; the map raster is staged, named by its content and shared."""
+        samples = self._rows["sample"]
+        if not samples:
+            raise InputError(self.name, "keyframes", "none", "at least one")
+        good, png = cv2.imencode(".png", drivable_mask)
+        if not good:
+            raise RuntimeError(f"OpenCV could not encode the map of {self.name}")
+        map_token = _digest(png.tobytes())
+        map_file = f"maps/{map_token}.png"
+        write_file(self._staging / map_file, png.tobytes())
+        log, rows = self._token("log"), self._rows
+        day = datetime.fromtimestamp(samples[0]["timestamp"] / 1e6, UTC).strftime("%Y-%m-%d")
+        rows["log"] = [_row(log, logfile=self.name, vehicle="vla-drive", date_captured=day, location=location)]
+        rows["map"] = [_row(map_token, category="semantic_prior", filename=map_file, log_tokens=[log])]
+        scene = _row(self._token("scene"), log_token=log, nbr_samples=len(samples), name=self.name)
+        ends = {"first_sample_token": samples[0]["token"], "last_sample_token": samples[-1]["token"]}
+        rows["scene"] = [{**scene, **ends, "description": description}]
+        rows["visibility"] = [_row(str(k), level=v, description=v) for k, v in enumerate(VISIBILITY, 1)]
+        rows["attribute"] = [_row(_digest(name.encode()), name=name, description=name) for name in ATTRIBUTES]
+        rows["category"] = [
+            _row(_digest(name.encode()), name=name, description=name) for name in sorted(set(self._categories.values()))
+        ]
+        rows["instance"] = [
+            {
+                **_row(self._token("instance", key), category_token=_digest(self._categories[key].encode())),
+                "nbr_annotations": len(track),
+                "first_annotation_token": track[0]["token"],
+                "last_annotation_token": track[-1]["token"],
+            }
+            for key, track in self._annotations.items()
+        ]
+        return rows
+
+    def _token(self, table: str, *key: object) -> str:
+        """32 hexadecimal digits that depend on nothing but the names: recording again gives the same files."""
+        return _digest("/".join(map(str, (self._version, table, self.name, *key))).encode())
+
+    def _check(self, where: str, now_us: int, images: np.ndarray, time_us: np.ndarray) -> None:
+        if len(images) != len(self.cameras) or np.shape(time_us) != (len(self.cameras),):
+            came = f"{len(images)} images, time_us {np.shape(time_us)}"
+            raise InputError(where, "images", came, f"one per camera, {len(self.cameras)}")
+        for image, camera in zip(images, self.cameras, strict=True):
+            if image.shape != (camera.height, camera.width, 3) or image.dtype != np.uint8:
+                expected = f"uint8 ({camera.height}, {camera.width}, 3)"
+                raise InputError(where, f"image of {camera.name}", f"{image.dtype} {image.shape}", expected)
+        if (np.asarray(time_us) > now_us).any():
+            raise InputError(where, "time_us", f"{np.max(time_us)} us", f"nothing later than now, {now_us} us")
+        if self._last_us is not None and (np.array([*time_us, now_us]) <= self._last_us).any():
+            raise InputError(where, "time_us, now_us", [*time_us, now_us], f"all later than {self._last_us}")
+
+    def _calibrate(self, camera: Camera) -> None:
+        sensor, token = _digest(camera.name.encode()), self._token("calibrated_sensor", camera.name)
+        self._rows["sensor"].append(_row(sensor, channel=camera.name, modality="camera"))
+        pose = pose_fields(camera.T_ego_from_cam)
+        self._rows["calibrated_sensor"].append(
+            {**_row(token, sensor_token=sensor), **pose, "camera_intrinsic": camera.K.tolist()}
+        )
+        if camera.distortion != "none":
+            fields = {"model": camera.distortion, "coefficients": list(camera.coefficients)}
+            self._rows["camera_distortion"].append(_row(token, calibrated_sensor_token=token, **fields))
+
+    def _pose(self, where: str, token: str, time_us: int, T_world_from_ego: np.ndarray) -> None:
+        if T_world_from_ego.shape != (4, 4) or not np.isfinite(T_world_from_ego).all():
+            raise InputError(where, "T_world_from_ego", T_world_from_ego, "a finite pose [4, 4]")
+        self._rows["ego_pose"].append({**_row(token, timestamp=time_us), **pose_fields(T_world_from_ego)})
+
+    def _data(self, camera: Camera, sample: str, time_us: int) -> dict:
+        token = self._token("sample_data", camera.name, time_us)
+        return {
+            **_row(token, sample_token=sample, ego_pose_token=token, timestamp=time_us, fileformat="jpg"),
+            "calibrated_sensor_token": self._token("calibrated_sensor", camera.name),
+            "is_key_frame": True,
+            "height": camera.height,
+            "width": camera.width,
+            "filename": f"samples/{camera.name}/{self.name}__{camera.name}__{time_us}.jpg",
+            "prev": "",
+            "next": "",
+        }
+
+    def _annotate(self, where: str, sample: str, boxes: Boxes) -> None:
+        if len(set(boxes.ids)) != len(boxes):
+            raise InputError(where, "boxes.ids", boxes.ids, "different ids")
+        for box, category, T, size_lwh_m in zip(
+            boxes.ids, boxes.categories, boxes.T_world_from_box, boxes.size_lwh_m, strict=True
+        ):
+            if not np.isfinite(T).all() or not (np.isfinite(size_lwh_m) & (size_lwh_m > 0)).all():
+                raise InputError(where, f"box {box}", f"size {size_lwh_m}, pose {T.tolist()}", "finite, size > 0")
+            if self._categories.setdefault(box, category) != category:
+                raise InputError(where, f"category of box {box}", category, f"{self._categories[box]} as before")
+            track = self._annotations.setdefault(box, [])
+            length, width, height = size_lwh_m.tolist()
+            row = {
+                **_row(self._token("sample_annotation", box, len(track)), sample_token=sample),
+                "instance_token": self._token("instance", box),
+                "visibility_token": "",
+                "attribute_tokens": [],
+                **pose_fields(T),
+                "size": [width, length, height],
+                **{"prev": "", "next": "", "num_lidar_pts": -1, "num_radar_pts": -1},
+            }
+            _link(track[-1:], row)
+            track.append(row)
+            self._rows["sample_annotation"].append(row)
+
+
+def _row(token: str, **fields: object) -> dict:
+    return {"token": token, **fields}
+
+
+def _link(previous: list[dict], row: dict) -> None:
+    """Set prev of `row` and next of the row before it, if there is one."""
+    for before in previous:
+        before["next"], row["prev"] = row["token"], before["token"]
+
+
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """A new file, on the disk when this returns. The system names no file when a disk is full, so we do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        raise

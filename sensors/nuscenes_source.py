@@ -1,0 +1,193 @@
+"""Clips from a nuScenes dataroot (v1.0 tables, camera JPEGs, CAN bus extension).
+
+A frame is a keyframe (a sample, about 2 Hz); a clip holds the last `steps` of them. The clip's instant is the
+keyframe's `now_us` (see `sensors.nuscenes_index.Keyframe`).
+
+Steps before the start of a scene are masked: image_mask False, the camera's first pose, and scheduled times that lie
+whole keyframe periods (the scene's median) before its first capture. An image file that isn't there is masked too.
+
+The IMU window, speed, yaw rate and steering come from the CAN bus extension (`sensors.nuscenes_can`); without it the
+window is empty and the state NaN. No command and no instruction are recorded: the scene's
+description tells of the future, so it is no instruction.
+"""
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sensors.camera import Camera
+from sensors.clip import Clip, Future
+from sensors.errors import InputError
+from sensors.nuscenes_can import Bus, read_bus
+from sensors.nuscenes_index import Capture, Keyframe, NuscenesIndex, RecordedScene
+
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
+NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
+BUS_MESSAGES = ("ms_imu", "pose", "steeranglefeedback")
+# Inside the entropy-coded part of a JPEG, FF is followed by 00 (a data byte FF) or D0..D7 (restart); FF FF is padding.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+
+
+class _Recent:
+    """The last `capacity` values made, by key."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self._values = capacity, OrderedDict()
+
+    def get(self, key, make):
+        if key not in self._values:
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        while len(self._values) > self.capacity:
+            self._values.popitem(last=False)
+        return self._values[key]
+
+
+class NuscenesSource:
+    """`sensors.source.Source` over the keyframes of `<dataroot>/<version>`.
+
+    scenes         names, all of them by default
+    steps          keyframes per clip, T
+    image_size     (width, height) px to which image and calibration are brought; None keeps the recorded size
+    imu_window_us  how far back the clip's IMU window reaches
+
+    Cameras are in the order of CAMERAS, clockwise from the front. Decoded images are kept for the `steps + 1` latest
+    keyframes, so that walking a scene decodes each file once. The tables are checked here, image files when a clip asks
+    for them.
+    """
+
+    def __init__(
+        self,
+        dataroot: str | Path,
+        version: str,
+        scenes: tuple[str, ...] | None = None,
+        steps: int = 2,
+        image_size: tuple[int, int] | None = None,
+        imu_window_us: int = 1_000_000,
+    ):
+        if steps < 1:
+            raise InputError("NuscenesSource", "steps", steps, "at least 1")
+        self.index = NuscenesIndex(dataroot, version)
+        self.name = f"nuscenes {version}"
+        self.scenes = self.index.scenes if scenes is None else tuple(scenes)
+        self.steps, self.image_size, self.imu_window_us = steps, image_size, imu_window_us
+        self._cameras = {name: self._rig(self.index.scene(name)) for name in self.scenes}
+        self._images = _Recent(len(CAMERAS) * (steps + 1))
+        self._buses = _Recent(4)
+
+    def frame_times_us(self, scene: str) -> np.ndarray:
+        return np.array([keyframe.now_us for keyframe in self.index.scene(scene).keyframes], np.int64)
+
+    def clip(self, scene: str, frame: int) -> Clip:
+        keyframes, cameras = self.index.scene(scene).keyframes, self._cameras[scene]
+        now = self._keyframe(scene, frame)
+        shown = [camera if self.image_size is None else camera.resize(*self.image_size)[1] for camera in cameras]
+        T, N, (width, height) = self.steps, len(cameras), (shown[0].width, shown[0].height)
+        images = np.zeros((T, N, height, width, 3), np.uint8)
+        mask = np.zeros((T, N), bool)
+        time_us = np.zeros((T, N), np.int64)
+        T_world_from_ego = np.zeros((T, N, 4, 4))
+        for t in range(T):
+            k = frame - (T - 1) + t
+            keyframe = keyframes[max(k, 0)]
+            for n, camera in enumerate(cameras):
+                capture = keyframe.captures.get(camera.name)
+                time_us[t, n] = keyframe.now_us if capture is None else capture.time_us
+                T_world_from_ego[t, n] = keyframe.T_world_from_ego_now if capture is None else capture.T_world_from_ego
+                image = None if k < 0 or capture is None else self._image(capture, camera)
+                if image is not None:
+                    images[t, n], mask[t, n] = image, True
+            if k < 0:
+                time_us[t] += k * self._period_us(keyframes)
+        bus = self._bus(scene)
+        imu = bus.imu.window(now.now_us - self.imu_window_us, now.now_us)
+        vehicle = bus.vehicle_at(now.now_us)
+        return Clip(
+            now.now_us, now.T_world_from_ego_now, tuple(shown), images, mask, time_us, T_world_from_ego, imu, vehicle
+        )
+
+    def future(self, scene: str, frame: int) -> Future:
+        """The ego pose at `now_us` of every later keyframe, and the boxes annotated at this one."""
+        now = self._keyframe(scene, frame)
+        later = self.index.scene(scene).keyframes[frame + 1 :]
+        poses = np.array([k.T_world_from_ego_now for k in later]).reshape(-1, 4, 4)
+        return Future(np.array([k.now_us for k in later], np.int64), poses, now.boxes)
+
+    def _keyframe(self, scene: str, frame: int) -> Keyframe:
+        if scene not in self._cameras:
+            raise InputError(self.name, "scene", scene, f"one of {', '.join(self.scenes)}")
+        keyframes = self.index.scene(scene).keyframes
+        if not 0 <= frame < len(keyframes):
+            raise InputError(f"{self.name} {scene}", "frame", frame, f"0 to {len(keyframes) - 1}")
+        return keyframes[frame]
+
+    def _rig(self, scene: RecordedScene) -> tuple[Camera, ...]:
+        lacking = [name for name in CAMERAS if name not in scene.cameras]
+        if lacking:
+            where, came = self.index.table_path("sample_data"), f"no key frame of {', '.join(lacking)}"
+            raise InputError(where, f"channels of {scene.name}", came, f"all of {', '.join(CAMERAS)}")
+        return tuple(scene.cameras[name] for name in CAMERAS)
+
+    def _period_us(self, keyframes: tuple[Keyframe, ...]) -> int:
+        times_us = [keyframe.now_us for keyframe in keyframes]
+        return int(np.median(np.diff(times_us))) if len(times_us) > 1 else NOMINAL_PERIOD_US
+
+    def _image(self, capture: Capture, camera: Camera) -> np.ndarray | None:
+        """RGB [H, W, 3] at the size asked for, or None where there is no file."""
+        path = self.index.path(capture.filename)
+        if not path.is_file():
+            return None
+
+        def decode():
+            image = read_jpeg(path, camera.width, camera.height)
+            return image if self.image_size is None else camera.resize(*self.image_size, image)[0]
+
+        return self._images.get(capture.token, decode)
+
+    def _bus(self, scene: str) -> Bus:
+        return self._buses.get(scene, lambda: read_bus(*(self.index.can_path(scene, m) for m in BUS_MESSAGES)))
+
+
+def read_jpeg(path: Path, width: int, height: int) -> np.ndarray:
+    """RGB uint8 [height, width, 3]; a file that is cut off, no JPEG or of another size is an InputError.
+
+    OpenCV fills what a cut file lacks with grey and says nothing, so the end of the image is looked for first. The
+    orientation tag is ignored: the calibration speaks of the stored pixels.
+    """
+    data = path.read_bytes()
+    if not jpeg_is_complete(data):
+        raise InputError(path, "image", f"{len(data)} bytes without the end of a JPEG", "a complete JPEG file")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise InputError(path, "image", f"{len(data)} bytes that do not decode", "a complete JPEG file")
+    if image.shape[:2] != (height, width):
+        came, expected = f"{image.shape[1]} x {image.shape[0]} px", f"{width} x {height} px as sample_data.json says"
+        raise InputError(path, "image size", came, expected)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def jpeg_is_complete(data: bytes) -> bool:
+    """Whether a JPEG runs from its start to its end marker (ITU-T T.81, annex B).
+
+    Segments are skipped by their length, so a thumbnail's end marker doesn't count; what follows the end is ignored.
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding before a marker
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:  # start of scan: entropy-coded data follow
+            found = _NEXT_MARKER.search(data, at)
+            if found is None:
+                return False
+            at = found.start()
+            if data[at + 1] == 0xD9:
+                return True
+    return False

@@ -1,0 +1,161 @@
+"""Plane geometry: oriented boxes and their overlap, polygons, and closed lines with arc length and projection.
+
+Everything is in one horizontal frame (x forward or east, y left or north), metres and radians, counter-clockwise
+positive. A box is (x, y, yaw, length, width): centre, heading of its length, full extents.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sensors.errors import InputError
+from sensors.frames import wrap
+
+UNIT_CORNERS = np.array([[0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]])  # counter-clockwise from front left
+
+
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Corners [..., 4, 2] of boxes [..., 5], counter-clockwise from the front left one."""
+    boxes = np.asarray(boxes, dtype=np.float64)
+    local = UNIT_CORNERS * boxes[..., None, 3:5]
+    cosine, sine = np.cos(boxes[..., 2, None]), np.sin(boxes[..., 2, None])
+    x, y = local[..., 0], local[..., 1]
+    return np.stack([cosine * x - sine * y, sine * x + cosine * y], axis=-1) + boxes[..., None, :2]
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether boxes a [..., 5] and b [..., 5] share area, bool [...]; touching edges do not count.
+
+    Separating axes (Gottschalk et al. 1996): with d the vector between the centres, two boxes are apart iff along one
+    of the four edge directions u:  |d . u| >= h_a(u) + h_b(u),  h(u) = l/2 |e_x . u| + w/2 |e_y . u|.
+    """
+    a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    yaw = np.stack([a[..., 2], a[..., 2] + np.pi / 2, b[..., 2], b[..., 2] + np.pi / 2], axis=-1)  # [..., 4]
+    d = b[..., :2] - a[..., :2]
+    distance = np.abs(d[..., 0, None] * np.cos(yaw) + d[..., 1, None] * np.sin(yaw))
+
+    def half_extent(box):
+        turn = yaw - box[..., 2, None]
+        return 0.5 * (box[..., 3, None] * np.abs(np.cos(turn)) + box[..., 4, None] * np.abs(np.sin(turn)))
+
+    return (distance < half_extent(a) + half_extent(b)).all(axis=-1)
+
+
+def overlap_slow(a: np.ndarray, b: np.ndarray) -> bool:
+    """`overlap` of two boxes [5], by cutting one polygon with the other's edges (Sutherland and Hodgman 1974)."""
+    polygon, knife = list(corners(a)), corners(b)
+    for k in range(4):
+        origin, edge = knife[k], knife[(k + 1) % 4] - knife[k]
+        side = [edge[0] * (p[1] - origin[1]) - edge[1] * (p[0] - origin[0]) for p in polygon]
+        kept = []
+        for i, p in enumerate(polygon):
+            j = (i + 1) % len(polygon)
+            if side[i] > 0:
+                kept.append(p)
+            if side[i] * side[j] < 0:
+                kept.append(p + (polygon[j] - p) * side[i] / (side[i] - side[j]))
+        polygon = kept
+    return len(polygon) > 2 and abs(area(np.array(polygon))) > 1e-12
+
+
+def area(polygon: np.ndarray) -> float:
+    """Signed area of a polygon [P, 2], positive if counter-clockwise (shoelace formula)."""
+    x, y = polygon[:, 0], polygon[:, 1]
+    return float(0.5 * np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The nearest point of a line to each of [...] query points.
+
+    s_m, lateral_m (positive left of the line's direction), heading_rad, curvature_1pm: float64 [...]
+    """
+
+    s_m: np.ndarray
+    lateral_m: np.ndarray
+    heading_rad: np.ndarray
+    curvature_1pm: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClosedLine:
+    """A closed polyline with arc length; points float64 [P, 2], the last joins the first.
+
+    Position is linear between the points; heading and curvature are the smooth curve's, estimated at the points by
+    central differences and linear between them.
+    """
+
+    points: np.ndarray
+    s_m: np.ndarray = field(init=False, repr=False)  # [P + 1], s_m[P] = length
+    heading_rad: np.ndarray = field(init=False, repr=False)  # [P + 1], unwrapped
+    curvature_1pm: np.ndarray = field(init=False, repr=False)  # [P + 1]
+
+    def __post_init__(self):
+        if self.points.ndim != 2 or self.points.shape[1:] != (2,) or len(self.points) < 3:
+            raise InputError("line", "points", f"shape {self.points.shape}", "[P, 2] with P >= 3")
+        step = np.roll(self.points, -1, axis=0) - self.points
+        length = np.linalg.norm(step, axis=1)
+        if not (length > 0).all():
+            raise InputError("line", "points", "two equal neighbours or NaN", "different neighbours")
+        before = np.roll(length, 1)
+        direction = np.arctan2(step[:, 1], step[:, 0])  # of segment k, from point k
+        turn = wrap(direction - np.roll(direction, 1))  # at point k
+        # The curve's tangent at a point divides the turn by the lengths of the two segments (circle through three points).
+        heading = direction - turn * length / (length + before)
+        object.__setattr__(self, "s_m", np.concatenate([[0.0], np.cumsum(length)]))
+        unwrapped = np.unwrap(np.append(heading, heading[0]))
+        object.__setattr__(self, "heading_rad", unwrapped)
+        curvature = 2 * turn / (length + before)
+        object.__setattr__(self, "curvature_1pm", np.append(curvature, curvature[0]))
+
+    @property
+    def length_m(self) -> float:
+        return float(self.s_m[-1])
+
+    def at(self, s_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points [..., 2] and headings [...] in [-pi, pi) at arc lengths [...], any real number (the line is a loop)."""
+        k, fraction = self._locate(s_m)
+        start = self.points[k]
+        xy = start + fraction[..., None] * (self.points[(k + 1) % len(self.points)] - start)
+        return xy, wrap(self._between(self.heading_rad, k, fraction))
+
+    def curvature_at(self, s_m: np.ndarray) -> np.ndarray:
+        """Curvature [...] in 1/m at arc lengths [...], positive to the left."""
+        return self._between(self.curvature_1pm, *self._locate(s_m))
+
+    def project(self, points: np.ndarray) -> Projection:
+        """Projection of points [..., 2] on the nearest segment."""
+        points = np.asarray(points, dtype=np.float64)
+        start = self.points
+        step = np.roll(start, -1, axis=0) - start
+        to = points[..., None, :] - start  # [..., P, 2]
+        fraction = np.clip((to * step).sum(-1) / (step**2).sum(-1), 0.0, 1.0)
+        away = to - fraction[..., None] * step
+        k = np.argmin((away**2).sum(-1), axis=-1)
+
+        def pick(values):
+            return np.take_along_axis(values, k[..., None], axis=-1)[..., 0]
+
+        t = pick(fraction)
+        side = pick(step[:, 0] * to[..., 1] - step[:, 1] * to[..., 0])
+        lateral = np.sqrt(pick((away**2).sum(-1))) * np.where(side >= 0, 1.0, -1.0)
+        s = self._between(self.s_m, k, t) % self.length_m
+        heading = wrap(self._between(self.heading_rad, k, t))
+        return Projection(s, lateral, heading, self._between(self.curvature_1pm, k, t))
+
+    def gap(self, from_s_m: np.ndarray, to_s_m: np.ndarray) -> np.ndarray:
+        """Arc length [...] in [0, length) from one position forward to another."""
+        return (np.asarray(to_s_m) - from_s_m) % self.length_m
+
+    def offset(self, left_m: float) -> np.ndarray:
+        """Points [P, 2] moved along their left normals."""
+        heading = self.heading_rad[:-1]
+        return self.points + left_m * np.stack([-np.sin(heading), np.cos(heading)], axis=-1)
+
+    def _locate(self, s_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        s = np.asarray(s_m, dtype=np.float64) % self.length_m
+        k = np.clip(np.searchsorted(self.s_m, s, side="right") - 1, 0, len(self.points) - 1)
+        return k, (s - self.s_m[k]) / (self.s_m[k + 1] - self.s_m[k])
+
+    def _between(self, values: np.ndarray, k: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+        return values[k] + fraction * (values[k + 1] - values[k])

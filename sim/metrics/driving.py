@@ -1,0 +1,123 @@
+"""Driving: plain figures of closed-loop episodes, and the summary of a run.
+
+Each figure is a function of one log that returns (value, valid): what a log cannot support is not valid, never 0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sim.metrics.open_loop import ade_1s_m, ade_3s_m, fde_3s_m, keyframe_errors
+from sim.rollout_log import EpisodeLog
+
+OFF_COURSE = ("collision", "off_road")
+
+
+def time_on_course_s(log: EpisodeLog) -> tuple[float, bool]:
+    """Time until the first collision or departure from the road, or until the episode ended."""
+    if not _driven(log):
+        return float("nan"), False
+    frames = log.event_frame[np.isin(log.event, OFF_COURSE)]
+    return float(log.time_s[frames[0] if len(frames) else -1]), True
+
+
+def distance_m(log: EpisodeLog) -> tuple[float, bool]:
+    """Length of the whole ego track."""
+    if not _driven(log):
+        return float("nan"), False
+    return float(np.hypot(*np.diff(log.ego_xyyaw_in_world[:, :2], axis=0).T).sum()), True
+
+
+def collided(log: EpisodeLog) -> tuple[float, bool]:
+    """1 where the log has a collision, else 0; its mean is the rate."""
+    return float("collision" in log.event), _driven(log)
+
+
+def left_road(log: EpisodeLog) -> tuple[float, bool]:
+    """1 where the ego left the road, else 0; its mean is the rate."""
+    return float("off_road" in log.event), _driven(log)
+
+
+def mean_speed_mps(log: EpisodeLog) -> tuple[float, bool]:
+    """Distance over duration."""
+    metres, valid = distance_m(log)
+    if not valid or len(log) < 2:
+        return float("nan"), False
+    return metres / float(log.time_s[-1]), True
+
+
+def max_abs_accel_mps2(log: EpisodeLog) -> tuple[float, bool]:
+    """Largest magnitude of dv/dt between two frames: a plain difference, unlike nuPlan's smoothed one."""
+    return _largest_derivative(log, 1)
+
+
+def max_abs_jerk_mps3(log: EpisodeLog) -> tuple[float, bool]:
+    """Largest magnitude of d2v/dt2 over three frames."""
+    return _largest_derivative(log, 2)
+
+
+METRICS = {
+    "drive": {
+        "time_on_course_s": time_on_course_s,
+        "distance_m": distance_m,
+        "collision_rate": collided,
+        "off_road_rate": left_road,
+        "mean_speed_mps": mean_speed_mps,
+        "max_abs_accel_mps2": max_abs_accel_mps2,
+        "max_abs_jerk_mps3": max_abs_jerk_mps3,
+    },
+    "replay": {"ade_3s_m": ade_3s_m, "fde_3s_m": fde_3s_m, "ade_1s_m": ade_1s_m},
+}
+
+
+def summarize(logs: Sequence[EpisodeLog], seed: int = 0, resamples: int = 2000) -> dict[str, float]:
+    """Flat figures of a run: per metric `name` (the mean), `name.n` episodes in it, `name.ci95_low`, `name.ci95_high`.
+
+    An episode whose log has an error counts in `n_failed` and in no mean. Open-loop means weigh an episode by its
+    keyframes, so they are means over keyframes (`n_keyframes` of them). A metric without a valid episode has `.n` = 0
+    and no value. The interval is the percentile bootstrap over episodes (Efron 1979), absent where n < 2.
+    """
+    whole = [log for log in logs if not log.error]
+    flat: dict[str, float] = {"n_episodes": len(logs), "n_failed": len(logs) - len(whole)}
+    for kind, metrics in METRICS.items():
+        ours = [log for log in whole if log.kind == kind]
+        if not any(log.kind == kind for log in logs):
+            continue
+        weights = np.ones(len(ours))
+        if kind == "replay":
+            weights = np.array([len(keyframe_errors(log)[0]) for log in ours], np.float64)
+            flat["n_keyframes"] = int(weights.sum())
+        for name, metric in metrics.items():
+            results = [metric(log) for log in ours]
+            valid = np.array([ok for _, ok in results], bool)
+            values = np.array([value for value, _ in results])[valid]
+            flat.update(_mean_with_interval(name, values, weights[valid], np.random.default_rng(seed), resamples))
+    return flat
+
+
+def _mean_with_interval(
+    name: str, values: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int
+) -> dict[str, float]:
+    n = len(values)
+    flat: dict[str, float] = {f"{name}.n": n}
+    if n:
+        flat[name] = float(np.average(values, weights=weights))
+    if n >= 2:
+        draws = rng.integers(0, n, (resamples, n))
+        means = (values * weights)[draws].sum(axis=1) / weights[draws].sum(axis=1)
+        low, high = np.percentile(means, (2.5, 97.5))
+        flat |= {f"{name}.ci95_low": float(low), f"{name}.ci95_high": float(high)}
+    return flat
+
+
+def _driven(log: EpisodeLog) -> bool:
+    return log.kind == "drive" and len(log) > 0
+
+
+def _largest_derivative(log: EpisodeLog, order: int) -> tuple[float, bool]:
+    if not _driven(log) or len(log) <= order:
+        return float("nan"), False
+    values, time_s = log.speed_mps, log.time_s
+    for _ in range(order):
+        values, time_s = np.diff(values) / np.diff(time_s), (time_s[1:] + time_s[:-1]) / 2
+    return float(np.abs(values).max()), True

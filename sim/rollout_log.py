@@ -1,0 +1,284 @@
+"""The log of one episode: everything that scoring and the report need, so that a corrected metric needs no new drive.
+
+Columns of a compressed .npz, never a pickle. Letters: F frames, A actor rows, Q plan rows, E events, L map lines,
+V vertices of all lines. Actors, plans and events are in long form: one row each, its frame in the `*_frame` column.
+Images are not kept; a minute at 10 Hz among 20 actors is well below 1 MB.
+"""
+
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from sensors.clip import Boxes
+from sensors.errors import InputError
+
+SCHEMA, VERSION = "vla-drive episode log", 1
+KINDS = ("drive", "replay")
+EVENTS = ("collision", "off_road")  # a closed set: a misspelt event would score as a perfect drive
+
+# column: (dtype, letter of its rows, shape of a row); dtype "U" is a string of any length
+COLUMNS = {
+    "time_us": ("int64", "F", ()),
+    "ego_xyyaw_in_world": ("float64", "F", (3,)),
+    "speed_mps": ("float64", "F", ()),
+    "action": ("float64", "F", (2,)),
+    "actor_frame": ("int64", "A", ()),
+    "actor_id": ("U", "A", ()),
+    "actor_category": ("U", "A", ()),
+    "actor_xyyaw_in_world": ("float64", "A", (3,)),
+    "actor_size_lw_m": ("float64", "A", (2,)),
+    "actor_speed_mps": ("float64", "A", ()),
+    "plan_frame": ("int64", "Q", ()),
+    "plan_time_s": ("float64", "Q", ()),
+    "plan_xyyaw_in_world": ("float64", "Q", (3,)),
+    "event_frame": ("int64", "E", ()),
+    "event": ("U", "E", ()),
+    "line_kind": ("U", "L", ()),
+    "line_index": ("int64", "V", ()),
+    "line_xy_in_world_m": ("float64", "V", (2,)),
+}
+FINITE = ("ego_xyyaw_in_world", "speed_mps", "actor_xyyaw_in_world", "actor_size_lw_m")
+FINITE += ("plan_time_s", "plan_xyyaw_in_world", "line_xy_in_world_m")
+# What zipfile, zlib and numpy raise on damaged bytes; zipfile a RuntimeError where a flag seems to ask for a password.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError)
+UNREADABLE += (ValueError, KeyError, RuntimeError, TypeError, SyntaxError)
+
+
+@dataclass(frozen=True)
+class EpisodeLog:
+    """One episode, driven (the policy moved the ego) or replayed (the ego track is the recording).
+
+    name, policy          str
+    kind                  "drive" or "replay"
+    seed                  int
+    ended_by              why it ended, for example "time" or "off_road"
+    error                 "" or the message of what made the episode fail
+    time_us               int64   [F]     strictly increasing
+    ego_xyyaw_in_world    float64 [F, 3]  m, m, rad; rear axle
+    speed_mps             float64 [F]
+    action                float64 [F, 2]  (accel_mps2, curvature_1pm) taken at the frame; NaN where none was
+    actor_frame           int64   [A]     not decreasing
+    actor_id, actor_category  str [A]
+    actor_xyyaw_in_world  float64 [A, 3]  centre of the box
+    actor_size_lw_m       float64 [A, 2]  length, width
+    actor_speed_mps       float64 [A]     NaN where unknown
+    plan_frame            int64   [Q]     not decreasing; the plan made at a frame is its run of rows
+    plan_time_s           float64 [Q]     after the frame, increasing within a plan
+    plan_xyyaw_in_world   float64 [Q, 3]
+    event_frame           int64   [E]     not decreasing
+    event                 str     [E]     one of EVENTS
+    line_kind             str     [L]     for example "lane_edge" or "centre"
+    line_index            int64   [V]     not decreasing; the line that a vertex belongs to
+    line_xy_in_world_m    float64 [V, 2]
+    """
+
+    name: str
+    kind: str
+    policy: str
+    seed: int
+    ended_by: str
+    error: str
+    time_us: np.ndarray
+    ego_xyyaw_in_world: np.ndarray
+    speed_mps: np.ndarray
+    action: np.ndarray
+    actor_frame: np.ndarray
+    actor_id: np.ndarray
+    actor_category: np.ndarray
+    actor_xyyaw_in_world: np.ndarray
+    actor_size_lw_m: np.ndarray
+    actor_speed_mps: np.ndarray
+    plan_frame: np.ndarray
+    plan_time_s: np.ndarray
+    plan_xyyaw_in_world: np.ndarray
+    event_frame: np.ndarray
+    event: np.ndarray
+    line_kind: np.ndarray
+    line_index: np.ndarray
+    line_xy_in_world_m: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time_us)
+
+    @property
+    def time_s(self) -> np.ndarray:
+        """float64 [F], seconds since the first frame."""
+        return (self.time_us - self.time_us[:1]) / 1e6
+
+    def plan_at(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """(time_s [K], xyyaw_in_world [K, 3]) of the plan made at a frame; K = 0 where none was."""
+        i, j = np.searchsorted(self.plan_frame, (frame, frame + 1))
+        return self.plan_time_s[i:j], self.plan_xyyaw_in_world[i:j]
+
+    def actors_at(self, frame: int) -> slice:
+        """The rows of the actor columns that belong to a frame."""
+        return slice(*np.searchsorted(self.actor_frame, (frame, frame + 1)))
+
+    def lines(self) -> list[tuple[str, np.ndarray]]:
+        """(kind, xy [V', 2]) of each map line."""
+        cuts = np.searchsorted(self.line_index, np.arange(1, len(self.line_kind)))
+        parts = np.split(self.line_xy_in_world_m, cuts) if len(self.line_kind) else []
+        return [(str(kind), xy) for kind, xy in zip(self.line_kind, parts, strict=True)]
+
+    def validate(self, where: object = "episode log") -> "EpisodeLog":
+        """Self, or an InputError that names the first bad column."""
+        for name in ("name", "policy", "ended_by", "error"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(where, name, repr(getattr(self, name)), "a string")
+        if not isinstance(self.seed, int):
+            raise InputError(where, "seed", repr(self.seed), "an integer")
+        if self.kind not in KINDS:
+            raise InputError(where, "kind", self.kind, f"one of {', '.join(KINDS)}")
+        rows: dict[str, int] = {}
+        for name, (dtype, letter, shape) in COLUMNS.items():
+            column = getattr(self, name)
+            right = column.dtype.kind == "U" if dtype == "U" else column.dtype == dtype
+            count = rows.setdefault(letter, len(column) if column.ndim else -1)
+            if not right or column.shape != (count, *shape):
+                raise InputError(where, name, f"{column.dtype} {column.shape}", f"{dtype} {(count, *shape)}")
+        for name in FINITE:
+            if not np.isfinite(getattr(self, name)).all():
+                raise InputError(where, name, "NaN or infinity", "finite numbers")
+        self._validate_order(where)
+        unknown = sorted(set(self.event.tolist()) - set(EVENTS))
+        if unknown:
+            raise InputError(where, "event", unknown[0], f"one of {', '.join(EVENTS)}")
+        return self
+
+    def _validate_order(self, where: object) -> None:
+        if (np.diff(self.time_us) <= 0).any():
+            frame = int(np.argmax(np.diff(self.time_us) <= 0)) + 1
+            came = f"{self.time_us[frame]} after {self.time_us[frame - 1]}"
+            raise InputError(where, f"time_us[{frame}]", came, "strictly increasing time")
+        for name, count in (
+            ("actor_frame", len(self)),
+            ("plan_frame", len(self)),
+            ("event_frame", len(self)),
+            ("line_index", len(self.line_kind)),
+        ):
+            column = getattr(self, name)
+            if (np.diff(column) < 0).any() or (len(column) and not 0 <= column[0] <= column[-1] < count):
+                raise InputError(where, name, column, f"not decreasing, inside 0..{count - 1}")
+        same_plan = np.diff(self.plan_frame) == 0
+        if (np.diff(self.plan_time_s)[same_plan] <= 0).any():
+            raise InputError(where, "plan_time_s", "time that stands or runs back", "increasing time within a plan")
+
+
+class EpisodeRecorder:
+    """Collects an episode frame by frame; `finish` makes the log."""
+
+    def __init__(
+        self, name: str, kind: str, policy: str, seed: int, lines: Sequence[tuple[str, np.ndarray]] = ()
+    ) -> None:
+        self._head = {"name": name, "kind": kind, "policy": policy, "seed": int(seed)}
+        self._rows: dict[str, list] = {column: [] for column in COLUMNS}
+        for index, (line_kind, xy) in enumerate(lines):
+            self._rows["line_kind"].append(line_kind)
+            self._rows["line_index"].extend([index] * len(xy))
+            self._rows["line_xy_in_world_m"].extend(np.asarray(xy, np.float64))
+
+    def __len__(self) -> int:
+        return len(self._rows["time_us"])
+
+    def frame(
+        self,
+        time_us: int,
+        ego_xyyaw: np.ndarray,
+        speed_mps: float,
+        action: tuple[float, float] | None = None,
+        actors: Boxes | None = None,
+        events: Sequence[str] = (),
+    ) -> None:
+        """One instant: ego pose in the world [3], the action (accel_mps2, curvature_1pm) taken, actors, events."""
+        rows, frame = self._rows, len(self)
+        rows["time_us"].append(int(time_us))
+        rows["ego_xyyaw_in_world"].append(np.array(ego_xyyaw, np.float64))
+        rows["speed_mps"].append(float(speed_mps))
+        rows["action"].append(np.full(2, np.nan) if action is None else np.array(action, np.float64))
+        rows["event_frame"].extend([frame] * len(events))
+        rows["event"].extend(events)
+        if actors is None or not len(actors):
+            return
+        T = actors.T_world_from_box
+        rows["actor_frame"].extend([frame] * len(actors))
+        rows["actor_id"].extend(actors.ids)
+        rows["actor_category"].extend(actors.categories)
+        rows["actor_xyyaw_in_world"].extend(
+            np.stack([T[:, 0, 3], T[:, 1, 3], np.arctan2(T[:, 1, 0], T[:, 0, 0])], axis=1)
+        )
+        rows["actor_size_lw_m"].extend(np.array(actors.size_lwh_m[:, :2], np.float64))
+        rows["actor_speed_mps"].extend(np.hypot(*np.asarray(actors.velocity_in_world_mps, np.float64).T))
+
+    def plan(self, time_s: np.ndarray, xyyaw_in_world: np.ndarray) -> None:
+        """The plan made at the last frame: times after it [K], poses [K, 3]. Once per frame, else a ValueError."""
+        frame = len(self) - 1
+        if frame < 0 or (self._rows["plan_frame"] and self._rows["plan_frame"][-1] == frame):
+            raise ValueError(f"plan() comes once after each frame(); there are {frame + 1} frames")
+        self._rows["plan_frame"].extend([frame] * len(time_s))
+        self._rows["plan_time_s"].extend(np.asarray(time_s, np.float64))
+        self._rows["plan_xyyaw_in_world"].extend(np.array(xyyaw_in_world, np.float64))
+
+    def finish(self, ended_by: str, error: str = "") -> EpisodeLog:
+        """The validated log of what was recorded; `error` is not empty where the episode failed."""
+        columns = {
+            name: np.array(self._rows[name], str if dtype == "U" else dtype).reshape(-1, *shape)
+            for name, (dtype, _, shape) in COLUMNS.items()
+        }
+        return EpisodeLog(**self._head, ended_by=ended_by, error=error, **columns).validate(self._head["name"])
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes it when the block ends well and vanishes when it does not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_episode(path: Path, log: EpisodeLog) -> None:
+    """Write atomically; the same log gives the same bytes."""
+    log.validate(path)
+    head = {f.name: getattr(log, f.name) for f in fields(log) if f.name not in COLUMNS}
+    head = json.dumps({"schema": SCHEMA, "version": VERSION, **head}, sort_keys=True)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, head=np.array(head), **{name: getattr(log, name) for name in COLUMNS})
+
+
+def read_episode(path: Path) -> EpisodeLog:
+    """The log at `path`; truncated, foreign or of another version is an InputError that says which."""
+    fix = "Was the run interrupted? Run it again."
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as columns:
+            arrays = {name: np.asarray(columns[name]) for name in columns.files}
+    except FileNotFoundError:
+        raise InputError(path, "file", "nothing", "an episode log (.npz)", fix) from None
+    except UNREADABLE as error:
+        raise InputError(path, "file", f"unreadable ({error})", "a whole episode log (.npz)", fix) from None
+    try:
+        head = json.loads(str(arrays.pop("head")))
+        schema, version = head.pop("schema"), head.pop("version")
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise InputError(path, "head", "missing or unreadable", f"the head of a {SCHEMA}") from None
+    if (schema, version) != (SCHEMA, VERSION):
+        raise InputError(path, "version", f"{schema} {version}", f"{SCHEMA} {VERSION}", "Record the run again.")
+    expected = {f.name for f in fields(EpisodeLog)}
+    for name in sorted(expected - set(head) - set(arrays)):
+        raise InputError(path, name, "nothing", f"a column of {SCHEMA} {VERSION}")
+    for name in sorted((set(head) | set(arrays)) - expected):
+        raise InputError(path, name, "an unknown column", f"the columns of {SCHEMA} {VERSION}")
+    return EpisodeLog(**head, **arrays).validate(path)

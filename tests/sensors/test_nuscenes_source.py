@@ -1,0 +1,477 @@
+"""The index and the source against the official devkit, on real data; each kind of bad input on a small recording."""
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.data_classes import LidarPointCloud
+from nuscenes.utils.geometry_utils import view_points
+from pyquaternion import Quaternion
+
+from sensors import nuscenes_source
+from sensors.errors import InputError
+from sensors.frames import apply, interpolate_at, inverse, matrix
+from sensors.nuscenes_index import CAN_MESSAGES, NuscenesIndex
+from sensors.nuscenes_source import CAMERAS, NuscenesSource, jpeg_is_complete
+from sensors.source import check_source
+
+DATAROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "nuscenes"
+VERSION = "v1.0-mini"
+needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason="real nuScenes data (shared/data/nuscenes) is not here")
+
+
+@pytest.fixture(scope="module")
+def devkit():
+    return NuScenes(VERSION, str(DATAROOT), verbose=False)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return NuscenesSource(DATAROOT, VERSION, image_size=(400, 225))
+
+
+def samples(devkit, scene):
+    token = scene_row(devkit, scene)["first_sample_token"]
+    while token:
+        yield devkit.get("sample", token)
+        token = devkit.get("sample", token)["next"]
+
+
+def pose(record):
+    return matrix(np.array(record["translation"]), Quaternion(record["rotation"]).rotation_matrix)
+
+
+@needs_data
+def test_real_data_pass_the_source_checker(source):
+    assert check_source(source, frames_per_scene=5) == 6
+    assert source.scenes == ("scene-0103", "scene-0061")
+
+
+@needs_data
+def test_poses_calibration_and_boxes_are_the_devkits(devkit, source):
+    seen = 0
+    for name in source.scenes:
+        scene = source.index.scene(name)
+        assert scene.location == devkit.get("log", scene_row(devkit, name)["log_token"])["location"]
+        for keyframe, sample in zip(scene.keyframes, samples(devkit, name), strict=True):
+            assert keyframe.token == sample["token"]
+            assert keyframe.captures.keys() == sample["data"].keys()
+            for channel, token in sample["data"].items():
+                data = devkit.get("sample_data", token)
+                capture = keyframe.captures[channel]
+                assert (capture.time_us, capture.filename) == (data["timestamp"], data["filename"])
+                expected = pose(devkit.get("ego_pose", data["ego_pose_token"]))
+                np.testing.assert_allclose(capture.T_world_from_ego, expected, rtol=0, atol=1e-9)
+                calibration = devkit.get("calibrated_sensor", data["calibrated_sensor_token"])
+                if channel in scene.cameras:
+                    camera = scene.cameras[channel]
+                    np.testing.assert_array_equal(camera.K, calibration["camera_intrinsic"])
+                    np.testing.assert_allclose(camera.T_ego_from_cam, pose(calibration), rtol=0, atol=1e-12)
+                    assert (camera.width, camera.height) == (data["width"], data["height"])
+            seen += check_boxes(devkit, keyframe.boxes, sample)
+    assert seen == len(devkit.sample_annotation)
+
+
+def scene_row(devkit, name):
+    return next(row for row in devkit.scene if row["name"] == name)
+
+
+def check_boxes(devkit, boxes, sample):
+    for i, token in enumerate(sample["anns"]):
+        box, row = devkit.get_box(token), devkit.get("sample_annotation", token)
+        assert (boxes.ids[i], boxes.categories[i]) == (row["instance_token"], box.name)
+        np.testing.assert_array_equal(boxes.size_lwh_m[i], box.wlh[[1, 0, 2]])
+        np.testing.assert_allclose(
+            boxes.T_world_from_box[i], matrix(box.center, box.rotation_matrix), rtol=0, atol=1e-9
+        )
+        np.testing.assert_allclose(
+            boxes.velocity_in_world_mps[i], devkit.box_velocity(token)[:2], rtol=1e-6, atol=1e-9
+        )  # the devkit subtracts seconds since 1970 in float64: 2e-7 s of 0.5 s
+    return len(sample["anns"])
+
+
+@needs_data
+@pytest.mark.parametrize("channel", CAMERAS)
+def test_boxes_and_lidar_reproject_as_the_devkit_does(devkit, channel):
+    """World -> pixel through our frames and camera model, against view_points and the chain of the devkit."""
+    scene = NuscenesSource(DATAROOT, VERSION, scenes=("scene-0061",)).index.scene("scene-0061")
+    keyframe, sample, camera = scene.keyframes[0], next(samples(devkit, "scene-0061")), scene.cameras[channel]
+    T_cam_from_world = inverse(keyframe.captures[channel].T_world_from_ego @ camera.T_ego_from_cam)
+
+    # Boxes: every corner in front of the camera, inside the image or not.
+    _, in_cam, K = devkit.get_sample_data(sample["data"][channel], selected_anntokens=sample["anns"], box_vis_level=0)
+    theirs = {box.token: box for box in in_cam}
+    compared = 0
+    for i, token in enumerate(sample["anns"]):
+        if token not in theirs:
+            continue
+        length, width, height = keyframe.boxes.size_lwh_m[i]
+        corners_in_box = np.array(
+            [[x, y, z] for x in (-length, length) for y in (-width, width) for z in (-height, height)]
+        )
+        corners = apply(T_cam_from_world @ keyframe.boxes.T_world_from_box[i], corners_in_box / 2)
+        uv, valid = camera.project(corners)
+        expected_points = theirs[token].corners()
+        expected = view_points(expected_points, K, normalize=True)[:2].T
+        order = [int(np.argmin(np.linalg.norm(expected_points.T - corner, axis=1))) for corner in corners]
+        assert sorted(order) == list(range(8))
+        np.testing.assert_array_equal(valid, expected_points[2, order] > 1e-3)
+        # Pixels of a point near the image plane are ill-conditioned; 0.1 m keeps them below 1e6 px.
+        near = corners[:, 2] > 0.1
+        np.testing.assert_allclose(uv[near], expected[order][near], rtol=0, atol=1e-6)
+        compared += int(near.sum())
+    assert compared >= 8
+
+    # Lidar, with the devkit's own float64 chain: its file reader makes float32, which would hide the comparison.
+    data = devkit.get("sample_data", sample["data"]["LIDAR_TOP"])
+    cloud = LidarPointCloud.from_file(str(DATAROOT / data["filename"]))
+    points = cloud.points[:3].T.astype(np.float64)
+    lidar = devkit.get("calibrated_sensor", data["calibrated_sensor_token"])
+    T_world_from_lidar = keyframe.captures["LIDAR_TOP"].T_world_from_ego @ pose(lidar)
+    uv, valid = camera.project(apply(T_cam_from_world @ T_world_from_lidar, points))
+    cloud.points = cloud.points.astype(np.float64)
+    expected, depth = chain(devkit, cloud, data, sample["data"][channel])
+    near = depth > 1.0  # as map_pointcloud_to_image
+    assert valid[near].all()
+    assert near.sum() > 1000
+    # Ten image widths off, a pixel is in the ten thousands and 1e-6 of it is near the last bits of the chain.
+    shown = near & (np.abs(expected) < 16_000).all(axis=1)
+    np.testing.assert_allclose(uv[shown], expected[shown], rtol=0, atol=1e-6)
+
+
+def chain(devkit, cloud, lidar, camera_token):
+    """The five steps of NuScenesExplorer.map_pointcloud_to_image, before it drops points; pixels [n, 2], depths [n]."""
+    camera = devkit.get("sample_data", camera_token)
+    calibration = devkit.get("calibrated_sensor", lidar["calibrated_sensor_token"])
+    ego = devkit.get("ego_pose", lidar["ego_pose_token"])
+    for record in (calibration, ego):
+        cloud.rotate(Quaternion(record["rotation"]).rotation_matrix)
+        cloud.translate(np.array(record["translation"]))
+    calibration = devkit.get("calibrated_sensor", camera["calibrated_sensor_token"])
+    ego = devkit.get("ego_pose", camera["ego_pose_token"])
+    for record in (ego, calibration):
+        cloud.translate(-np.array(record["translation"]))
+        cloud.rotate(Quaternion(record["rotation"]).rotation_matrix.T)
+    pixels = view_points(cloud.points[:3], np.array(calibration["camera_intrinsic"]), normalize=True)
+    return pixels[:2].T, cloud.points[2]
+
+
+@needs_data
+def test_now_is_the_latest_capture_with_a_pose(devkit, source):
+    times = source.frame_times_us("scene-0103")
+    late = 0
+    for frame, sample in enumerate(samples(devkit, "scene-0103")):
+        clip = source.clip("scene-0103", frame)
+        last = max(sample["timestamp"], int(clip.time_us[-1].max()))
+        assert clip.now_us == times[frame] == last
+        late += last > sample["timestamp"]
+        record = "LIDAR_TOP" if last == sample["timestamp"] else "CAM_BACK_LEFT"
+        token = devkit.get("sample_data", sample["data"][record])["ego_pose_token"]
+        np.testing.assert_allclose(clip.T_world_from_ego_now, pose(devkit.get("ego_pose", token)), atol=1e-9, rtol=0)
+    assert late == 12  # CAM_BACK_LEFT fires up to 0.8 ms after the sample
+
+
+@needs_data
+def test_steps_before_the_start_are_masked_with_scheduled_times(source):
+    clip = NuscenesSource(DATAROOT, VERSION, steps=4, image_size=(80, 45)).clip("scene-0061", 0).validate()
+    assert clip.image_mask.tolist() == [[False] * 6] * 3 + [[True] * 6]
+    assert not clip.images[:3].any()
+    assert clip.images[3].any(axis=(1, 2, 3)).all()
+    assert (np.diff(clip.time_us, axis=0) == 500_000).all()
+    np.testing.assert_array_equal(clip.T_world_from_ego[0], clip.T_world_from_ego[3])
+
+
+@needs_data
+def test_absent_images_are_masked_and_counted(source):
+    clip = source.clip("scene-0103", 20)
+    assert not clip.image_mask.any()
+    assert not clip.images.any()
+    stock = {scene.name: scene for scene in source.index.inventory()}
+    assert stock["scene-0103"].images == 0
+    assert stock["scene-0103"].images_missing == dict.fromkeys(stock["scene-0103"].images_missing, 40)
+    assert stock["scene-0103"].can_present == CAN_MESSAGES
+    assert stock["scene-0061"].images_present == dict.fromkeys(CAMERAS, 1)
+    assert stock["scene-0061"].can_missing == CAN_MESSAGES
+    assert all(scene.map_present for scene in stock.values())
+    assert [stock[name].annotations for name in ("scene-0103", "scene-0061")] == [2090, 69]
+
+
+@needs_data
+def test_images_are_the_files_pixels(source):
+    full = NuscenesSource(DATAROOT, VERSION, scenes=("scene-0061",), steps=1).clip("scene-0061", 0)
+    small = source.clip("scene-0061", 0)
+    for n, name in enumerate(CAMERAS):
+        [path] = (DATAROOT / "samples" / name).glob("*.jpg")
+        rgb = cv2.imread(str(path))[..., ::-1]
+        np.testing.assert_array_equal(full.images[0, n], rgb)
+        expected, camera = full.cameras[n].resize(400, 225, rgb)
+        np.testing.assert_array_equal(small.images[-1, n], expected)
+        np.testing.assert_array_equal(small.cameras[n].K, camera.K)
+
+
+@needs_data
+def test_bus_agrees_with_the_motion_of_the_poses(source):
+    """Speed, yaw rate and IMU of every frame against finite differences of ego poses around it."""
+    times = source.frame_times_us("scene-0103")
+    poses = np.array([k.T_world_from_ego_now for k in source.index.scene("scene-0103").keyframes])
+    speeds, yaw_rates, steering = [], [], []
+    for frame in range(1, len(times) - 1):
+        clip = source.clip("scene-0103", frame)
+        assert 95 <= len(clip.imu) <= 101 or frame < 2
+        assert clip.imu.time_us[0] > clip.now_us - 1_000_000
+        a, b = (interpolate_at(times, poses, clip.now_us + d) for d in (-200_000, 200_000))
+        step = inverse(a) @ b
+        speeds.append((clip.vehicle.speed_mps, step[0, 3] / 0.4))
+        yaw_rates.append((clip.vehicle.yaw_rate_radps, math.atan2(step[1, 0], step[0, 0]) / 0.4))
+        steering.append((math.tan(clip.vehicle.steering_rad) / 2.588, clip.vehicle.yaw_rate_radps / speeds[-1][0]))
+    speeds, yaw_rates, steering = map(np.array, (speeds, yaw_rates, steering))
+    print("speed scale", (speeds[:, 0] @ speeds[:, 1]) / (speeds[:, 0] @ speeds[:, 0]), "corr", np.corrcoef(speeds.T)[0,1], np.corrcoef(yaw_rates.T)[0, 1], np.corrcoef(steering.T)[0, 1],(steering[:, 0] @ steering[:, 1]) / (steering[:, 0] @ steering[:, 0]))
+    assert np.corrcoef(speeds.T)[0, 1] > 0.99
+    assert np.corrcoef(yaw_rates.T)[0, 1] > 0.9
+    assert np.corrcoef(steering.T)[0, 1] > 0.9
+    slope = (steering[:, 0] @ steering[:, 1]) / (steering[:, 0] @ steering[:, 0])
+    assert slope == pytest.approx(1.0, abs=0.1)  # the steering ratio
+    imu = source.clip("scene-0103", 20).imu
+    assert np.linalg.norm(imu.accel_mps2.mean(axis=0)) == pytest.approx(9.8, abs=0.4)
+    first = source.clip("scene-0103", 0)  # the bus files begin 3 ms after the first keyframe
+    assert len(first.imu) == 0
+    assert math.isnan(first.vehicle.speed_mps)
+
+
+@needs_data
+def test_future_holds_every_later_keyframe(source):
+    times = source.frame_times_us("scene-0103")
+    future = source.future("scene-0103", 3)
+    np.testing.assert_array_equal(future.time_us, times[4:])
+    at = interpolate_at(future.time_us, future.T_world_from_ego, int(times[3]) + 3_000_000)
+    assert np.isfinite(at).all()
+    assert len(source.future("scene-0103", 39).time_us) == 0
+
+
+@needs_data
+def test_unknown_scene_is_rejected(source):
+    with pytest.raises(InputError, match="Did you mean scene-0103"):
+        NuscenesSource(DATAROOT, VERSION, scenes=("scene-0130",))
+    with pytest.raises(InputError, match="frame: came -1"):
+        source.clip("scene-0103", -1)
+    with pytest.raises(InputError, match=r"one of v1\.0-mini"):
+        NuscenesSource(DATAROOT, "v1.0-mimi")
+
+
+# Bad input, on a copy of the real tables of scene-0061 or of the CAN bus of scene-0103.
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A dataroot with the real tables and CAN bus files copied, the images linked one by one as hard copies."""
+    if not DATAROOT.is_dir():
+        pytest.skip("real nuScenes data (shared/data/nuscenes) is not here")
+    for path in DATAROOT.rglob("*"):
+        to = tmp_path / path.relative_to(DATAROOT)
+        if path.is_dir():
+            to.mkdir(parents=True)
+        elif path.suffix != ".png" and not path.name.endswith("zoesensors.json"):
+            to.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def edit(path, change):
+    rows = json.loads(path.read_text())
+    change(rows)
+    path.write_text(json.dumps(rows))
+
+
+def front(rows):
+    return next(row for row in rows if "__CAM_FRONT__" in row["filename"])
+
+
+BAD_TABLES = {
+    "quaternion": (
+        "ego_pose",
+        lambda rows: rows[1].update(rotation=[1.0, 0.5, 0.0, 0.0]),
+        ("rotation", "length 1.118"),
+    ),
+    "nan pose": (
+        "ego_pose",
+        lambda rows: rows[1].update(translation=[math.nan, 0, 0]),
+        ("translation", "nan", "finite"),
+    ),
+    "two numbers": ("ego_pose", lambda rows: rows[1].update(translation=[1, 2]), ("translation", "[1, 2]", "3 finite")),
+    "annotation": (
+        "sample_annotation",
+        lambda rows: rows[7].update(rotation=[0, 0, 0, 0]),
+        ("rotation", "length 0", "unit quaternion"),
+    ),
+    "size": ("sample_annotation", lambda rows: rows[7].update(size=["a", 1, 2]), ("size", "'a'", "3 finite numbers")),
+    "no calibration": (
+        "calibrated_sensor",
+        lambda rows: rows[1].update(camera_intrinsic=[]),
+        ("camera_intrinsic", "[]", "3x3"),
+    ),
+    "dangling": ("sample_data", lambda rows: rows[1].update(ego_pose_token="gone"), ("ego_pose_token", "'gone'")),
+    "dangling sample": (
+        "scene",
+        lambda rows: rows[0].update(first_sample_token="gone"),
+        ("first_sample_token", "gone"),
+    ),
+    "missing field": ("sample_data", lambda rows: rows[3].pop("timestamp"), ("timestamp", "no such field", "int")),
+    "kind": ("sample", lambda rows: rows[0].update(timestamp="early"), ("timestamp", "'early'", "int")),
+    "no object": ("sensor", lambda rows: rows.insert(0, 3), ("record 0", "int", "object")),
+    "twice": ("sensor", lambda rows: rows.append(rows[0]), ("token", "1 repeated", "unique")),
+    "backwards": (
+        "sample_data",
+        lambda rows: front(rows).update(timestamp=front(rows)["timestamp"] + 700_000),
+        ("timestamp", "CAM_FRONT", "after", "increasing time"),
+    ),
+    "loop": ("sample", lambda rows: rows[5].update(next=rows[0]["token"]), None),
+    "too few": ("scene", lambda rows: rows[0].update(nbr_samples=41), ("nbr_samples", "41", "leads through 40")),
+    "other size": ("sample_data", lambda rows: front(rows).update(width=800), ("width", "800", "as before")),
+    "absolute": ("sample_data", lambda rows: front(rows).update(filename="/etc/passwd"), ("filename", "/etc/passwd")),
+    "dots": ("sample_data", lambda rows: front(rows).update(filename="samples/../../x"), ("filename", "../../x")),
+    "empty": ("map", lambda rows: rows[0].update(filename=""), ("filename", "inside")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_tables_are_rejected(copied, case):
+    table, change, says = BAD_TABLES[case]
+    path = copied / VERSION / f"{table}.json"
+    edit(path, change)
+    with pytest.raises(InputError) as error:
+        NuscenesSource(copied, VERSION)
+    message = str(error.value)
+    where = f"{table}.json" if says else "scene.json"
+    assert where in message
+    for part in says or ("nbr_samples", "leads through more"):
+        assert part in message, message
+
+
+def test_missing_and_truncated_tables_are_rejected(copied):
+    path = copied / VERSION / "ego_pose.json"
+    whole = path.read_bytes()
+    for content, says in (
+        (whole[: len(whole) // 2], "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"{}", "dict"),
+        (b"", "0 by"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"ego_pose.json: content: came .*{says}.*, expected .*JSON list"):
+            NuscenesIndex(copied, VERSION)
+    path.unlink()
+    with pytest.raises(InputError, match=r"ego_pose.json: file: came No such file"):
+        NuscenesIndex(copied, VERSION)
+    with pytest.raises(InputError, match="dataroot: came no such folder"):
+        NuscenesIndex(copied / "nowhere", VERSION)
+
+
+def test_a_link_out_of_the_dataroot_is_rejected(copied, tmp_path_factory):
+    [inside] = (copied / "samples" / "CAM_FRONT").glob("*.jpg")
+    outside = tmp_path_factory.mktemp("outside") / "secret.jpg"
+    outside.write_bytes(inside.read_bytes())
+    inside.unlink()
+    inside.symlink_to(outside)
+    source = NuscenesSource(copied, VERSION, scenes=("scene-0061",))
+    with pytest.raises(InputError, match=r"sample_data.json: filename: came samples/CAM_FRONT/.*inside"):
+        source.clip("scene-0061", 0)
+
+
+def rewrite(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data[: len(data) // 2], "without the end of a JPEG"),
+        (lambda data: data[: len(data) // 2] + bytes(len(data) // 2), "without the end of a JPEG"),
+        (lambda data: data[:-2], "without the end of a JPEG"),
+        (lambda data: b"", "0 bytes"),
+        (lambda data: b"GIF89a" + data, "without the end of a JPEG"),
+        (lambda data: cv2.imencode(".jpg", np.zeros((90, 160, 3), np.uint8))[1].tobytes(), "image size: came 160 x 90"),
+    ],
+)
+def test_bad_jpegs_are_rejected(copied, change, says):
+    [path] = (copied / "samples" / "CAM_BACK").glob("*.jpg")
+    rewrite(path, change)
+    source = NuscenesSource(copied, VERSION, scenes=("scene-0061",))
+    with pytest.raises(InputError, match=says) as error:
+        source.clip("scene-0061", 0)
+    assert path.name in str(error.value)
+
+
+def test_a_jpeg_is_complete_only_at_its_own_end_marker():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    for flags in ((), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)):
+        data = cv2.imencode(".jpg", pixels, flags)[1].tobytes()
+        assert jpeg_is_complete(data)
+        assert jpeg_is_complete(data + b"trailing")
+        assert not any(jpeg_is_complete(data[:n]) for n in range(len(data)))
+        # A thumbnail (with an end marker of its own) in an application segment must not count.
+        segment = b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data
+        with_thumbnail = data[:2] + segment + data[2:]
+        assert jpeg_is_complete(with_thumbnail)
+        assert not jpeg_is_complete(with_thumbnail[: len(with_thumbnail) - len(data) // 2])
+
+
+def test_a_missing_image_is_masked_and_never_made_up(copied):
+    [path] = (copied / "samples" / "CAM_BACK").glob("*.jpg")
+    path.unlink()
+    clip = NuscenesSource(copied, VERSION, scenes=("scene-0061",), steps=1).clip("scene-0061", 0)
+    n = CAMERAS.index("CAM_BACK")
+    assert clip.image_mask[0].tolist() == [i != n for i in range(6)]
+    assert not clip.images[0, n].any()
+
+
+BAD_CAN = {
+    "nan": ("ms_imu", lambda rows: rows[9]["linear_accel"].__setitem__(1, math.nan), "linear_accel[9]"),
+    "rate": ("ms_imu", lambda rows: rows[9].update(rotation_rate=[1, 2]), "rotation_rate[9]"),
+    "time": ("ms_imu", lambda rows: rows[9].update(utime=rows[8]["utime"]), "utime[9]"),
+    "no time": ("pose", lambda rows: rows[2].pop("utime"), "utime[2]"),
+    "field": ("pose", lambda rows: rows[2].pop("vel"), "vel[2]"),
+    "text": ("steeranglefeedback", lambda rows: rows[4].update(value="left"), "value[4]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CAN)
+def test_bad_can_messages_are_rejected(copied, case):
+    message, change, field = BAD_CAN[case]
+    edit(copied / "can_bus" / f"scene-0103_{message}.json", change)
+    source = NuscenesSource(copied, VERSION)
+    with pytest.raises(InputError) as error:
+        source.clip("scene-0103", 5)
+    assert f"scene-0103_{message}.json: {field}: came" in str(error.value)
+
+
+def test_a_scene_without_one_of_the_cameras_is_rejected(copied):
+    def drop(rows):
+        rows[:] = [row for row in rows if "__CAM_BACK__" not in row["filename"]]
+
+    edit(copied / VERSION / "sample_data.json", drop)
+    with pytest.raises(InputError, match=r"sample_data.json: channels of scene-0103: came no key frame of CAM_BACK,"):
+        NuscenesSource(copied, VERSION)
+
+
+def test_a_keyframe_that_lacks_one_camera_masks_it(copied):
+    def drop(rows):
+        gone = [row for row in rows if "__CAM_BACK__" in row["filename"]][5]
+        rows.remove(gone)
+
+    edit(copied / VERSION / "sample_data.json", drop)
+    source = NuscenesSource(copied, VERSION, scenes=("scene-0103",))
+    assert check_source(source, frames_per_scene=40) == 40
+
+
+def test_decoded_images_are_kept_and_bounded(copied, monkeypatch):
+    source = NuscenesSource(copied, VERSION, steps=1, image_size=(80, 45))
+    source.clip("scene-0061", 0)
+    monkeypatch.setattr(nuscenes_source, "read_jpeg", lambda *_: pytest.fail("decoded twice"))
+    source.clip("scene-0061", 0)
+    kept = nuscenes_source._Recent(3)
+    for key in range(10):
+        assert kept.get(key, lambda key=key: key) == key
+    assert len(kept._values) == 3

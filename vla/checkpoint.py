@@ -1,0 +1,189 @@
+"""A checkpoint is a folder: `model.safetensors`, `checkpoint.json`, and `state.safetensors` where training saved state.
+
+`checkpoint.json` names every file with size and sha256, every parameter with its shape, the config that builds the
+model, and itself by a sha256 of its other fields; so a changed, cut or exchanged file is found before it is used.
+Nothing is ever unpickled.
+
+A checkpoint is written beside its place, flushed to disk, then renamed. While an existing one is replaced it stands for
+a moment as `.NAME.previous`; `load` and `exists` look there too, so a crash at any instant leaves a whole one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as bytes_from_tensors
+
+from sensors.errors import InputError
+from vla.config import ModelConfig
+from vla.model import DrivingModel
+
+FORMAT = 1
+MANIFEST, MODEL, STATE = "checkpoint.json", "model.safetensors", "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """model on the CPU, in eval mode; state_tensors, state and extra as they were saved."""
+
+    model: DrivingModel
+    state_tensors: dict[str, torch.Tensor]
+    state: dict
+    extra: dict
+
+
+def exists(path: Path) -> bool:
+    """Whether `load` finds a checkpoint at `path`."""
+    return (_place(Path(path)) / MANIFEST).is_file()
+
+
+def save(
+    path: Path,
+    model: DrivingModel,
+    state_tensors: dict[str, torch.Tensor] | None = None,
+    state: dict | None = None,
+    extra: dict | None = None,
+) -> None:
+    """Write or replace the checkpoint at `path`; `state` and `extra` (version, git commit) are JSON values.
+
+    What can't be written (a full disk, no permission) is an InputError, and an existing checkpoint stays as it was.
+    """
+    path = Path(path)
+    weights = _to_cpu(model.state_dict())
+    blobs = {MODEL: bytes_from_tensors(weights)}
+    if state_tensors:
+        blobs[STATE] = bytes_from_tensors(_to_cpu(state_tensors))
+    manifest = {
+        "format": FORMAT,
+        "config": model.config.to_dict(),
+        "files": {name: {"bytes": len(blob), "sha256": _sha256(blob)} for name, blob in blobs.items()},
+        "parameters": {name: list(tensor.shape) for name, tensor in weights.items()},
+        "state": state or {},
+        "extra": extra or {},
+    }
+    manifest["sha256"] = _manifest_sha256(manifest)
+    blobs[MANIFEST] = json.dumps(manifest, indent=1, allow_nan=False).encode()
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, blob in blobs.items():
+            _write(partial / name, blob)
+        _sync_folder(partial)
+        _exchange(partial, path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise InputError(
+            path, "checkpoint", f"{error.strerror}", "a place that can be written", "Is the disk full?"
+        ) from error
+
+
+def load(path: Path, config: ModelConfig | None = None) -> Loaded:
+    """The checkpoint at `path`; an InputError names the file and field if anything is not as saved.
+
+    With `config`, a checkpoint of another config is an InputError too.
+    """
+    place = _place(Path(path))
+    manifest = _manifest(place / MANIFEST)
+    own = ModelConfig.from_dict(manifest["config"], f"{place / MANIFEST} config")
+    if config is not None and own != config:
+        wanted, found = config.to_dict(), own.to_dict()
+        name = next(key for key in wanted if wanted[key] != found[key])
+        raise InputError(place / MANIFEST, f"config.{name}", found[name], wanted[name], "It is of another model.")
+    files = manifest["files"]
+    blobs = {name: _file(place / name, files[name]) for name in (MODEL, STATE) if name in files}
+    model = DrivingModel(own)
+    weights = tensors_from_bytes(blobs[MODEL])
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        came = f"{weights[name].dtype} {list(weights[name].shape)}" if name in weights else "nothing"
+        wants = f"{expected[name].dtype} {list(expected[name].shape)}" if name in expected else "no such parameter"
+        if came != wants:
+            raise InputError(place / MODEL, name, came, wants, "It is of another model, or of another version of it.")
+    model.load_state_dict(weights)
+    state_tensors = tensors_from_bytes(blobs[STATE]) if STATE in blobs else {}
+    return Loaded(model.eval(), state_tensors, manifest["state"], manifest["extra"])
+
+
+def _place(path: Path) -> Path:
+    previous = _previous(path)
+    return previous if previous.is_dir() and not path.exists() else path
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")
+
+
+def _exchange(partial: Path, path: Path) -> None:
+    """Put `partial` in the place of `path`, so that at every instant `path` or its `.previous` is whole."""
+    previous = _previous(path)
+    if path.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.rename(path, previous)
+    os.rename(partial, path)
+    _sync_folder(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _write(path: Path, blob: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _manifest(path: Path) -> dict:
+    """The parsed and verified `checkpoint.json`."""
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        fix = "Give the folder that `vla train` wrote."
+        raise InputError(path, "file", error.strerror, "a readable checkpoint", fix) from error
+    except ValueError as error:
+        raise InputError(path, "file", f"no JSON ({error})", "a whole checkpoint.json", "Is it cut?") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        came = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(path, "format", came, FORMAT, "It was written by another version.")
+    if manifest.get("sha256") != _manifest_sha256(manifest):
+        raise InputError(path, "sha256", _manifest_sha256(manifest), manifest.get("sha256"), "The file was changed.")
+    return manifest
+
+
+def _file(path: Path, entry: dict) -> bytes:
+    """Content of a file that has the size and the sha256 of its entry."""
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise InputError(path, "file", error.strerror, "a readable file, as checkpoint.json says") from error
+    if len(blob) != entry["bytes"]:
+        raise InputError(path, "size", f"{len(blob)} bytes", f"{entry['bytes']} bytes", "The file is cut or replaced.")
+    if _sha256(blob) != entry["sha256"]:
+        raise InputError(path, "sha256", _sha256(blob), entry["sha256"], "The file was changed.")
+    return blob
+
+
+def _manifest_sha256(manifest: dict) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return _sha256(json.dumps(rest, sort_keys=True).encode())
+
+
+def _sha256(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
+def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

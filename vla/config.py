@@ -1,0 +1,154 @@
+"""Every dial of the brain in one frozen dataclass, and the layout of its vocabulary.
+
+ids   0            <plan>   the token after which action tokens follow
+      1 ..         one token per route command, in the order of `commands`
+      then         `accel_bins` acceleration tokens, from braking to accelerating
+      then         `curvature_bins` curvature tokens, from right to left
+"""
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+
+from sensors.clip import ROUTE_COMMANDS
+from sensors.errors import InputError
+
+PLAN_TOKEN = 0
+COMMAND_OFFSET = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shapes of the model; the defaults are `tiny`, which trains and drives on two CPU cores.
+
+    image_width, image_height, patch_px   every camera, px; a patch is a square of patch_px
+    cameras, steps                        N and T of the clip
+    encoder_*                             local encoder (within one image) and fusion (into scene tokens), one width
+    scene_tokens                          S, scene tokens per time step
+    imu_samples, imu_rate_hz, imu_tokens  IMU window of imu_samples / imu_rate_hz seconds, cut into imu_tokens tokens
+    width, layers, heads, kv_heads, head_dim  backbone; its first layer is dense, dense_hidden wide
+    experts, experts_per_token, expert_hidden, shared_experts   the routed layers
+    plan_steps, plan_dt_s                 K intervals of plan_dt_s: one acceleration and one curvature each
+    accel_*, curvature_*                  the bins, see `vla.action_tokens`
+    commands                              route commands that the embedding knows, in order
+    """
+
+    image_width: int = 160
+    image_height: int = 96
+    patch_px: int = 16
+    cameras: int = 6
+    steps: int = 2
+    encoder_width: int = 128
+    encoder_layers: int = 2
+    encoder_heads: int = 4
+    encoder_hidden: int = 256
+    fusion_layers: int = 2
+    scene_tokens: int = 32
+    imu_samples: int = 100
+    imu_rate_hz: int = 100
+    imu_tokens: int = 4
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 32
+    dense_hidden: int = 384
+    experts: int = 8
+    experts_per_token: int = 2
+    expert_hidden: int = 128
+    shared_experts: int = 1
+    plan_steps: int = 8
+    plan_dt_s: float = 0.5
+    accel_min_mps2: float = -6.0
+    accel_max_mps2: float = 3.0
+    accel_fine_mps2: float = 0.5
+    accel_bins: int = 33
+    curvature_max_1pm: float = 0.2
+    curvature_fine_1pm: float = 0.005
+    curvature_bins: int = 65
+    commands: tuple[str, ...] = ROUTE_COMMANDS
+
+    @classmethod
+    def tiny(cls) -> "ModelConfig":
+        return cls()
+
+    @property
+    def accel_offset(self) -> int:
+        return COMMAND_OFFSET + len(self.commands)
+
+    @property
+    def curvature_offset(self) -> int:
+        return self.accel_offset + self.accel_bins
+
+    @property
+    def vocabulary(self) -> int:
+        return self.curvature_offset + self.curvature_bins
+
+    @property
+    def action_tokens(self) -> int:
+        """Tokens of one plan: acceleration and curvature of each interval, in turn."""
+        return 2 * self.plan_steps
+
+    @property
+    def patches(self) -> int:
+        """Patches per image, row by row."""
+        return (self.image_width // self.patch_px) * (self.image_height // self.patch_px)
+
+    def validate(self, where: object = "model config") -> "ModelConfig":
+        """Self, or an InputError that names the field to change."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", int) and (type(value) is not int or value < 1):
+                raise InputError(where, field.name, repr(value), "a whole number of at least 1")
+            if field.type in ("float", float) and (type(value) not in (int, float) or not abs(value) < float("inf")):
+                raise InputError(where, field.name, repr(value), "a finite number")
+        for name in ("image_width", "image_height"):
+            self._divides(where, "patch_px", self.patch_px, name)
+        self._divides(where, "sub-patch 4", 4, "patch_px")
+        self._divides(where, "encoder_heads", self.encoder_heads, "encoder_width")
+        self._divides(where, "kv_heads", self.kv_heads, "heads")
+        self._divides(where, "imu_tokens", self.imu_tokens, "imu_samples")
+        self._divides(where, "2 (rotary pairs)", 2, "head_dim")
+        if self.experts_per_token > self.experts:
+            raise InputError(where, "experts_per_token", self.experts_per_token, f"at most experts = {self.experts}")
+        if not self.plan_dt_s > 0:
+            raise InputError(where, "plan_dt_s", self.plan_dt_s, "more than 0 s")
+        if not self.accel_min_mps2 < 0 < self.accel_max_mps2:
+            came = f"{self.accel_min_mps2} .. {self.accel_max_mps2}"
+            raise InputError(where, "accel_min_mps2, accel_max_mps2", came, "a range with zero inside it")
+        for name in ("accel_fine_mps2", "curvature_fine_1pm", "curvature_max_1pm"):
+            if not getattr(self, name) > 0:
+                raise InputError(where, name, getattr(self, name), "more than 0")
+        if self.accel_bins < 3:
+            raise InputError(where, "accel_bins", self.accel_bins, "at least 3: braking, nothing, accelerating")
+        if self.curvature_bins < 3 or self.curvature_bins % 2 == 0:
+            raise InputError(
+                where, "curvature_bins", self.curvature_bins, "an odd number of at least 3: straight on is one"
+            )
+        if self.commands != ROUTE_COMMANDS:
+            raise InputError(
+                where, "commands", self.commands, ROUTE_COMMANDS, "The clip's command ids follow that order."
+            )
+        return self
+
+    def _divides(self, where: object, divisor_name: str, divisor: int, name: str) -> None:
+        value = getattr(self, name)
+        if value % divisor:
+            raise InputError(where, name, value, f"a multiple of {divisor_name} = {divisor}", f"Change {name}.")
+
+    def to_dict(self) -> dict:
+        """Plain numbers, strings and lists, as they stand in JSON."""
+        return asdict(self) | {"commands": list(self.commands)}
+
+    @classmethod
+    def from_dict(cls, values: dict, where: object = "model config") -> "ModelConfig":
+        """The validated config of a dictionary; absent keys take the default, an unknown key is an InputError."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"Did you mean {near[0]}?" if near else ""
+                raise InputError(where, str(key), "an unknown key", f"one of {', '.join(known)}", hint)
+        values = dict(values)
+        if isinstance(values.get("commands"), list):
+            values["commands"] = tuple(values["commands"])
+        return cls(**values).validate(where)

@@ -1,0 +1,156 @@
+"""The guided tour: how a batch of clips becomes a plan.
+
+images -> stem + ray + time -> local encoder -> fusion ->  S scene tokens per step   (encoder.py)
+IMU, vehicle state, route command                      ->  a few tokens, at the last step
+one sequence, one decoder:
+
+    scene 0 | scene 1 ... scene T-1, IMU, vehicle, command | plan | accel 0 | curvature 0 | accel 1 | ...
+    block 0   block 1 ... block T-1                          T      T+1       T+2           T+3
+
+each action token is predicted from the position before it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sensors.collate import Batch
+from sensors.errors import InputError
+from vla.backbone import Backbone
+from vla.config import COMMAND_OFFSET, PLAN_TOKEN, ModelConfig
+from vla.decode import ActionDecode, decode_actions
+from vla.embeddings import ImuProjector, TimeEmbedding, VehicleProjector
+from vla.encoder import SceneEncoder
+from vla.losses import action_loss
+
+ROUTER_Z_WEIGHT = 1e-4
+VEHICLE_SIGNALS = 3
+TOKENS = ("embedding", "queries", "nothing", "known", "missing")  # parameters that are tokens, not maps
+
+
+class DrivingModel(nn.Module):
+    """The brain. Same config and seed: the same weights, bit for bit; torch's global generator is left alone."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0):
+        super().__init__()
+        self.config = c = config.validate()
+        with torch.random.fork_rng(devices=[]):
+            self.encoder = SceneEncoder(c)
+            self.scene = nn.Linear(c.encoder_width, c.width)
+            self.imu, self.imu_time = ImuProjector(c), TimeEmbedding(c.width)
+            self.vehicle = VehicleProjector(c.width)
+            self.embedding = nn.Embedding(c.vocabulary, c.width)
+            self.backbone = Backbone(c)
+            self.head = nn.Linear(c.width, c.vocabulary, bias=False)
+        self.slots = slice(c.accel_offset, c.curvature_offset), slice(c.curvature_offset, c.vocabulary)
+        now = c.imu_tokens + VEHICLE_SIGNALS + 1  # tokens that speak of the last step only
+        blocks = [t for t in range(c.steps) for _ in range(c.scene_tokens)] + now * [c.steps - 1]
+        blocks += [c.steps + i for i in range(c.action_tokens)]
+        self.register_buffer("blocks", torch.tensor(blocks), persistent=False)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Norms 1, biases 0, maps N(0, 1 / inputs), tokens N(0, 0.1^2), smaller where a residual branch ends."""
+        depth = (2 * self.config.layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            parts = name.split(".")
+            if parts[-2].endswith("norm"):
+                parameter.fill_(1.0)
+            elif parts[-1] == "bias":
+                parameter.zero_()
+            elif not parameter.is_meta:
+                std = 0.1 if any(part in TOKENS for part in parts) else parameter.shape[-1] ** -0.5
+                if parts[-1] == "down" or parts[-2] in ("down", "out", "head"):
+                    std *= depth
+                parameter.normal_(0.0, std, generator=generator)
+
+    def prefix(self, batch: Batch, allow_blind: bool = False) -> Tensor:
+        """Embedded tokens [B, L, D] of what the car perceives, in the order of the module's docstring.
+
+        A batch that does not fit the config or holds NaN is an InputError; so is a clip without a single image, unless
+        `allow_blind`.
+        """
+        self._check(batch, allow_blind)
+        scene = self.scene(self.encoder(batch)).flatten(1, 2)
+        imu_time_s = batch.imu_time_s.view(len(scene), self.imu.tokens, -1).mean(dim=-1)
+        imu = self.imu(batch.imu, batch.imu_mask) + self.imu_time(imu_time_s)
+        vehicle = self.vehicle(batch.vehicle, batch.vehicle_mask)
+        command = self.embedding(batch.command_id[:, None] + COMMAND_OFFSET)
+        return torch.cat([scene, imu, vehicle, command], dim=1)
+
+    def hidden(self, batch: Batch, action_tokens: Tensor, allow_blind: bool = False) -> tuple[Tensor, Tensor]:
+        """(hidden [B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it, router z-loss)."""
+        plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
+        actions = self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1))
+        x = torch.cat([self.prefix(batch, allow_blind), actions], dim=1)
+        hidden, z_loss = self.backbone(x, self.blocks)
+        return hidden[:, -action_tokens.shape[1] :], z_loss
+
+    def loss(self, batch: Batch, action_tokens: Tensor, allow_blind: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K]."""
+        self._check_tokens(batch, action_tokens)
+        hidden, z_loss = self.hidden(batch, action_tokens, allow_blind)
+        loss, scalars = action_loss(hidden, self.head.weight, action_tokens, self.slots)
+        scalars |= {"loss_action": loss.detach(), "loss_router_z": z_loss.detach()}
+        return loss + ROUTER_Z_WEIGHT * z_loss, scalars
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        temperature: float = 0.0,
+        allow_blind: bool = False,
+    ) -> ActionDecode:
+        """One plan per clip: the most likely token at each position, or a draw at `temperature`."""
+        prefix = self.prefix(batch, allow_blind)
+        plan = self.embedding.weight[PLAN_TOKEN].expand(len(prefix), 1, -1)
+        prefix = torch.cat([prefix, plan], dim=1)
+        return decode_actions(
+            self.backbone, self.embedding, self.head.weight, self.slots, prefix, self.blocks, temperature, generator
+        )
+
+    def rebalance(self, rate: float = 1e-3) -> float:
+        """To be called after each optimizer step: moves the routers' biases towards an even load.
+
+        Returns the load of the busiest expert of any layer since the last call, as a multiple of an even share.
+        """
+        busiest = 0.0
+        for layer in self.backbone.layers:
+            if layer.routed:
+                busiest = max(busiest, float(layer.mlp.load.max() / layer.mlp.load.mean().clamp(min=1e-9)))
+                layer.mlp.rebalance(rate)
+        return busiest
+
+    def _check(self, batch: Batch, allow_blind: bool) -> None:
+        c = self.config
+        B = len(batch.images)
+        patches = (c.image_width // c.patch_px) * (c.image_height // c.patch_px)
+        for name, shape, hint in (
+            ("images", (B, c.steps, c.cameras, c.image_height, c.image_width, 3), "[B, T, N, H, W, 3]"),
+            ("rays_in_cam", (B, c.cameras, patches, 3), f"patches of {c.patch_px} px"),
+            ("imu", (B, c.imu_samples, 6), "imu_samples of the config"),
+        ):
+            came = tuple(getattr(batch, name).shape)
+            if came != shape:
+                raise InputError("batch", name, came, f"{shape}, {hint}", "Collate as the model's config says.")
+        for name in ("time_s", "T_ego_now_from_cam", "rays_in_cam", "imu", "imu_time_s", "vehicle"):
+            finite = torch.isfinite(getattr(batch, name))
+            if not finite.all():
+                clip = int(finite.view(B, -1).all(dim=1).logical_not().nonzero()[0])
+                raise InputError("batch", f"{name} of clip {clip}", "NaN or infinity", "finite numbers")
+        blind = ~batch.image_mask.flatten(1).any(dim=1)
+        if not allow_blind and blind.any():
+            where = f"image_mask of clip {int(blind.nonzero()[0])}"
+            raise InputError("batch", where, "every camera masked", "at least one image", "Or ask with allow_blind.")
+
+    def _check_tokens(self, batch: Batch, tokens: Tensor) -> None:
+        shape = (len(batch.images), 2 * self.config.plan_steps)
+        if tuple(tokens.shape) != shape or tokens.dtype != torch.int64:
+            raise InputError("loss", "action_tokens", f"{tokens.dtype} {tuple(tokens.shape)}", f"int64 {shape}")
+        for first, slot in enumerate(self.slots):
+            some = tokens[:, first::2]
+            if (some < slot.start).any() or (some >= slot.stop).any():
+                came, where = some.unique().tolist(), ("even", "odd")[first]
+                expected = f"{slot.start} .. {slot.stop - 1} at {where} positions"
+                raise InputError("loss", "action_tokens", came, expected, "Are they of another vocabulary layout?")
