@@ -50,7 +50,9 @@ class Log:
             raise InputError("--policy log", "future", "none", "a recorded log", "Use it with vla replay.")
         time_s = np.array([t for t in PLAN_TIME_S if reaches(clip.now_us, future.time_us, t)])
         if not len(time_s):
-            return Plan(PLAN_TIME_S[:1], np.array([[speed_at_now(clip) * PLAN_TIME_S[0], 0, 0]]), np.zeros(1))
+            speed = speed_at_now(clip)
+            ahead = np.array([[speed * PLAN_TIME_S[0], 0.0, 0.0]])
+            return Plan(PLAN_TIME_S[:1], ahead, np.array([speed]), reason="the log ends here: straight on")
         poses = future_in_ego(clip, future, time_s)
         knots = np.concatenate([np.zeros((1, 3)), poses])
         speed_mps = np.linalg.norm(np.diff(knots[:, :2], axis=0), axis=1) / np.diff(time_s, prepend=0.0)

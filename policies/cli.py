@@ -15,7 +15,7 @@ from policies.doctor import examine
 from policies.expert import PurePursuit
 from policies.protocol import Policy
 from policies.recipes import SHIPPED, load_recipe
-from policies.record import record
+from policies.record import LAST_COURSE, record
 from policies.replay import MASK_FLAG, replay
 from policies.rollout import drive
 from policies.runs import Run, default_path
@@ -25,7 +25,8 @@ from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sim.report.page import write_report
 
-POLICIES = ("constant-velocity", "log", "pure-pursuit", "vla")
+DRIVERS = ("pure-pursuit", "constant-velocity", "vla")  # the first is the default
+REPLAYERS = ("constant-velocity", "log", "vla")
 EPILOGS = {
     "drive": """examples:
   vla drive                                              the expert on three courses, filmed
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = verb("drive", _drive, "drive closed-loop simulations and score them beside constant velocity")
-    _policy_arguments(sub, "pure-pursuit")
+    _policy_arguments(sub, DRIVERS)
     sub.add_argument("--episodes", type=_count, default=3, help="seeds to drive (default 3)")
     sub.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
     sub.add_argument("--seconds", type=_seconds, default=30.0, help="longest episode (default 30)")
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     sub.add_argument("--steps", type=_count, default=2000, help="keyframes at 2 Hz (default 2000)")
     sub.add_argument("--scene-steps", type=_count, default=40, help="keyframes per scene (default 40)")
-    sub.add_argument("--seed", type=int, default=1000, help="the first course (default 1000, apart from vla drive's)")
+    sub.add_argument("--seed", type=_course, default=1000, help="the first course (default 1000)")
     sub.add_argument("--image-size", type=_size, default=(160, 96), metavar="WxH", help="default 160x96")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot")
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     sub.add_argument("--scene", action="append", help="only this scene; may be repeated")
-    _policy_arguments(sub, "constant-velocity")
+    _policy_arguments(sub, REPLAYERS)
     sub.add_argument(MASK_FLAG, action="store_true", help="run with every camera masked, though the policy looks")
     sub.add_argument(
         "--image-size", type=_size, default=(400, 225), metavar="WxH", help="if the policy has none of its own"
@@ -124,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _policy_arguments(sub: argparse.ArgumentParser, default: str) -> None:
-    sub.add_argument("--policy", choices=POLICIES, default=default, help=f"who drives (default {default})")
+def _policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
+    sub.add_argument("--policy", choices=names, default=names[0], help=f"who drives (default {names[0]})")
     sub.add_argument("--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla")
 
 
@@ -144,6 +145,12 @@ def _size(text: str) -> tuple[int, int]:
 def _count(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"came {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _course(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= LAST_COURSE:
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected a course between 1 and {LAST_COURSE}")
     return int(text)
 
 
@@ -213,7 +220,7 @@ def _record(options: argparse.Namespace) -> int:
         f"{counts['scenes']} scenes in {options.out} ({counts['already_there']} were there), {counts['discarded']} "
         "discarded because the expert left the course or touched something"
     )
-    return 0 if counts["scenes"] * options.scene_steps >= options.steps else 1
+    return 0 if counts["scenes"] == counts["wanted"] else 1
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -5,16 +5,13 @@ value by its dotted key; the value is read as YAML.
 """
 
 import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from sensors.errors import InputError
-from vla.config import ModelConfig
+from vla.config import ModelConfig, build
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -89,46 +86,6 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
     for override in overrides:
         _override(values, override)
     return build(Recipe, values, path).validate(path)
-
-
-def build(cls: type, values: dict, where: object, prefix: str = ""):
-    """A (nested) dataclass from plain values; unknown, missing or mistyped keys are InputErrors."""
-    if not isinstance(values, dict):
-        raise InputError(where, prefix.rstrip("."), values, f"a mapping with the keys of {cls.__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    types_of = typing.get_type_hints(cls)
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"Did you mean {prefix}{near[0]}?" if near else ""
-            raise InputError(where, f"{prefix}{key}", "an unknown key", f"one of {', '.join(fields)}", hint)
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise InputError(where, f"{prefix}{missing[0]}", "nothing", "a value; it has no default")
-    return cls(**{key: _typed(types_of[key], value, where, f"{prefix}{key}") for key, value in values.items()})
-
-
-def _typed(kind: object, value: object, where: object, key: str):
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, where, f"{key}.")
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(typing.get_args(kind)[0], item, where, f"{key}[{k}]") for k, item in enumerate(value))
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            raise InputError(where, key, repr(value), "a number") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        names = " or ".join(getattr(one, "__name__", str(one)) for one in allowed)
-        raise InputError(where, key, f"{value!r} ({type(value).__name__})", names)
-    return value
 
 
 def _override(values: dict, override: str) -> None:

@@ -7,25 +7,29 @@ is in the recording.
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from policies.control import PlanTracker
 from policies.expert import PurePursuit
 from policies.protocol import Privileged
-from policies.rollout import REPLAN_EVERY
+from policies.rollout import REPLAN_EVERY, quiet_env
 from sensors.clip import Boxes
 from sensors.gym_source import ClipHistory
 from sensors.imu import ImuWindow
-from sensors.nuscenes_writer import NuscenesWriter
-from sim.env import CourseEnv
-from sim.world import World
+from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
+from sim.roads import Road
 
 LOCATION = "course"
-MAP_PX_PER_M = 10
+MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
+DRIVABLE = ("asphalt", "shoulder")
+EPOCH_US, HOUR_US = 1_577_836_800_000_000, 3_600_000_000  # course k is driven k hours into 2020
 START_LATERAL_M, START_HEADING_RAD = 0.5, 0.08
 BURST_EVERY_S, BURST_S, BURST_CURVATURE_1PM = (3.0, 6.0), (0.3, 0.7), 0.04
-MAX_TRIES = 20
+MAX_IN_VAIN = 20
+LAST_COURSE = 9999  # nuScenes scene names have four digits
+IMU_KEYS = ("imu_time_us", "imu_accel_mps2", "imu_gyro_radps")
 
 
 class Bursts:
@@ -42,20 +46,14 @@ class Bursts:
         return self._value if time_s < self._until_s else 0.0
 
 
-def drivable_mask(world: World) -> np.ndarray:
+def drivable_mask(road: Road) -> np.ndarray:
     """uint8 [H, W], 255 where one may drive, 0.1 m a pixel, row 0 in the north: nuScenes' map raster."""
-    points = np.concatenate([lane.line.points for lane in world.road.lanes.values()])
-    width, height = np.ceil(points.max(axis=0) + 10.0).astype(int)
-    x, y = np.arange(width) + 0.5, np.arange(height)[::-1] + 0.5
-    coarse = world.road.distance_m(np.stack(np.meshgrid(x, y), axis=-1)) < 10.0
-    mask = np.zeros((height * MAP_PX_PER_M, width * MAP_PX_PER_M), np.uint8)
-    fine = (np.arange(MAP_PX_PER_M) + 0.5) / MAP_PX_PER_M
-    rows, columns = np.nonzero(coarse)  # only near the road is it worth asking each of the hundred pixels of a metre
-    px = columns[:, None, None] + fine[None, None, :]
-    py = (height - 1 - rows)[:, None, None] + fine[::-1][None, :, None]
-    inside = world.road.drivable(np.stack(np.broadcast_arrays(px, py), axis=-1))
-    blocks = mask.reshape(height, MAP_PX_PER_M, width, MAP_PX_PER_M)
-    blocks[rows, :, columns, :] = np.where(inside, 255, 0)
+    outlines = [surface.outline_m for surface in road.surfaces if surface.kind in DRIVABLE]
+    width, height = np.ceil(np.concatenate(outlines).max(axis=0) + MAP_MARGIN_M).astype(int) * MAP_PX_PER_M
+    mask = np.zeros((height, width), np.uint8)
+    for outline in outlines:
+        pixels = outline * (MAP_PX_PER_M, -MAP_PX_PER_M) + (-0.5, height - 0.5)
+        cv2.fillPoly(mask, [np.rint(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
     return mask
 
 
@@ -64,7 +62,7 @@ def record_scene(
 ) -> bool:
     """One scene of `keyframes` at 2 Hz; False, and nothing written, if the expert did not get through it cleanly."""
     rng = np.random.default_rng([seed, 3])
-    env = CourseEnv(image_size=image_size, seconds=keyframes * 0.5 + 1.0)
+    env = quiet_env(image_size, keyframes * 0.5 + 1.0)
     displaced = {
         "initial_lateral_m": rng.uniform(-START_LATERAL_M, START_LATERAL_M),
         "initial_heading_rad": rng.uniform(-START_HEADING_RAD, START_HEADING_RAD),
@@ -81,7 +79,7 @@ def record_scene(
         imus.append(observation)
         bus.append((now_us, pose, *observation["vehicle"]))
         if step % REPLAN_EVERY == 0:
-            frames.append((observation, world.boxes_at(now_us)))
+            frames.append((observation | {"images": env.capture().rgb}, world.boxes_at(now_us)))
             plan = expert.plan(history.clip(), Privileged(world=world)).validate(f"expert seed {seed} step {step}")
             tracker.follow(plan, pose, now_us, speed_mps)
             if progress is not None:
@@ -96,20 +94,27 @@ def record_scene(
 
 
 def _write_scene(writer, seed, world, cameras, frames: list[tuple[dict, Boxes]], imus: list[dict], bus: list) -> None:
+    """All time stamps of course k move by k hours: the devkit sorts scenes by time, so no two may begin together."""
+    later_us = EPOCH_US + seed * HOUR_US
     description = f"Expert on course {seed}, pushed off and coming back"
-    with writer.scene(writer.free_scene_name(), description, cameras, LOCATION, drivable_mask(world)) as scene:
+    with writer.scene(scene_name(seed), description, cameras, LOCATION, drivable_mask(world.road)) as scene:
         for observation, boxes in frames:
             scene.keyframe(
-                int(observation["now_us"]),
+                int(observation["now_us"]) + later_us,
                 observation["images"],
-                observation["time_us"],
+                observation["camera_time_us"] + later_us,
                 observation["T_world_from_ego"],
                 observation["T_world_from_ego_now"],
                 boxes,
             )
-        imu = ImuWindow(*(np.concatenate([o[key] for o in imus]) for key in ("imu_time_us", "accel", "gyro")))
+        imu_time_us, accel, gyro = (np.concatenate([o[key] for o in imus]) for key in IMU_KEYS)
         time_us, poses, speed, yaw_rate, steering = (np.array(column) for column in zip(*bus, strict=True))
-        scene.can(imu, time_us, poses, speed, yaw_rate, steering)
+        scene.can(ImuWindow(imu_time_us + later_us, accel, gyro), time_us + later_us, poses, speed, yaw_rate, steering)
+
+
+def scene_name(seed: int) -> str:
+    """Course and scene have one number, so a recording that goes on knows which courses it has."""
+    return f"scene-{seed:04d}"
 
 
 def record(
@@ -121,22 +126,28 @@ def record(
     image_size: tuple[int, int],
     progress: bool = True,
 ) -> dict[str, int]:
-    """Record until the dataroot holds `steps` keyframes; counts of scenes and keyframes. Run again, it goes on.
+    """Record courses `seed`, `seed + 1`, ... until at least `steps` keyframes are there; counts of scenes.
 
-    Scene k is the course of seed `seed + k`, so an interrupted recording continues with the seeds not yet tried: the
-    names of complete scenes say how many there are, and a seed that failed is tried in vain once more.
+    A course whose scene is in the dataroot already is left as it is, so an interrupted recording goes on where it was.
+    A course that the expert does not get through cleanly is discarded; MAX_IN_VAIN of them in a row end the recording.
     """
     writer = NuscenesWriter(dataroot, version)
     wanted = -(-steps // scene_steps)
-    counts = {"scenes": len(writer.scenes), "already_there": len(writer.scenes), "discarded": 0}
-    next_seed, in_vain = seed + counts["scenes"], 0
-    with tqdm(total=wanted * scene_steps, initial=counts["scenes"] * scene_steps, unit="step", desc="record") as bar:
-        while counts["scenes"] < wanted and in_vain < MAX_TRIES:
+    counts = {"wanted": wanted, "scenes": 0, "already_there": 0, "discarded": 0}
+    in_vain = 0
+    with tqdm(total=wanted * scene_steps, unit="step", desc="record", disable=not progress) as bar:
+        for course in range(seed, LAST_COURSE + 1):
+            if counts["scenes"] == wanted or in_vain == MAX_IN_VAIN:
+                break
+            if course in NO_CAN_BUS:
+                continue
             before = bar.n
-            if record_scene(writer, next_seed, scene_steps, image_size, bar):
-                counts["scenes"], in_vain = counts["scenes"] + 1, 0
-            else:
+            if scene_name(course) in writer.scenes:
+                counts["already_there"] += 1
+                bar.update(scene_steps)
+            elif not record_scene(writer, course, scene_steps, image_size, bar):
                 counts["discarded"], in_vain = counts["discarded"] + 1, in_vain + 1
                 bar.update(before - bar.n)
-            next_seed += 1
+                continue
+            counts["scenes"], in_vain = counts["scenes"] + 1, 0
     return counts

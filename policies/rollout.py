@@ -1,14 +1,13 @@
 """Closed loop: a policy drives a world. One function an episode, one for a whole run."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import numpy as np
 from tqdm import tqdm
 
 from policies.control import PlanTracker
 from policies.media import EpisodeMedia
-from policies.protocol import NOTHING, Plan, Policy, Privileged
+from policies.protocol import NOTHING, Policy, Privileged
 from policies.runs import Run
 from sensors import frames
 from sensors.gym_source import ClipHistory
@@ -32,6 +31,11 @@ def road_lines(world: World) -> list[tuple[str, np.ndarray]]:
     return lines
 
 
+def quiet_env(image_size: tuple[int, int], seconds: float) -> CourseEnv:
+    """An environment that renders when asked (`capture`), not at every step."""
+    return CourseEnv(image_size=image_size, cameras=False, time_limit_s=seconds, render_mode="rgb_array")
+
+
 def drive_episode(
     policy: Policy, env: CourseEnv, seed: int, media: EpisodeMedia | None = None, progress: tqdm | None = None
 ) -> EpisodeLog:
@@ -44,33 +48,37 @@ def drive_episode(
     lines = road_lines(world)
     recorder = EpisodeRecorder(f"seed-{seed:04d}", "drive", policy.name, seed, lines)
     given = Privileged(world=world) if policy.privileged else NOTHING
-    ended_by, step = "", 0
-    while not ended_by:
+    ended_by, step, seen = "", 0, 0
+    while True:
+        replan = step % REPLAN_EVERY == 0
+        if media is not None or (replan and policy.needs_images):  # pictures that nobody looks at are not rendered
+            observation["images"] = env.capture().rgb
         history.append(observation)
         pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
         speed_mps = float(observation["vehicle"][0])
-        new_plan: Plan | None = None
-        if step % REPLAN_EVERY == 0:
-            new_plan = policy.plan(history.clip(), given).validate(f"{policy.name} seed {seed} step {step}")
-            tracker.follow(new_plan, pose, now_us, speed_mps)
-        command = tracker.command(pose, now_us, speed_mps)
-        action = np.array([command.accel_mps2, command.curvature_1pm])
         boxes = world.boxes_at(now_us)
-        before = len(world.events)
         xyyaw = np.array([pose[0, 3], pose[1, 3], frames.yaw(pose)])
-        observation, _, terminated, truncated, _ = env.step(action)
-        events = [event.kind for event in world.events[before:]]
+        events = [event.kind for event in world.events[seen:]]
+        seen = len(world.events)
+        if ended_by:
+            recorder.frame(now_us, xyyaw, speed_mps, None, boxes, events)
+            return recorder.finish(ended_by)
+        if replan:
+            plan = policy.plan(history.clip(), given).validate(f"{policy.name} seed {seed} step {step}")
+            plan_in_world = plan.in_world(pose)
+            tracker.follow(plan, pose, now_us, speed_mps)
+        command = tracker.command(pose, now_us, speed_mps)
         recorder.frame(now_us, xyyaw, speed_mps, (command.accel_mps2, command.curvature_1pm), boxes, events)
-        if new_plan is not None:
-            plan_in_world = new_plan.in_world(pose)
-            recorder.plan(new_plan.time_s, plan_in_world)
+        if replan:
+            recorder.plan(plan.time_s, plan_in_world)
         if media is not None:
             media.add(history.clip(), plan_in_world, lines, boxes)
-        ended_by = events[0] if terminated and events else "time" if truncated else "terminated" if terminated else ""
+        observation, _, terminated, truncated, _ = env.step(np.array([command.accel_mps2, command.curvature_1pm]))
         step += 1
+        if terminated or truncated:
+            ended_by = world.events[-1].kind if terminated else "time"
         if progress is not None:
             progress.update()
-    return recorder.finish(ended_by)
 
 
 def drive(
@@ -82,20 +90,15 @@ def drive(
     videos: int,
     progress: bool = True,
 ) -> None:
-    """Every policy on every seed; the first policy's first `videos` episodes are filmed.
-
-    A policy that needs no images drives with the cameras off, unless it is filmed.
-    """
+    """Every policy on every seed; the first policy's first `videos` episodes are filmed."""
     steps = round(seconds * 10)
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=len(policies) * len(seeds) * steps, disable=not progress, unit="step", desc="drive")
-        )
+    total = len(policies) * len(seeds) * steps
+    with tqdm(total=total, disable=not progress, unit="step", desc="drive") as bar:
         for policy in policies:
             size = policy.image_size or image_size
             for k, seed in enumerate(seeds):
                 filmed = policy is policies[0] and k < videos
-                env = CourseEnv(image_size=size, cameras=filmed or policy.needs_images, seconds=seconds)
+                env = quiet_env(size, seconds)
                 name = f"{policy.name}-seed-{seed:04d}"
                 with run.episode(name, policy.name, seed, FILM_HZ * filmed) as episode:
                     episode.log = drive_episode(policy, env, seed, episode.media, bar)

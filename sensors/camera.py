@@ -60,7 +60,9 @@ class Camera:
             raise InputError(where, "distortion", self.distortion, f"one of {', '.join(COEFFICIENTS)}")
         if len(self.coefficients) != COEFFICIENTS[self.distortion]:
             count = COEFFICIENTS[self.distortion]
-            raise InputError(where, "coefficients", f"{len(self.coefficients)} numbers", f"{count} for {self.distortion}")
+            raise InputError(
+                where, "coefficients", f"{len(self.coefficients)} numbers", f"{count} for {self.distortion}"
+            )
         return self
 
     def project(self, points_in_cam_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,7 +62,9 @@ class ImuWindow:
         time_us = np.asarray(time_us, np.int64)
         if len(time_us) and (not len(self) or time_us.min() < self.time_us[0] or time_us.max() > self.time_us[-1]):
             span = f"[{self.time_us[0]}, {self.time_us[-1]}] us" if len(self) else "an empty window"
-            raise InputError("imu.resample", "time_us", f"[{time_us.min()}, {time_us.max()}] us", f"times inside {span}")
+            raise InputError(
+                "imu.resample", "time_us", f"[{time_us.min()}, {time_us.max()}] us", f"times inside {span}"
+            )
         # Relative to the first sample: microseconds since 1970 do not fit a float64 product exactly.
         at, base = (time_us - self.time_us[0], self.time_us - self.time_us[0]) if len(self) else (time_us, time_us)
 

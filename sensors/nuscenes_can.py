@@ -2,9 +2,9 @@
 
 `ms_imu` (100 Hz) is in ego axes (x forward, y left, z up) with gravity included: on scene-0103 its z rate is the yaw
 rate of the poses (correlation 0.996, slope 1.00), its x the derivative of speed (0.988), its y speed times yaw rate
-(0.94), and z averages 9.79 m/s2. `pose` (50 Hz) gives speed (vel[0]) and yaw rate (rotation_rate[2]),
-`steeranglefeedback` (100 Hz) the angle of the steering wheel in radians. `vehicle_monitor` (2 Hz; km/h, degrees) is
-written for the devkit's sake and not read. null in a written message is a signal that nobody measured.
+(0.94), and z averages 9.79 m/s2. `pose` (50 Hz) gives speed (vel[0]; 1.7 % below the poses there) and yaw rate
+(rotation_rate[2]), `steeranglefeedback` (100 Hz) the angle of the steering wheel in radians. `vehicle_monitor` (2 Hz;
+km/h, degrees) is written for the devkit's sake and not read. null in a written message is a signal nobody measured.
 """
 
 from dataclasses import dataclass

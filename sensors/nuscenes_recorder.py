@@ -37,9 +37,17 @@ ATTRIBUTES = (
 class SceneRecorder:
     """Takes one scene, keyframe by keyframe; images go to the staging folder at once, rows stay in memory."""
 
-    def __init__(self, staging: Path, version: str, name: str, cameras: tuple[Camera, ...], jpeg_quality: int):
+    def __init__(
+        self,
+        staging: Path,
+        version: str,
+        name: str,
+        cameras: tuple[Camera, ...],
+        jpeg_quality: int,
+        starts_us: frozenset[int],
+    ):
         self.name, self.cameras = name, cameras
-        self._staging, self._version, self._quality = staging, version, jpeg_quality
+        self._staging, self._version, self._quality, self._starts_us = staging, version, jpeg_quality, starts_us
         self._rows: dict[str, list[dict]] = {table: [] for table in (*APPENDED, *SHARED)}
         self._last_us: np.ndarray | None = None
         self._annotations: dict[str, list[dict]] = {}  # by box id
@@ -144,6 +152,9 @@ class SceneRecorder:
                 raise InputError(where, f"image of {camera.name}", f"{image.dtype} {image.shape}", expected)
         if (np.asarray(time_us) > now_us).any():
             raise InputError(where, "time_us", f"{np.max(time_us)} us", f"nothing later than now, {now_us} us")
+        if self._last_us is None and now_us in self._starts_us:
+            expected = "a time of its own: the devkit's list_scenes can't sort scenes that begin together"
+            raise InputError(where, "now_us", f"{now_us}, where another scene begins", expected)
         if self._last_us is not None and (np.array([*time_us, now_us]) <= self._last_us).any():
             raise InputError(where, "time_us, now_us", [*time_us, now_us], f"all later than {self._last_us}")
 

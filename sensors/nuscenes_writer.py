@@ -83,7 +83,10 @@ class NuscenesWriter:
                 self._clear()
                 self._check_name(name)
                 try:
-                    recorder = SceneRecorder(self._staging / name, self.version, name, cameras, self.jpeg_quality)
+                    starts_us = frozenset(row["timestamp"] for row in self._rows("sample") if not row["prev"])
+                    recorder = SceneRecorder(
+                        self._staging / name, self.version, name, cameras, self.jpeg_quality, starts_us
+                    )
                     yield recorder
                     rows = recorder.finish(description, location, drivable_mask)
                     self._move_into_place(name)

@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ MIN_RADIUS_M = 14.0  # of the road's centreline; the inner lane's is half a lane
 SPACING_M = 1.0  # of the centreline's points
 MARKING_M, DASH_M, DASH_PERIOD_M = 0.16, 3.0, 9.0
 STRIP_M = 12.0  # length of one drawn piece of road
+BORDER_M = 60.0  # a course lies in the world's positive quadrant, at least this far in: map rasters show no other
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def _fourier_loop(rng: np.random.Generator, length_m: float) -> ClosedLine | Non
     apart = np.abs(s[:, None] - s)
     apart = np.minimum(apart, line.length_m - apart)
     distance = np.linalg.norm(sparse[:, None] - sparse, axis=-1)
-    return line if distance[apart > 45.0].min() > 22.0 else None
+    if distance[apart > 45.0].min() <= 22.0:
+        return None
+    return ClosedLine(line.points - line.points.min(axis=0) + BORDER_M)
 
 
 def _surfaces(line: ClosedLine) -> tuple[Surface, ...]:
@@ -152,7 +156,7 @@ def _surfaces(line: ClosedLine) -> tuple[Surface, ...]:
     def whole(kind, left, right):
         pieces = max(1, round(line.length_m / STRIP_M))
         ends = np.linspace(0, line.length_m, pieces + 1)
-        return [Surface(kind, _strip(line, a, b, left, right)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [Surface(kind, _strip(line, a, b, left, right)) for a, b in pairwise(ends)]
 
     out = whole("shoulder", half, -half) + whole("asphalt", LANE_WIDTH_M, -LANE_WIDTH_M)
     for middle in (edge, -edge):

@@ -1,7 +1,7 @@
-"""What there is to see, independent of who draws it: painted ground, faces of solids, sky. Both renderers read this.
+"""What there is to see, independent of who draws it: painted ground, faces of solids, sky. Renderers read this.
 
-A scene is a `Backdrop` (ground and props; one per episode) and `Faces` of what moves at one instant. Every solid is made
-of flat convex quadrilaterals, counter-clockwise seen from outside; a triangle repeats a corner. Colours are final
+A scene is a `Backdrop` (ground and props; one per episode) and `Faces` of what moves at one instant. Every solid is
+made of flat convex quadrilaterals, counter-clockwise seen from outside; a triangle repeats a corner. Colours are final
 (shaded); the ground is the plane z = 0.
 
 Semantic ids (uint8): see SEMANTIC. Instance ids (int32): 0 ground and sky, 1... the actors (`Actor.instance`),
@@ -200,7 +200,7 @@ def _side_discs(x: float, half_width: float, radius: float) -> np.ndarray:
     ring = np.stack([x + radius * np.cos(angle), np.zeros(6), radius + radius * np.sin(angle)], axis=-1)
     quads = []
     for side in (1, -1):
-        hexagon = ring + [0, side * half_width, 0]
+        hexagon = ring + np.array([0, side * half_width, 0])
         pair = [hexagon[[0, 1, 2, 3]], hexagon[[0, 3, 4, 5]]]
         quads += [q[::-1] if side > 0 else q for q in pair]
     return np.array(quads)

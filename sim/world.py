@@ -24,6 +24,7 @@ SIZES_LWH_M = {
     "vehicle.truck": (6.6, 2.3, 2.8),
     "human.pedestrian.adult": (0.55, 0.6, 1.75),
 }
+NEAR_M, CLOSING_M = 12.0, 8.0  # no two footprints touch beyond the first; nothing closes in by the second in a period
 PAINTS = ((172, 28, 30), (36, 62, 130), (222, 222, 224), (52, 54, 58), (150, 154, 160), (204, 150, 40), (40, 96, 66))
 
 
@@ -129,9 +130,10 @@ class World:
         self.events: tuple[Event, ...] = ()
         self._touching: frozenset[str] = frozenset()
         self._was_off_road = False
+        self._lane_state: tuple[EgoState | None, LaneState | None] = (None, None)
         now = EgoState(float(xy[0]), float(xy[1]), float(wrap(heading + heading_rad)), speed, curvature)
         seconds = np.arange(-SUBSTEPS, 1) * (SUBSTEP_US * 1e-6)
-        self.track = tuple(advance(now, speed * float(t), speed, curvature) for t in seconds[:-1]) + (now,)
+        self.track = (*(advance(now, speed * float(t), speed, curvature) for t in seconds[:-1]), now)
         self._s -= self._speed * PERIOD_US * 1e-6
         self.time_us = START_US
 
@@ -198,6 +200,11 @@ class World:
 
     def lane_state(self) -> LaneState:
         """The ego's rear axle in its lane."""
+        if self._lane_state[0] is not self.ego:  # several ask in one period
+            self._lane_state = (self.ego, self._locate_ego())
+        return self._lane_state[1]
+
+    def _locate_ego(self) -> LaneState:
         ego, lane = self.ego, self.ego_lane
         at = lane.line.project(np.array([ego.x_m, ego.y_m]))
         box = ego.footprint(self.params)
@@ -264,9 +271,13 @@ class World:
     def _collisions(self) -> tuple[Event, ...]:
         """Overlaps in any substep of the period just driven, each reported when it begins."""
         begun, touching = [], self._touching
+        away = self.poses_at(self.time_us)[0][:, :2] - (self.ego.x_m, self.ego.y_m)
+        if not (np.hypot(*away.T) < NEAR_M + CLOSING_M).any():  # the common case, at a tenth of the price
+            self._touching = frozenset()
+            return ()
         for time_us, ego in zip(self.track_time_us[1:], self.track[1:], strict=True):
             poses, speed = self.poses_at(int(time_us))
-            near = np.flatnonzero(np.hypot(poses[:, 0] - ego.x_m, poses[:, 1] - ego.y_m) < 12.0)
+            near = np.flatnonzero(np.hypot(poses[:, 0] - ego.x_m, poses[:, 1] - ego.y_m) < NEAR_M)
             if not len(near):
                 touching = frozenset()
                 continue
@@ -306,22 +317,23 @@ def _populate(road: Road, ego_s_m: float, rng: np.random.Generator) -> tuple[Act
             made.append(
                 {"category": category, "lane": name, "s_m": float(s), "speed_mps": speed, "eagerness": eagerness}
             )
-    beside: list[tuple[float, float, str]] = []  # lane s, side of the road, lane
+    beside: list[tuple[float, str]] = []  # arc length, lane
     for _ in range(60):
         name, lane = list(road.lanes.items())[int(rng.integers(len(road.lanes)))]
         s = float(rng.uniform(0, lane.line.length_m))
         parked = len(beside) < 9
         pieces = s + np.arange(-8, 9, 4.0)
         bent = float(np.abs(lane.line.curvature_at(pieces)).max()) > 1 / 40
-        if any(n == name and min(lane.line.gap(s, o), lane.line.gap(o, s)) < 11 for o, _, n in beside) or bent:
+        if any(n == name and min(lane.line.gap(s, o), lane.line.gap(o, s)) < 11 for o, n in beside) or bent:
             continue
         if len(beside) >= 15:
             break
-        beside.append((s, 0.0, name))
+        beside.append((s, name))
         xy, heading = lane.line.at(s)
-        out = lane.width_m / 2 + (1.05 if parked else float(rng.uniform(2.2, 3.5)))  # right of the lane
-        xy = xy + out * np.array([np.sin(heading), -np.cos(heading)])
         category = kind(0.1) if parked else "human.pedestrian.adult"
+        width = SIZES_LWH_M[category][1]
+        out = lane.width_m / 2 + (0.15 + width / 2 if parked else float(rng.uniform(2.2, 3.5)))  # right of the lane
+        xy = xy + out * np.array([np.sin(heading), -np.cos(heading)])
         yaw = float(heading) if parked else float(rng.uniform(-np.pi, np.pi))
         made.append({"category": category, "lane": None, "pose": (float(xy[0]), float(xy[1]), yaw)})
     actors = []

@@ -16,8 +16,8 @@ import numpy as np
 from sensors.errors import InputError
 from vla.config import ModelConfig
 
-SMOOTH_M = 0.02  # labels: metres of distance error that a step of 1 m/s2 between two intervals is worth
-STANDSTILL_M = 0.05  # labels: below this arc length the curvature fades to zero
+SMOOTH_M = 0.05  # labels: metres of distance error that a step of 1 m/s2 between two intervals is worth
+STANDSTILL_M = 0.05  # labels: curvature fades to zero below this arc; a path with less than this left has stopped
 
 
 def integrate(v0_mps, accel_mps2, curvature_1pm, dt_s: float):
@@ -84,9 +84,12 @@ class ActionTokenizer:
         v0 = max(float(v0_mps), 0.0)
         time_s = self.dt_s * np.arange(1, self.steps + 1)
         accel = self._accel_of_distance @ (np.cumsum(arc) - v0 * time_s)
+        rest = np.cumsum(np.abs(arc)[::-1])[::-1]
         speed = v0
-        for k in range(self.steps):  # a car that stands still needs no braking: the label says 0, not a leftover
-            accel[k] = max(accel[k], -speed / self.dt_s)
+        for k in range(self.steps):
+            # A car that stands still needs no braking, and one that has arrived does not creep on.
+            standing = -speed / self.dt_s
+            accel[k] = standing if rest[k] < STANDSTILL_M else max(accel[k], standing)
             speed += accel[k] * self.dt_s
         return accel, curvature
 

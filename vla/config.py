@@ -6,7 +6,10 @@ ids   0            <plan>   the token after which action tokens follow
       then         `curvature_bins` curvature tokens, from right to left
 """
 
+import dataclasses
 import difflib
+import types
+import typing
 from dataclasses import asdict, dataclass, fields
 
 from sensors.clip import ROUTE_COMMANDS
@@ -97,9 +100,9 @@ class ModelConfig:
         """Self, or an InputError that names the field to change."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in ("int", int) and (type(value) is not int or value < 1):
+            if field.type is int and (type(value) is not int or value < 1):
                 raise InputError(where, field.name, repr(value), "a whole number of at least 1")
-            if field.type in ("float", float) and (type(value) not in (int, float) or not abs(value) < float("inf")):
+            if field.type is float and (type(value) not in (int, float) or not abs(value) < float("inf")):
                 raise InputError(where, field.name, repr(value), "a finite number")
         for name in ("image_width", "image_height"):
             self._divides(where, "patch_px", self.patch_px, name)
@@ -142,13 +145,44 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict, where: object = "model config") -> "ModelConfig":
         """The validated config of a dictionary; absent keys take the default, an unknown key is an InputError."""
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"Did you mean {near[0]}?" if near else ""
-                raise InputError(where, str(key), "an unknown key", f"one of {', '.join(known)}", hint)
-        values = dict(values)
-        if isinstance(values.get("commands"), list):
-            values["commands"] = tuple(values["commands"])
-        return cls(**values).validate(where)
+        return build(cls, values, where).validate(where)
+
+
+def build(cls: type, values: dict, where: object, prefix: str = ""):
+    """A (nested) dataclass from plain values; unknown, missing or mistyped keys are InputErrors."""
+    if not isinstance(values, dict):
+        raise InputError(where, prefix.rstrip("."), values, f"a mapping with the keys of {cls.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types_of = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"Did you mean {prefix}{near[0]}?" if near else ""
+            raise InputError(where, f"{prefix}{key}", "an unknown key", f"one of {', '.join(fields)}", hint)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(where, f"{prefix}{missing[0]}", "nothing", "a value; it has no default")
+    return cls(**{key: _typed(types_of[key], value, where, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _typed(kind: object, value: object, where: object, key: str):
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where, f"{key}.")
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(kind)[0], item, where, f"{key}[{k}]") for k, item in enumerate(value))
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            raise InputError(where, key, repr(value), "a number") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(getattr(one, "__name__", str(one)) for one in allowed)
+        raise InputError(where, key, f"{value!r} ({type(value).__name__})", names)
+    return value

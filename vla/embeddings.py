@@ -51,7 +51,7 @@ class PatchStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         B, T, N, H, W, _ = images.shape
         rows, columns, side = H // self.patch_px, W // self.patch_px, self.side
-        squares = images.view(B * T * N, rows, side, SUB_PATCH, columns, side, SUB_PATCH, 3)
+        squares = images.reshape(B * T * N, rows, side, SUB_PATCH, columns, side, SUB_PATCH, 3)
         squares = squares.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, SUB_PATCH * SUB_PATCH * 3)
         x = nn.functional.silu(self.square(squares.to(self.square.weight.dtype) / 127.5 - 1.0))
         return self.patch(x.view(B, T, N, rows * columns, -1))
@@ -63,10 +63,10 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.fourier = Fourier(TIME_FREQUENCIES)
-        self.out = nn.Linear(self.fourier.features, width)
+        self.linear = nn.Linear(self.fourier.features, width)
 
     def forward(self, time_s: Tensor) -> Tensor:
-        return self.out(self.fourier(time_s[..., None]))
+        return self.linear(self.fourier(time_s[..., None]))
 
 
 class RayEmbedding(nn.Module):
@@ -99,14 +99,14 @@ class ImuProjector(nn.Module):
         super().__init__()
         self.tokens = config.imu_tokens
         self.hidden = nn.Linear(7 * config.imu_samples // config.imu_tokens, config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.token = nn.Linear(config.width, config.width)
         self.register_buffer("mean", torch.tensor(IMU_MEAN), persistent=False)
         self.register_buffer("scale", torch.tensor(IMU_SCALE), persistent=False)
 
     def forward(self, imu: Tensor, mask: Tensor) -> Tensor:
         seen = mask[..., None].to(imu.dtype)
         x = torch.cat([(imu - self.mean) / self.scale * seen, seen], dim=-1)
-        return self.out(nn.functional.silu(self.hidden(x.view(len(x), self.tokens, -1))))
+        return self.token(nn.functional.silu(self.hidden(x.view(len(x), self.tokens, -1))))
 
 
 class VehicleProjector(nn.Module):

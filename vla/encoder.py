@@ -61,7 +61,7 @@ class SceneEncoder(nn.Module):
         x = self.stem(batch.images) + self.time(batch.time_s)[..., None, :]
         x = x + self.ray(batch.T_ego_now_from_cam, batch.rays_in_cam, batch.ray_mask)
         B, T, N, P, D = x.shape
-        x = x.view(B * T * N, P, D)
+        x = x.reshape(B * T * N, P, D)
         for layer in self.local:
             x = layer(x)
         memory = torch.cat([self.nothing.expand(B, 1, D), x.view(B, T * N * P, D)], dim=1)
@@ -84,5 +84,5 @@ class SceneEncoder(nn.Module):
         S = len(self.queries)
         step = torch.arange(T, device=seen.device)
         past = (step[:, None] >= step).repeat_interleave(S, dim=0).repeat_interleave(N * P, dim=1)
-        allowed = past & seen.view(B, 1, 1, T * N * P)
+        allowed = past & seen.reshape(B, 1, 1, T * N * P)
         return attention_bias(nn.functional.pad(allowed, (1, 0), value=True), dtype)

@@ -72,7 +72,7 @@ class DrivingModel(nn.Module):
         """
         self._check(batch, allow_blind)
         scene = self.scene(self.encoder(batch)).flatten(1, 2)
-        imu_time_s = batch.imu_time_s.view(len(scene), self.imu.tokens, -1).mean(dim=-1)
+        imu_time_s = batch.imu_time_s.reshape(len(scene), self.imu.tokens, -1).mean(dim=-1)
         imu = self.imu(batch.imu, batch.imu_mask) + self.imu_time(imu_time_s)
         vehicle = self.vehicle(batch.vehicle, batch.vehicle_mask)
         command = self.embedding(batch.command_id[:, None] + COMMAND_OFFSET)
@@ -137,7 +137,7 @@ class DrivingModel(nn.Module):
         for name in ("time_s", "T_ego_now_from_cam", "rays_in_cam", "imu", "imu_time_s", "vehicle"):
             finite = torch.isfinite(getattr(batch, name))
             if not finite.all():
-                clip = int(finite.view(B, -1).all(dim=1).logical_not().nonzero()[0])
+                clip = int(finite.flatten(1).all(dim=1).logical_not().nonzero()[0])
                 raise InputError("batch", f"{name} of clip {clip}", "NaN or infinity", "finite numbers")
         blind = ~batch.image_mask.flatten(1).any(dim=1)
         if not allow_blind and blind.any():

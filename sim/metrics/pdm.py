@@ -13,7 +13,7 @@ one may have an eighth column, the measured lateral acceleration ay, which only 
     what                 compat                                         strict
     reference velocity   accelerations are penalised                    their differences (jerk) are, as in nuPlan
     centre acceleration  (ax + d (w^2 + w'), 0), d rear axle to centre  (ax - d w^2, v w + d w')
-    history comfort      14 or 15 past samples, as the time stamps jitter  15, each at its true time
+    history comfort      14 or 15 past samples, as the time stamps jitter  every 0.1 s back from the present
 
 Source: NAVSIM v2.2, `pdm_planner/simulation/*` and `scoring/pdm_comfort_metrics.py`.
 """

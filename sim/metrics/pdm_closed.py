@@ -59,16 +59,18 @@ class PdmClosed:
 
 @dataclass(frozen=True)
 class _InTheWay:
-    """What touches the corridor of one path at one instant: C actors and R lights.
+    """What touches the corridors of the paths at one instant: C actors (one row for each path they block) and lights.
 
-    poses [C, 3], sizes_lw_m [C, 2], along_m [C], velocity_mps [C, 2]; lights: pairs (polygon [V, 2], along_m)
+    path [C], poses [C, 3], sizes_lw_m [C, 2], along_m [C], velocity_mps [C, 2]
+    lights: triples (path, polygon [V, 2], along_m)
     """
 
+    path: np.ndarray
     poses: np.ndarray
     sizes_lw_m: np.ndarray
     along_m: np.ndarray
     velocity_mps: np.ndarray
-    lights: list[tuple[np.ndarray, float]]
+    lights: list[tuple[int, np.ndarray, float]]
 
 
 def constant_velocity(actors: Actors, instants: int = FORECAST_INSTANTS, hold: int = FORECAST_HOLD) -> Actors:
@@ -137,31 +139,40 @@ def _actors_in_corridor(actors: Actors, instants: np.ndarray, corridor) -> np.nd
     return hit
 
 
-def _in_the_way(scene: PdmScene, path, progress, start_m: float, end_m: float, vehicle: Footprint) -> list[_InTheWay]:
-    """What blocks one path between two arc lengths, at instants 0, 2, 4, ... (0.2 s apart)."""
+def _in_the_way(scene: PdmScene, paths, progress, start_m, reach_m: float, vehicle: Footprint) -> list[_InTheWay]:
+    """What blocks the paths within reach, at instants 0, 2, 4, ... (0.2 s apart)."""
     actors, instants = scene.actors, np.arange(0, STATES, FORECAST_HOLD)
-    corridor = _corridor(path, progress, start_m, min(end_m, progress[-1]), vehicle.width_m)
-    if not len(corridor[0]):
-        return [_InTheWay(np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)), []) for _ in instants]
-    t, a = np.nonzero(_actors_in_corridor(actors, instants, corridor).T)
+    rows, lights = [], [[] for _ in instants]
+    for lane, path in enumerate(paths):
+        end_m = min(start_m[lane] + reach_m, progress[lane][-1])
+        corridor = _corridor(path, progress[lane], start_m[lane], end_m, vehicle.width_m)
+        if not len(corridor[0]):
+            continue
+        t, a = np.nonzero(_actors_in_corridor(actors, instants, corridor).T)
+        along = project_on_line(actors.xyh[a, instants[t], :2], path[:, :2])[0]
+        rows.append((t, a, np.full(len(t), lane), along))
+        for at, polygon in _lights_in_corridor(scene.red_lights, instants, corridor):
+            along_m = float(project_on_line(_centroid(polygon), path[:, :2])[0])
+            for i in at:
+                lights[i].append((lane, polygon, along_m))
+    t, a, lane, along = (
+        (np.concatenate(column) for column in zip(*rows, strict=True)) if rows else np.zeros((4, 0), int)
+    )
     poses = actors.xyh[a, instants[t]]
-    along = project_on_line(poses[:, :2], path[:, :2])[0]
     speed = np.where(actors.is_agent[a], actors.speed_mps[a, 0], 0.0)
     velocity = speed[:, None] * np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=-1)
-    blocks = _outlines(np.column_stack(corridor[:2]), 2 * corridor[2])
-    seen: dict[int, tuple[bool, float]] = {}  # a light that stays red is one array, tested once
-    found = []
+    columns = (lane, poses, actors.size_lw_m[a], along, velocity)
+    return [_InTheWay(*(c[t == i] for c in columns), lights[i]) for i in range(len(instants))]
+
+
+def _lights_in_corridor(red_lights, instants: np.ndarray, corridor) -> list[tuple[list[int], np.ndarray]]:
+    """Red polygons that touch the corridor, each with the indices of the instants at which it is red."""
+    lit: dict[int, tuple[list[int], np.ndarray]] = {}  # a light that stays red is one array, tested once
     for i, k in enumerate(instants):
-        lights = []
-        for polygon in scene.red_lights[k]:
-            if id(polygon) not in seen:
-                place = float(project_on_line(_centroid(polygon), path[:, :2])[0])
-                seen[id(polygon)] = (bool(rectangles_touch_polygon(blocks, polygon).any()), place)
-            if seen[id(polygon)][0]:
-                lights.append((polygon, seen[id(polygon)][1]))
-        now = t == i
-        found.append(_InTheWay(poses[now], actors.size_lw_m[a[now]], along[now], velocity[now], lights))
-    return found
+        for polygon in red_lights[k]:
+            lit.setdefault(id(polygon), ([], polygon))[0].append(i)
+    blocks = _outlines(np.column_stack(corridor[:2]), 2 * corridor[2])
+    return [(at, polygon) for at, polygon in lit.values() if rectangles_touch_polygon(blocks, polygon).any()]
 
 
 def _outlines(pose: np.ndarray, size_lw_m: np.ndarray) -> np.ndarray:
@@ -181,14 +192,14 @@ def _centroid(polygon: np.ndarray) -> np.ndarray:
 
 
 def _leader(blocked: _InTheWay, s: np.ndarray, pose: np.ndarray, vehicle: Footprint):
-    """Gap and speed [N] of what is nearest to each of N cars at poses [N, 3] of all that is further along; inf, 0."""
+    """Gap and speed [P] of what is nearest to cars at poses [P, 3] of all further along their paths; inf, 0 if none."""
     states = np.zeros((len(s), 7))
     states[:, :3] = pose
     points = ego_points(states, vehicle)
     corners, centre = points[:, :CENTRE], points[:, CENTRE]
     gap, speed = np.full(len(s), np.inf), np.zeros(len(s))
     between = np.hypot(*(centre[:, None] - blocked.poses[:, :2]).transpose(2, 0, 1))
-    between[blocked.along_m <= s[:, None]] = np.inf
+    between[(blocked.along_m <= s[:, None]) | (blocked.path != _PATH[:, None])] = np.inf
     if between.size:
         # Centres cannot be closer to the outlines than the radii say: only these can be the nearest.
         slack = np.hypot(*blocked.sizes_lw_m.T) / 2 + np.hypot(vehicle.length_m, vehicle.width_m) / 2
@@ -206,11 +217,12 @@ def _leader(blocked: _InTheWay, s: np.ndarray, pose: np.ndarray, vehicle: Footpr
             + np.sin(pose[:, 2]) * blocked.velocity_mps[nearest, 1]
         )
         speed = np.where(np.isfinite(gap), towards, 0.0)
-    for polygon, along_m in blocked.lights:
-        distance = polygon_distance(corners, np.broadcast_to(polygon, (len(s), *polygon.shape)))
-        distance = np.where(rectangles_touch_polygon(corners, polygon), 0.0, distance)
-        nearer = (along_m > s) & (distance < gap)
-        gap, speed = np.where(nearer, distance, gap), np.where(nearer, 0.0, speed)
+    for lane, polygon, along_m in blocked.lights:
+        own = np.flatnonzero((lane == _PATH) & (along_m > s))
+        distance = polygon_distance(corners[own], np.broadcast_to(polygon, (len(own), *polygon.shape)))
+        distance = np.where(rectangles_touch_polygon(corners[own], polygon), 0.0, distance)
+        nearer = own[distance < gap[own]]
+        gap[nearer], speed[nearer] = distance[distance < gap[own]], 0.0
     return gap, speed
 
 
@@ -228,32 +240,27 @@ def proposals(
     """
     paths = parallel_paths(scene.centreline)
     progress = [np.append(0.0, np.cumsum(np.hypot(*np.diff(path[:, :2], axis=0).T))) for path in paths]
+    lines = list(zip(paths, progress, strict=True))
     start_m = [float(project_on_line(ego[:2], path[:, :2])[0]) for path in paths]
     target = _SHARE * (FALLBACK_LIMIT_MPS if speed_limit_mps is None else speed_limit_mps)
-    reach_m = target.max() * (STATES - 1) * DT_S
-    blocked = [
-        _in_the_way(scene, path, along, start, start + reach_m, vehicle)
-        for path, along, start in zip(paths, progress, start_m, strict=True)
-    ]
+    blocked = _in_the_way(scene, paths, progress, start_m, target.max() * (STATES - 1) * DT_S, vehicle)
     s = np.zeros((STATES, len(target)))
     s[0], v = np.asarray(start_m)[_PATH], np.full(len(target), ego[VX])
     length = np.array([p[-1] for p in progress])[_PATH]
     place, speed, rear = np.zeros(len(target)), np.zeros(len(target)), np.zeros(len(target))
     for k in range(1, STATES):
         if k % FORECAST_HOLD == 0 or (k == 1 and variant == "strict"):
-            place, speed, rear = length.copy(), np.zeros(len(target)), np.full(len(target), vehicle.length_m / 2)
-            for lane, path in enumerate(paths):
-                now = blocked[lane][k // FORECAST_HOLD]
-                if len(now.along_m) or now.lights:
-                    own = np.flatnonzero(lane == _PATH)
-                    gap, lead_speed = _leader(now, s[k - 1, own], _poses(path, progress[lane], s[k - 1, own]), vehicle)
-                    led = np.isfinite(gap)
-                    place[own[led]], speed[own[led]] = (s[k - 1, own] + gap)[led], lead_speed[led]
-                    rear[own[led]] = 0.0
+            now = blocked[k // FORECAST_HOLD]
+            gap, speed = np.full(len(target), np.inf), np.zeros(len(target))
+            if len(now.along_m) or now.lights:
+                pose = [_poses(path, along, s[k - 1, i == _PATH]) for i, (path, along) in enumerate(lines)]
+                gap, speed = _leader(now, s[k - 1], np.concatenate(pose), vehicle)
+            free = np.isinf(gap)  # then the end of the path leads
+            place = np.where(free, length, s[k - 1] + gap)
+            rear = np.where(free, vehicle.length_m / 2, 0.0)
         s[k] = s[k - 1] + DT_S * v
         v = v + DT_S * idm_acceleration(v, target, place - s[k - 1] - rear, speed)
-    poses = [_poses(paths[lane], progress[lane], s[:, lane == _PATH].T) for lane in range(len(paths))]
-    return np.concatenate(poses)
+    return np.concatenate([_poses(path, along, s[:, i == _PATH].T) for i, (path, along) in enumerate(lines)])
 
 
 def _poses(path: np.ndarray, progress: np.ndarray, s: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ are (x, y) in one common plane frame, in metres; a polygon is [V, 2] without a r
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -96,6 +97,15 @@ class MapLayers:
                     raise InputError(where, f"{name}[{i}]", np.shape(polygon), "[V, 2] with V >= 3")
         return self
 
+    @cached_property
+    def outlines(self) -> list[tuple[str, bool, "_Outline"]]:
+        """(layer, on the route, prepared polygon) of all; computed once, many plans are scored on one map."""
+        prepared = [(name, False, _Outline(polygon)) for name in _AREAS for polygon in getattr(self, name)]
+        for name in _LANES:
+            flags = getattr(self, f"{name}_on_route")
+            prepared += [(name, bool(on), _Outline(p)) for on, p in zip(flags, getattr(self, name), strict=True)]
+        return prepared
+
 
 @dataclass(frozen=True)
 class PdmScene:
@@ -153,58 +163,65 @@ def ego_points(states: np.ndarray, vehicle: Footprint = PACIFICA) -> np.ndarray:
     )
 
 
+class _Outline:
+    """A polygon prepared for many containment tests: edges x0, y0, x1, y1 [V] and bounding box."""
+
+    def __init__(self, polygon: np.ndarray):
+        self.x0, self.y0 = (np.ascontiguousarray(c, dtype=np.float64) for c in np.asarray(polygon).T)
+        self.x1, self.y1 = np.roll(self.x0, -1), np.roll(self.y0, -1)
+        self.levels = np.sort(self.y0)
+        self.low, self.high = (self.x0.min(), self.y0.min()), (self.x0.max(), self.y0.max())
+
+    def holds(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Whether points [N] lie strictly inside; only edges that a point's horizontal line crosses are looked at."""
+        inside = np.zeros(len(x), dtype=bool)
+        near = np.flatnonzero((x > self.low[0]) & (x < self.high[0]) & (y > self.low[1]) & (y < self.high[1]))
+        if not len(near):
+            return inside
+        x, y = x[near], y[near]
+        above = self.y0 > y[:, None]
+        above_next = np.concatenate([above[:, 1:], above[:, :1]], axis=1)
+        n, e = np.divmod(np.flatnonzero(above ^ above_next), len(self.x0))
+        x0, y0 = self.x0[e], self.y0[e]
+        rising = self.y1[e] > y0
+        side = (self.x1[e] - x0) * (y[n] - y0) - (self.y1[e] - y0) * (x[n] - x0)  # > 0: the point is left of the edge
+        crossed = np.bincount(n[(side > 0) == rising], minlength=len(x)) % 2 == 1
+        crossed[n[side == 0]] = False
+        for i in np.flatnonzero(
+            np.isin(y, self.y0) & crossed
+        ):  # level with a vertex: it may lie on a peak or level edge
+            crossed[i] = not self._on_level(x[i], y[i])
+        inside[near] = crossed
+        return inside
+
+    def _on_level(self, x: float, y: float) -> bool:
+        between = (np.minimum(self.x0, self.x1) <= x) & (x <= np.maximum(self.x0, self.x1))
+        return bool(((self.y0 == y) & ((self.x0 == x) | ((self.y1 == y) & between))).any())
+
+
 def points_in_polygon(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     """Whether points [..., 2] lie strictly inside a polygon [V, 2] (even-odd rule; a point on an edge is outside)."""
-    flat = points.reshape(-1, 2)
-    return _inside(flat[:, 0], flat[:, 1], polygon).reshape(points.shape[:-1])
-
-
-def _inside(x: np.ndarray, y: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """`points_in_polygon` of coordinates [N]: only edges that a point's horizontal line crosses are looked at."""
-    inside = np.zeros(len(x), dtype=bool)
-    (x_low, y_low), (x_high, y_high) = polygon.min(axis=0), polygon.max(axis=0)
-    near = np.flatnonzero((x > x_low) & (x < x_high) & (y > y_low) & (y < y_high))
-    if not len(near):
-        return inside
-    x, y = x[near], y[near]
-    x0, y0 = polygon.T
-    x1, y1 = np.roll(polygon, -1, axis=0).T
-    above = y0 > y[:, None]
-    above_next = np.concatenate([above[:, 1:], above[:, :1]], axis=1)
-    n, e = np.nonzero(above ^ above_next)
-    side = (x1[e] - x0[e]) * (y[n] - y0[e]) - (y1[e] - y0[e]) * (x[n] - x0[e])  # > 0: left of the edge
-    crossed = np.bincount(n[(side > 0) == above_next[n, e]], minlength=len(x)) % 2 == 1
-    crossed[n[side == 0]] = False
-    for i in np.flatnonzero((y0 == y[:, None]).any(axis=1) & crossed):  # level with a vertex: peaks, level edges
-        level = (y0 == y[i]) & (
-            ((y1 == y[i]) & (np.minimum(x0, x1) <= x[i]) & (x[i] <= np.maximum(x0, x1))) | (x0 == x[i])
-        )
-        crossed[i] = not level.any()
-    inside[near] = crossed
-    return inside
+    return _Outline(polygon).holds(points[..., 0].ravel(), points[..., 1].ravel()).reshape(points.shape[:-1])
 
 
 def ego_areas(points: np.ndarray, layers: MapLayers) -> Areas:
-    """Areas of ego points [P, K, 6, 2]; every polygon is tested once against all of them."""
+    """Areas of ego points [P, K, 6, 2]; every polygon in reach is tested once against all of them."""
+    x, y = (np.ascontiguousarray(points[..., i].ravel()) for i in range(2))
+    low, high = (x.min(), y.min()), (x.max(), y.max())
     drivable = np.zeros(points.shape[:-1], dtype=bool)
     intersection = np.zeros(points.shape[:-1], dtype=bool)
-    x, y = (np.ascontiguousarray(points[..., i].ravel()) for i in range(2))
-
-    def holds(polygon: np.ndarray) -> np.ndarray:
-        return _inside(x, y, polygon).reshape(points.shape[:-1])
-
-    for name in _AREAS:
-        for polygon in getattr(layers, name):
-            inside = holds(polygon)
-            drivable |= inside
-            if name == "intersection":
-                intersection |= inside
     touched = np.zeros(points.shape[:-2], dtype=np.int64)
     held = np.zeros(points.shape[:-2], dtype=bool)
     routed = np.zeros(points.shape[:-2], dtype=bool)
-    for name in _LANES:
-        for polygon, on_route in zip(getattr(layers, name), getattr(layers, f"{name}_on_route"), strict=True):
-            inside = holds(polygon)
+    for name, on_route, outline in layers.outlines:
+        if outline.low[0] > high[0] or outline.low[1] > high[1] or outline.high[0] < low[0] or outline.high[1] < low[1]:
+            continue
+        inside = outline.holds(x, y).reshape(points.shape[:-1])
+        if name in _AREAS:
+            drivable |= inside
+            if name == "intersection":
+                intersection |= inside
+        else:
             corners = inside[..., :CENTRE]
             touched += corners.any(axis=-1)
             held |= corners.all(axis=-1)

@@ -2,8 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from policies.recipes import SHIPPED, build, load_recipe
+from policies.recipes import SHIPPED, load_recipe
 from sensors.errors import InputError
+from vla.config import build
 
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
@@ -53,7 +54,7 @@ def test_files_reject_what_is_no_mapping(tmp_path):
     for text in ("[1, 2]", "a: [", "3"):
         path = tmp_path / "bad.yaml"
         path.write_text(text)
-        with pytest.raises(InputError, match="bad.yaml"):
+        with pytest.raises(InputError, match=r"bad\.yaml"):
             load_recipe(str(path), [])
 
 

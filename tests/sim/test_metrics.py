@@ -197,6 +197,9 @@ def test_summary_weighs_open_loop_by_keyframes() -> None:
     flat = summarize([one, many])
     assert (flat["n_keyframes"], flat["ade_3s_m.n"]) == (4, 2)
     assert flat["ade_3s_m"] == pytest.approx(1.0)
+    other = summarize([replay(straight(7)), replay(straight(9), error_m=4.0)])
+    assert other["ade_3s_m"] == pytest.approx(3.0)
+    assert (other["ade_3s_m.ci95_low"], other["ade_3s_m.ci95_high"]) == pytest.approx((0.0, 4.0))  # either one twice
 
 
 def test_interval_is_the_bootstrap_and_repeats() -> None:

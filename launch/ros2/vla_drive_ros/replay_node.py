@@ -1,0 +1,118 @@
+"""A recorded nuScenes scene as the topics of a car, at recorded times or faster, with /clock beside them.
+
+Messages keep their recorded stamps, so whoever listens sets use_sim_time. Images go out as the JPEG files they are.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosgraph_msgs.msg import Clock as ClockMessage
+from sensor_msgs.msg import CameraInfo, CompressedImage, Imu
+
+from policies.runs import write_json
+from sensors.errors import InputError
+from sensors.nuscenes_index import NuscenesIndex
+from sensors.nuscenes_source import CAMERAS
+from vla_drive_ros import interface, messages
+from vla_drive_ros.process import declare, run
+from vla_drive_ros.recording import Event, ImuSample, Picture, calibration_of, events
+
+TICK_S = 0.01
+
+
+class ReplayNode(Node):
+    def __init__(self, stop: Callable[[str], None]):
+        super().__init__(interface.REPLAY)
+        declare(self, interface.REPLAY_PARAMETERS)
+        dataroot = self._value("dataroot")
+        if not dataroot:
+            raise InputError("parameter", "dataroot", "nothing", "a nuScenes dataroot")
+        index = NuscenesIndex(dataroot, self._value("version"))
+        scene = index.scene(self._value("scene") or index.scenes[0])
+        lacking = [name for name in CAMERAS if name not in scene.cameras]
+        if lacking:
+            raise InputError(dataroot, f"cameras of {scene.name}", f"no {', '.join(lacking)}", "all six")
+        if self._value("calibration_file"):
+            write_json(FilePath(self._value("calibration_file")), calibration_of(scene).content())
+        _muted(self._value("muted"))
+        self.add_on_set_parameters_callback(_check)
+        self._events, self._next = events(index, scene), 0
+        self._rate, self._stop = self._value("rate"), stop
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._images = {n: self.create_publisher(CompressedImage, interface.image_topic(n), 10) for n in CAMERAS}
+        self._infos = {n: self.create_publisher(CameraInfo, interface.info_topic(n), latched) for n in CAMERAS}
+        self._imu = self.create_publisher(Imu, interface.IMU, 100)
+        self._odometry = self.create_publisher(Odometry, interface.ODOMETRY, 100)
+        self._clock_publisher = self.create_publisher(ClockMessage, interface.CLOCK, 10)
+        self.get_logger().info(f"{scene.name}: {len(self._events)} messages, {self._length_s():.1f} s")
+        self._start = time.monotonic() + self._value("start_delay_s")
+        self.create_timer(TICK_S, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def finish(self, why: str) -> None:
+        self.get_logger().info(f"{why}: {self._next} of {len(self._events)} messages published")
+
+    def _length_s(self) -> float:
+        return (self._events[-1].time_us - self._events[0].time_us) * 1e-6
+
+    def _tick(self) -> None:
+        """Publish all that is due."""
+        elapsed_s = time.monotonic() - self._start
+        if elapsed_s < 0:
+            return
+        due_us = self._events[0].time_us + int(elapsed_s * self._rate * 1e6)
+        muted = _muted(self._value("muted"))
+        self._clock_publisher.publish(ClockMessage(clock=messages.time_of(due_us)))
+        while self._next < len(self._events) and self._events[self._next].time_us <= due_us:
+            self._publish(self._events[self._next], muted)
+            self._next += 1
+        if self._next == len(self._events):
+            self._stop("end of the scene")
+
+    def _publish(self, event: Event, muted: tuple[str, ...]) -> None:
+        if isinstance(event, Picture):
+            name = event.camera.name
+            if name not in muted:
+                self._infos[name].publish(messages.camera_info(event.time_us, event.camera))
+                self._images[name].publish(messages.image(event.time_us, name, event.path.read_bytes()))
+        elif isinstance(event, ImuSample):
+            self._imu.publish(messages.imu(event.time_us, event.accel_mps2, event.gyro_radps))
+        else:
+            sample = (event.time_us, event.T_world_from_ego, event.speed_mps, event.yaw_rate_radps)
+            self._odometry.publish(messages.odometry(*sample))
+
+    def _value(self, name: str):
+        return self.get_parameter(name).value
+
+
+def _muted(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in CAMERAS]
+    if unknown:
+        raise InputError("parameter", "muted", ", ".join(unknown), f"names out of {', '.join(CAMERAS)}")
+    return names
+
+
+def _check(parameters: list) -> SetParametersResult:
+    """Answer to a change while it plays: a camera that does not exist is refused, and what was set before stays."""
+    try:
+        for parameter in parameters:
+            if parameter.name == "muted":
+                _muted(parameter.value)
+    except InputError as error:
+        return SetParametersResult(successful=False, reason=str(error))
+    return SetParametersResult(successful=True)
+
+
+def main() -> None:
+    sys.exit(run(ReplayNode))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""What the tests of this folder share: an untrained checkpoint, a small recording by the expert."""
+
+import pytest
+
+from policies.record import record
+from vla.checkpoint import save
+from vla.config import ModelConfig
+from vla.model import DrivingModel
+
+SMALL_IMAGE = (64, 32)
+SCENES, SCENE_STEPS = 3, 12
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save(path, DrivingModel(ModelConfig.tiny()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def course_dataroot(tmp_path_factory):
+    """Three scenes of twelve keyframes at 64 x 32 px in nuScenes format, courses 1000 to 1002."""
+    dataroot = tmp_path_factory.mktemp("recording") / "course"
+    counts = record(dataroot, "v1.0-mini", SCENES * SCENE_STEPS, SCENE_STEPS, 1000, SMALL_IMAGE, progress=False)
+    assert counts["scenes"] == SCENES
+    return dataroot

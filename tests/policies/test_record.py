@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+from conftest import SCENE_STEPS, SCENES, SMALL_IMAGE
+
+from policies.cli import main
+from policies.record import Bursts, drivable_mask, record, scene_name
+from sensors.nuscenes_source import NuscenesSource
+from sensors.nuscenes_writer import NuscenesWriter
+from sensors.source import check_source
+from sim.roads import Course
+
+ARGUMENTS = ["--steps", "8", "--scene-steps", "4", "--image-size", "64x32", "--quiet"]
+
+
+def test_our_source_reads_the_recording(course_dataroot):
+    source = NuscenesSource(course_dataroot, "v1.0-mini")
+    assert check_source(source) == SCENES * 3
+    assert source.scenes == tuple(scene_name(1000 + k) for k in range(SCENES))
+    clip = source.clip(source.scenes[0], 5)
+    assert (clip.cameras[0].width, clip.cameras[0].height) == SMALL_IMAGE
+    assert clip.image_mask.all()
+    assert len(clip.imu) == 100
+    assert np.isfinite([clip.vehicle.speed_mps, clip.vehicle.yaw_rate_radps, clip.vehicle.steering_rad]).all()
+    future = source.future(source.scenes[0], 5)
+    np.testing.assert_array_equal(np.diff(future.time_us, prepend=clip.now_us), 500_000)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_official_devkit_loads_walks_and_renders_it(course_dataroot, tmp_path, capsys):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from nuscenes.can_bus.can_bus_api import NuScenesCanBus
+    from nuscenes.nuscenes import NuScenes
+
+    nusc = NuScenes("v1.0-mini", str(course_dataroot), verbose=False)
+    nusc.list_scenes()
+    assert "course" in capsys.readouterr().out
+    walked = 0
+    for scene in nusc.scene:
+        token = scene["first_sample_token"]
+        while token:
+            sample = nusc.get("sample", token)
+            for channel in sample["data"].values():
+                path, boxes, K = nusc.get_sample_data(channel)
+                assert K.shape == (3, 3)
+            walked += 1
+            token = sample["next"]
+    assert walked == SCENES * SCENE_STEPS
+    out = tmp_path / "camera.png"
+    nusc.render_sample_data(nusc.sample[3]["data"]["CAM_FRONT"], out_path=str(out), verbose=False)
+    assert out.stat().st_size > 10_000
+    bus = NuScenesCanBus(str(course_dataroot))
+    assert len(bus.get_messages(scene_name(1000), "ms_imu")) >= SCENE_STEPS * 50 - 10
+    matplotlib.pyplot.close("all")
+
+
+def test_recording_goes_on_and_does_nothing_twice(tmp_path, capsys):
+    out = tmp_path / "data"
+    assert main(["record", "--out", str(out), *ARGUMENTS]) == 0
+    first = {p: p.stat().st_mtime_ns for p in out.rglob("*.jpg")}
+    assert len(first) == 8 * 6
+    assert main(["record", "--out", str(out), *ARGUMENTS]) == 0
+    assert "2 were there" in capsys.readouterr().out.splitlines()[-1]
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.jpg")} == first
+
+
+def test_two_recordings_of_one_seed_are_the_same_bytes(tmp_path):
+    for name in "ab":
+        record(tmp_path / name, "v1.0-mini", 4, 4, 1000, SMALL_IMAGE, progress=False)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.jp*g"))
+    assert files
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    clips = [NuscenesSource(tmp_path / name, "v1.0-mini").clip("scene-1000", 3) for name in "ab"]
+    np.testing.assert_array_equal(clips[0].T_world_from_ego, clips[1].T_world_from_ego)
+    np.testing.assert_array_equal(clips[0].imu.accel_mps2, clips[1].imu.accel_mps2)
+
+
+def test_numbers_that_the_devkit_refuses_are_skipped(tmp_path):
+    record(tmp_path / "data", "v1.0-mini", 2, 1, 160, SMALL_IMAGE, progress=False)
+    assert NuscenesWriter(tmp_path / "data", "v1.0-mini").scenes == ("scene-0160", "scene-0169")
+
+
+def test_the_map_raster_is_the_road(tmp_path):
+    road = Course.generate(1000)
+    mask = drivable_mask(road)
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, np.array(mask.shape[::-1]) / 10, (4000, 2))
+    near = np.abs(road.distance_m(points) - road.half_width_m) < 0.25  # the rasters' and the strips' own coarseness
+    column, row = np.floor(points * (10, -10)).astype(int).T + np.array([[0], [mask.shape[0]]])
+    inside = mask[np.clip(row, 0, mask.shape[0] - 1), column] > 0
+    np.testing.assert_array_equal(inside[~near], road.drivable(points)[~near])
+    assert inside.any()
+
+
+def test_bursts_are_short_rare_and_of_both_signs():
+    bursts = Bursts(np.random.default_rng(0))
+    values = np.array([bursts.at(0.1 * k) for k in range(3000)])
+    assert 0.05 < np.mean(values != 0) < 0.25
+    assert values.min() < 0 < values.max()
+
+
+def test_record_rejects_a_course_number_that_no_scene_can_have(capsys):
+    with pytest.raises(SystemExit):
+        main(["record", "--out", "x", "--seed", "10000"])
+    assert "between 1 and 9999" in capsys.readouterr().err
+
+
+def test_record_rejects_a_folder_that_others_made(tmp_path, capsys):
+    (tmp_path / "v1.0-mini").mkdir()
+    assert main(["record", "--out", str(tmp_path), *ARGUMENTS]) == 2
+    assert "v1.0-mini" in capsys.readouterr().err

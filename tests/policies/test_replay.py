@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policies.cli import main
+from policies.replay import MASK_FLAG
+
+DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
+needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
+
+
+def devkit_constant_velocity_errors() -> np.ndarray:
+    """Slow twin by the official devkit: [keyframes, 6] errors in m, straight on at the CAN bus speed, scene-0103."""
+    from nuscenes.can_bus.can_bus_api import NuScenesCanBus
+    from nuscenes.nuscenes import NuScenes
+    from pyquaternion import Quaternion
+
+    nusc = NuScenes("v1.0-mini", str(DATAROOT), verbose=False)
+    bus = [(m["utime"], m["vel"][0]) for m in NuScenesCanBus(str(DATAROOT)).get_messages("scene-0103", "pose")]
+    scene = next(s for s in nusc.scene if s["name"] == "scene-0103")
+    times, poses, token = [], [], scene["first_sample_token"]
+    while token:
+        sample = nusc.get("sample", token)
+        pose = nusc.get("ego_pose", nusc.get("sample_data", sample["data"]["LIDAR_TOP"])["ego_pose_token"])
+        times.append(sample["timestamp"])
+        poses.append((pose["translation"][:2], Quaternion(pose["rotation"]).yaw_pitch_roll[0]))
+        token = sample["next"]
+    times, xy = np.array(times), np.array([p for p, _ in poses])
+    rows = []
+    for k, (now, (start, yaw)) in enumerate(zip(times, poses, strict=True)):
+        past = [speed for t, speed in bus if now - 200_000 <= t <= now]
+        if not past or times[-1] < now + 3_000_000:
+            # The first keyframe is older than the bus: speed from the way to the next capture is ours, not the twin's.
+            rows.append(np.full(6, np.nan))
+            continue
+        at = now + np.arange(1, 7) * 500_000
+        truth = np.stack([np.interp(at - times[0], times - times[0], xy[:, c]) for c in (0, 1)], axis=1)
+        plan = np.array(start) + np.outer(np.arange(1, 7) * 0.5 * past[-1], [np.cos(yaw), np.sin(yaw)])
+        rows.append(np.linalg.norm(plan - truth, axis=1))
+        assert k < len(times) - 6 or np.isnan(rows[-1]).all()
+    return np.array(rows)
+
+
+@needs_data
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_constant_velocity_on_the_real_scenes(tmp_path):
+    run = tmp_path / "run"
+    data = ["--dataroot", str(DATAROOT), "--version", "v1.0-mini"]
+    assert main(["replay", *data, "--policy", "constant-velocity", "--out", str(run), "--quiet"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["scenes"] == {"asked": 2, "finished": 2, "failed": 0}
+    metrics = summary["metrics"]
+    errors = devkit_constant_velocity_errors()
+    known = errors[~np.isnan(errors).any(axis=1)]
+    assert metrics["n_keyframes"] == len(known) + 1  # the twin leaves out the first keyframe
+    # The one keyframe that the twin lacks can move the mean by no more than its own share.
+    assert metrics["ade_3s_m"] == pytest.approx(known.mean(), rel=0.03)
+    assert metrics["fde_3s_m"] == pytest.approx(known[:, -1].mean(), rel=0.03)
+    assert metrics["ade_1s_m"] == pytest.approx(known[:, :2].mean(), rel=0.03)
+    assert (run / "report.html").stat().st_size > 10_000
+
+
+@needs_data
+def test_the_log_scores_as_the_human(tmp_path):
+    run = tmp_path / "run"
+    arguments = ["--dataroot", str(DATAROOT), "--scene", "scene-0103", "--policy", "log", "--out", str(run), "--quiet"]
+    assert main(["replay", *arguments]) == 0
+    policies = json.loads((run / "summary.json").read_text())["policies"]
+    assert policies["log"]["ade_3s_m"] < 0.02 < policies["constant-velocity"]["ade_3s_m"]
+
+
+@needs_data
+def test_vla_on_real_images_and_without(tmp_path, tiny_checkpoint, capsys):
+    data = ["--dataroot", str(DATAROOT), "--policy", "vla", "--checkpoint", str(tiny_checkpoint), "--quiet"]
+    assert main(["replay", *data, "--scene", "scene-0061", "--out", str(tmp_path / "seeing")]) == 0
+    summary = json.loads((tmp_path / "seeing" / "summary.json").read_text())
+    episode = next(row for row in summary["episodes"] if row["policy"] == "vla")
+    assert episode["sheets"]
+    assert all((tmp_path / "seeing" / sheet).is_file() for sheet in episode["sheets"])
+    assert main(["replay", *data, "--scene", "scene-0103", "--out", str(tmp_path / "refused")]) == 2
+    message = capsys.readouterr().err
+    assert "scene-0103" in message
+    assert "none of 240 camera files" in message
+    assert MASK_FLAG in message
+    assert not (tmp_path / "refused").exists()
+    assert main(["replay", *data, "--scene", "scene-0103", MASK_FLAG, "--out", str(tmp_path / "blind")]) == 0
+    assert json.loads((tmp_path / "blind" / "summary.json").read_text())["metrics"]["n_keyframes"] == 34
+
+
+@needs_data
+def test_replay_rejects_vla_without_a_checkpoint(capsys):
+    assert main(["replay", "--dataroot", str(DATAROOT), "--policy", "vla", "--quiet"]) == 2
+    assert "vla train writes one" in capsys.readouterr().err
+
+
+def test_replay_rejects_policies_that_need_a_world(capsys):
+    with pytest.raises(SystemExit) as exit_of:
+        main(["replay", "--dataroot", "x", "--policy", "pure-pursuit"])
+    assert exit_of.value.code == 2
+    assert "constant-velocity" in capsys.readouterr().err
+
+
+def test_replay_rejects_what_is_no_dataroot(tmp_path, capsys):
+    assert main(["replay", "--dataroot", str(tmp_path / "nowhere"), "--quiet"]) == 2
+    assert "no such folder" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from policies.recipes import load_recipe
+from policies.train import Trainer, train
+from sensors.errors import InputError
+from vla.checkpoint import load
+
+SMALL = [
+    "model.image_width=64",
+    "model.image_height=32",
+    "model.encoder_width=32",
+    "model.encoder_heads=2",
+    "model.encoder_hidden=32",
+    "model.encoder_layers=1",
+    "model.fusion_layers=1",
+    "model.scene_tokens=4",
+    "model.width=32",
+    "model.layers=2",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.head_dim=16",
+    "model.dense_hidden=32",
+    "model.experts=4",
+    "model.expert_hidden=16",
+    "data.val_scenes=1",
+    "train.batch_size=4",
+    "train.warmup_steps=2",
+]
+
+
+def small_recipe(dataroot: Path, *more: str):
+    return load_recipe("tiny", [*SMALL, f"data.dataroot={dataroot}", *more])
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load(path / "checkpoint").model.state_dict()
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def without_time(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key not in ("step_s", "loader_share")}
+
+
+def test_training_learns_scores_and_reports(course_dataroot, tmp_path):
+    recipe = small_recipe(course_dataroot, "train.steps=40", "train.learning_rate=3e-3", "train.checkpoint_every=40")
+    report = train(recipe, tmp_path / "run", progress=False)
+    records = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 41))
+    assert sum(r["loss"] for r in records[-5:]) < 0.8 * sum(r["loss"] for r in records[:5])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metrics"]["val.n"] > 0
+    assert summary["metrics"]["train.examples"] > 0
+    assert summary["config"]["train"]["steps"] == 40
+    assert "train.jsonl" not in report.read_text()
+    assert "gradient norm" in report.read_text()
+    assert set(summary["curves"]) >= {"loss", "learning_rate"}
+
+
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(course_dataroot, tmp_path, monkeypatch):
+    recipe = small_recipe(course_dataroot, "train.steps=6", "train.checkpoint_every=2")
+    train(recipe, tmp_path / "whole", progress=False)
+    one_step = Trainer._one_step
+
+    def dies_in_step_5(self):
+        if self.step == 4 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            raise KeyboardInterrupt
+        return one_step(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", dies_in_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "broken", progress=False)
+    train(recipe, tmp_path / "broken", progress=False)
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    logs = [
+        [without_time(json.loads(line)) for line in (tmp_path / run / "train.jsonl").read_text().splitlines()]
+        for run in ("whole", "broken")
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(course_dataroot, tmp_path):
+    recipe = small_recipe(course_dataroot, "train.steps=30", "train.checkpoint_every=2")
+    train(recipe, tmp_path / "whole", progress=False)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "policies.cli", "train", "tiny", *SMALL, f"data.dataroot={course_dataroot}"]
+    command += ["train.steps=30", "train.checkpoint_every=2", "--out", str(out), "--quiet"]
+    root = Path(__file__).resolve().parents[2]
+    for seen in (2, 9, 17):  # steps in the log at which it is shot
+        process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+        log = out / "train.jsonl"
+        while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > seen):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    train(recipe, out, progress=False)
+    assert_equal(weights(tmp_path / "whole"), weights(out))
+
+
+def test_another_recipe_in_the_same_run_directory_is_refused(course_dataroot, tmp_path):
+    train(small_recipe(course_dataroot, "train.steps=1"), tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="another recipe"):
+        train(small_recipe(course_dataroot, "train.steps=2"), tmp_path / "run", progress=False)
+
+
+def test_a_diverged_step_stops_the_training(course_dataroot, tmp_path):
+    trainer = Trainer(small_recipe(course_dataroot, "train.steps=2"), tmp_path)
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("inf"))
+    with pytest.raises(InputError, match=r"step 0: came gradient norm|finite"):
+        trainer._one_step()
+
+
+def test_too_few_scenes_are_refused(course_dataroot, tmp_path):
+    with pytest.raises(InputError, match="3 scenes, expected at least 4"):
+        Trainer(small_recipe(course_dataroot, "data.val_scenes=3"), tmp_path)
+
+
+def test_scenes_too_short_for_a_plan_are_refused(course_dataroot, tmp_path):
+    with pytest.raises(InputError, match="10 s of future"):
+        Trainer(small_recipe(course_dataroot, "model.plan_steps=20"), tmp_path)
