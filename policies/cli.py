@@ -14,7 +14,7 @@ from policies.baselines import ConstantVelocity, Log
 from policies.doctor import examine
 from policies.expert import PurePursuit
 from policies.protocol import Policy
-from policies.recipes import SHIPPED, load_recipe
+from policies.recipes import load_recipe, shipped
 from policies.record import LAST_COURSE, record
 from policies.replay import MASK_FLAG, replay
 from policies.rollout import drive
@@ -100,8 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = verb("train", _train, "train a policy from a recipe")
-    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
-    sub.add_argument("recipe", help=f"a YAML file or one of: {names}")
+    sub.add_argument("recipe", help=f"a YAML file or one of: {', '.join(shipped())}")
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replace values, as in train.steps=10")
     _run_arguments(sub)
 

@@ -69,14 +69,18 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
 def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
     """The recipe, overridden and validated."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = SHIPPED / f"{name_or_path}.yaml"
     if not path.is_file():
-        names = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
-        raise InputError("recipe", "name", name_or_path, f"a YAML file or one of: {', '.join(names)}")
+        raise InputError("recipe", "name", name_or_path, f"a YAML file or one of: {', '.join(shipped())}")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

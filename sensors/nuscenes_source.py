@@ -26,6 +26,7 @@ from sensors.nuscenes_index import Capture, Keyframe, NuscenesIndex, RecordedSce
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
+BUSES_KEPT = 256  # scenes; 0.2 MB each, and slow to parse
 BUS_MESSAGES = ("ms_imu", "pose", "steeranglefeedback")
 # Inside the entropy-coded part of a JPEG, FF is followed by 00 (a data byte FF) or D0..D7 (restart); FF FF is padding.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
@@ -76,7 +77,7 @@ class NuscenesSource:
         self.steps, self.image_size, self.imu_window_us = steps, image_size, imu_window_us
         self._cameras = {name: self._rig(self.index.scene(name)) for name in self.scenes}
         self._images = _Recent(len(CAMERAS) * (steps + 1))
-        self._buses = _Recent(4)
+        self._buses = _Recent(BUSES_KEPT)
 
     def frame_times_us(self, scene: str) -> np.ndarray:
         return np.array([keyframe.now_us for keyframe in self.index.scene(scene).keyframes], np.int64)

@@ -26,6 +26,7 @@ from sensors.imu import ImuWindow
 from sensors.nuscenes_source import jpeg_is_complete
 
 STRIDE_US = 500_000  # between steps, as between the keyframes of nuScenes
+OFF_STRIDE_US = STRIDE_US // 4  # how far a step may be off it; the keyframes of nuScenes lie 0.4 to 0.6 s apart
 LARGEST_SEC = 2**31 - 1  # builtin_interfaces/Time holds seconds in an int32
 IMAGES, SAMPLES = 128, 4096  # kept of one stream at most, whatever their stamps say
 NO_CAMERA = np.full((3, 3), np.nan)
@@ -218,8 +219,8 @@ def _rigid(path: Path, field: str, rows: list, size: int) -> np.ndarray:
 class Limits:
     """When an input is too old, too far off or too far ahead to be used.
 
-    tolerance_us     a capture belongs to an instant if it lies this near; below a quarter of STRIDE_US, so that no
-                     capture belongs to two steps
+    tolerance_us     pictures of one step lie this near to the reference camera's; below OFF_STRIDE_US, so that no
+                     picture belongs to two steps
     camera_age_us    of a picture in the newest step; also how long a camera may be silent
     odometry_age_us  of the latest pose; also the longest gap between two poses that is bridged
     imu_age_us       of the latest IMU sample; without one the window is empty
@@ -238,8 +239,8 @@ class Limits:
         for name in ("camera_age_us", "odometry_age_us", "imu_age_us", "ahead_us"):
             if not 0 < getattr(self, name) <= 10_000_000:
                 raise InputError("limits", name, getattr(self, name), "1 to 10,000,000 us")
-        if not 0 < self.tolerance_us < STRIDE_US // 4:
-            raise InputError("limits", "tolerance_us", self.tolerance_us, f"1 to {STRIDE_US // 4 - 1} us")
+        if not 0 < self.tolerance_us < OFF_STRIDE_US:
+            raise InputError("limits", "tolerance_us", self.tolerance_us, f"1 to {OFF_STRIDE_US - 1} us")
         if not 1 <= self.min_cameras <= cameras:
             raise InputError("limits", "min_cameras", self.min_cameras, f"1 to {cameras}")
         return self
@@ -305,7 +306,7 @@ class ClipAssembler:
     def __init__(self, cameras: tuple[Camera, ...], steps: int, limits: Limits, imu_window_us: int = 1_000_000):
         self.cameras, self.steps, self.limits = cameras, steps, limits.validate(len(cameras))
         self.imu_window_us = imu_window_us
-        history_us = (steps - 1) * STRIDE_US + limits.camera_age_us + 4 * limits.tolerance_us
+        history_us = (steps - 1) * STRIDE_US + limits.camera_age_us + 2 * OFF_STRIDE_US
         self.images = {camera.name: Stream(history_us, IMAGES, limits.ahead_us) for camera in cameras}
         self.odometry = Stream(history_us + limits.odometry_age_us, SAMPLES, limits.ahead_us)
         self.imu = Stream(imu_window_us + limits.odometry_age_us, SAMPLES, limits.ahead_us)
@@ -330,7 +331,7 @@ class ClipAssembler:
 
     def _newest_set(self, clip_us: int, now_us: int, steady_us: int) -> tuple[int, list[int | None]]:
         """(instant, index of each camera's capture or None) of the newest step."""
-        limit_us = self.limits.camera_age_us
+        limits, limit_us = self.limits, self.limits.camera_age_us
         streams = list(self.images.values())
         alive = [stream.fresh(limit_us, now_us, steady_us) for stream in streams]
 
@@ -344,7 +345,7 @@ class ClipAssembler:
                     break
                 if instant_us > clip_us or self._pose_at(instant_us) is None:
                     continue
-                found = [self._find(stream, instant_us, clip_us) for stream in streams]
+                found = [self._find(stream, instant_us, clip_us, limits.tolerance_us) for stream in streams]
                 found = [k if a and young(s, k) else None for s, a, k in zip(streams, alive, found, strict=True)]
                 if found.count(None) < best[1].count(None):
                     best = instant_us, found
@@ -355,13 +356,13 @@ class ClipAssembler:
     def _set_at(self, target_us: int, clip_us: int) -> tuple[int, list[int | None]]:
         """The same for an earlier step: around the reference camera's capture nearest to the target."""
         streams = list(self.images.values())
-        reference = self._find(streams[0], target_us, clip_us)
+        reference = self._find(streams[0], target_us, clip_us, OFF_STRIDE_US)
         instant_us = target_us if reference is None else streams[0].times_us[reference]
-        return instant_us, [self._find(stream, instant_us, clip_us) for stream in streams]
+        return instant_us, [self._find(stream, instant_us, clip_us, self.limits.tolerance_us) for stream in streams]
 
-    def _find(self, stream: Stream, instant_us: int, clip_us: int) -> int | None:
-        """Index of the capture that belongs to the instant and has a known pose."""
-        found = stream.nearest(instant_us, self.limits.tolerance_us, clip_us)
+    def _find(self, stream: Stream, instant_us: int, clip_us: int, tolerance_us: int) -> int | None:
+        """Index of the capture nearest to the instant, if it is near enough and its pose is known."""
+        found = stream.nearest(instant_us, tolerance_us, clip_us)
         return None if found is None or self._pose_at(stream.times_us[found]) is None else found
 
     def _pose_at(self, time_us: int) -> np.ndarray | None:

@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from sensors.errors import InputError
-from sim.metrics.pdm import HEADING, PACIFICA, Footprint
+from sensors.frames import wrap
+from sim.metrics.pdm import DT_S, HEADING, PACIFICA, Footprint
 
 STATES = 41  # of a simulated trajectory: 4 s
 FRONT_LEFT, REAR_LEFT, REAR_RIGHT, FRONT_RIGHT, CENTRE, REAR_AXLE = range(6)
@@ -70,6 +71,29 @@ class Actors:
         chosen = np.arange(len(self.ids))[index]
         arrays = (self.xyh, self.present, self.size_lw_m, self.speed_mps, self.is_agent)
         return Actors(tuple(self.ids[i] for i in chosen), *(a[chosen] for a in arrays))
+
+
+def resample_actors(actors: Actors, time_s: np.ndarray, instants: int = 51) -> Actors:
+    """Actors at 0, 0.1, 0.2, ... s from ones known at increasing times [T] that start at 0 or before.
+
+    Between two frames an actor is present if both show it; pose (heading along the shorter turn) and speed are
+    linear. There are fewer instants than asked for where the frames end before: what is not known is not made up.
+    """
+    if len(time_s) < 2 or (np.diff(time_s) <= 0).any() or time_s[0] > 0.0:
+        raise ValueError("actors need two or more frames at increasing times that start at 0 or before")
+    covered = int(np.floor(time_s[-1] / DT_S + 1e-6)) + 1
+    at = np.arange(min(instants, covered)) * DT_S
+    k = np.clip(np.searchsorted(time_s, at + 1e-9, side="right") - 1, 0, len(time_s) - 2)
+    share = np.round((at - time_s[k]) / (time_s[k + 1] - time_s[k]), 6)
+    step = actors.xyh[:, k + 1] - actors.xyh[:, k]
+    step[..., 2] = wrap(step[..., 2])
+    first, last = share == 0.0, share == 1.0
+    xyh = np.where(first[:, None], actors.xyh[:, k], actors.xyh[:, k] + share[:, None] * step)
+    xyh = np.where(last[:, None], actors.xyh[:, k + 1], xyh)
+    speed = actors.speed_mps[:, k] + share * (actors.speed_mps[:, k + 1] - actors.speed_mps[:, k])
+    speed = np.where(first, actors.speed_mps[:, k], np.where(last, actors.speed_mps[:, k + 1], speed))
+    present = (actors.present[:, k] | last) & (actors.present[:, k + 1] | first)
+    return Actors(actors.ids, xyh, present, actors.size_lw_m, speed, actors.is_agent)
 
 
 @dataclass(frozen=True)
@@ -333,4 +357,4 @@ def _outline_distance(vertices: np.ndarray, outline: np.ndarray) -> np.ndarray:
     dx, dy = vertices[:, :, None, 0] - x0, vertices[:, :, None, 1] - y0  # [N, U, V]
     share = np.clip((dx * ex + dy * ey) / np.maximum(ex * ex + ey * ey, 1e-300), 0.0, 1.0)
     dx, dy = dx - share * ex, dy - share * ey
-    return np.sqrt((dx * dx + dy * dy).reshape(len(vertices), -1).min(axis=1))
+    return np.sqrt((dx * dx + dy * dy).min(axis=(1, 2)))

@@ -1,8 +1,9 @@
 """The report of a run: one self-contained HTML file, from the run directory's summary.json, episode logs and media.
 
 RUN/summary.json    command, config, version, git_commit, seeds, scenes {asked, finished, failed}, metrics {flat},
-                    optionally policies {name: {flat}}, episodes [{name, policy, seed, log, video, sheets, ended_by,
-                    error}] with paths relative to RUN; log and video may be null
+                    optionally policies {name: {flat}} and curves {name: [[step, value], ...]},
+                    episodes [{name, policy, seed, log, video, sheets, ended_by, error}] with paths relative to RUN; log
+                    and video may be null
 RUN/episodes/*.npz  RUN/media/*.mp4, *.jpg
 RUN/report.html     written here; pictures and videos are embedded, so give a video to few episodes
 """
@@ -16,8 +17,9 @@ import jinja2
 import numpy as np
 
 from sensors.errors import InputError
+from sim.geometry import corners
 from sim.metrics.driving import METRICS
-from sim.report.pictures import EGO_LENGTH_M, EGO_REAR_OVERHANG_M, EGO_WIDTH_M
+from sim.report.pictures import CAR
 from sim.rollout_log import EpisodeLog, atomic_path, read_episode
 
 SUMMARY_TYPES = {
@@ -46,6 +48,7 @@ LABELS = {  # metric: (words, unit)
 }
 COUNTS = {"n_episodes": "episodes", "n_failed": "failed episodes", "n_keyframes": "keyframes scored"}
 PLANS_SHOWN = 24
+CURVE_POINTS = 200
 MARGIN_M, LEAST_SPAN_M = 12.0, 60.0
 LINE_TOLERANCE_M = 0.05  # map lines are thinned to this before they are drawn
 
@@ -70,6 +73,7 @@ def write_report(run_dir: Path) -> Path:
         table=_score_table(summary),
         columns=[(key, *LABELS[key]) for key in LABELS if any(key in episode["metrics"] for episode in episodes)],
         episodes=episodes,
+        curves=[_curve(name, np.array(points)) for name, points in summary.get("curves", {}).items()],
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False, sort_keys=True),
         number=_number,
     )
@@ -167,6 +171,22 @@ def _episode(run_dir: Path, episode: dict) -> dict:
     return shown
 
 
+def _curve(name: str, points: np.ndarray) -> dict:
+    """What the SVG of one training curve draws: (step, value) [M, 2] in a 100 x 30 view, thinned to means."""
+    parts = np.array_split(points, min(len(points), CURVE_POINTS))
+    xy = np.array([part.mean(axis=0) for part in parts])
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    at = (xy - low) / np.maximum(high - low, 1e-12) * (100, -30) + (0, 30)
+    return {
+        "name": name.replace("_", " "),
+        "points": " ".join(f"{x:.2f},{y:.2f}" for x, y in at),
+        "low": float(low[1]),
+        "high": float(high[1]),
+        "last": float(xy[-1, 1]),
+        "steps": int(points[-1, 0]),
+    }
+
+
 def _inside(run_dir: Path, relative: str) -> Path:
     path = (run_dir / relative).resolve()
     if not path.is_relative_to(run_dir.resolve()):
@@ -206,11 +226,10 @@ def _bird_eye_plot(log: EpisodeLog) -> dict:
     ]
     plans, misses = _plans_and_misses(log)
     rows = log.actors_at(len(log) - 1)
-    boxes = _corners(log.actor_xyyaw_in_world[rows], log.actor_size_lw_m[rows])
+    boxes = corners(np.concatenate([log.actor_xyyaw_in_world[rows], log.actor_size_lw_m[rows]], axis=1))
     tracks = [log.actor_xyyaw_in_world[log.actor_id == one, :2] for one in np.unique(log.actor_id)]
-    ego = log.ego_xyyaw_in_world[-1:].copy()
-    offset_m = EGO_LENGTH_M / 2 - EGO_REAR_OVERHANG_M  # from the rear axle to the middle of the box
-    ego[:, :2] += offset_m * np.stack([np.cos(ego[:, 2]), np.sin(ego[:, 2])], axis=1)
+    x, y, yaw = log.ego_xyyaw_in_world[-1]
+    ego = np.array([x + CAR.centre_m * np.cos(yaw), y + CAR.centre_m * np.sin(yaw), yaw, CAR.length_m, CAR.width_m])
     bar_m = max(metres for metres in (5, 10, 20, 50, 100, 200, 500) if metres <= max(span[0] / 5, 5))
     return {
         "view": f"{-span[0] / 2:.2f} {-span[1] / 2:.2f} {span[0]:.2f} {span[1]:.2f}",
@@ -221,7 +240,7 @@ def _bird_eye_plot(log: EpisodeLog) -> dict:
         "actors": [points(box) for box in boxes if visible(box)],
         "track": points(ego_xy),
         "start": points(ego_xy[:1]).split(","),
-        "ego": points(_corners(ego, np.array([[EGO_LENGTH_M, EGO_WIDTH_M]]))[0]),
+        "ego": points(corners(ego)),
         "plans": [points(xy) for xy in plans],
         "misses": [points(xy) for xy in misses],
         "events": [
@@ -259,14 +278,6 @@ def _pieces_in_view(xy: np.ndarray, middle: np.ndarray, span: np.ndarray) -> lis
     return [
         cv2.approxPolyDP(np.float32(r - middle), LINE_TOLERANCE_M, False)[:, 0].astype(float) + middle for r in runs
     ]
-
-
-def _corners(xyyaw: np.ndarray, size_lw_m: np.ndarray) -> np.ndarray:
-    """[B, 4, 2] corners of boxes with centres xyyaw [B, 3] and sizes [B, 2]."""
-    cos, sin = np.cos(xyyaw[:, 2]), np.sin(xyyaw[:, 2])
-    R = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
-    corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2 * size_lw_m[:, None]
-    return corners @ np.swapaxes(R, -1, -2) + xyyaw[:, None, :2]
 
 
 def _first_events(log: EpisodeLog) -> list[tuple[str, int]]:

@@ -13,13 +13,14 @@ from sensors.camera import Camera
 from sensors.clip import Boxes, Clip
 from sensors.errors import InputError
 from sensors.frames import apply, inverse
+from sim.vehicle import VehicleParams
 
 LAYOUT = (
     ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
     ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
 )
 TILE_WIDTH_PX = (320, 480)
-EGO_LENGTH_M, EGO_WIDTH_M, EGO_REAR_OVERHANG_M = 4.084, 1.85, 1.02  # nuScenes' Renault Zoe, origin at the rear axle
+CAR = VehicleParams()  # the nuScenes car, also where the log does not say
 NEAR_M = 0.3  # the ribbon is cut here: nearer ground would fill the image
 SPACING_M = 0.5  # of the ribbon's cross-sections
 SUBPIXEL_BITS = 4
@@ -39,7 +40,7 @@ def draw_plan(image: np.ndarray, camera: Camera, T_capture_from_now: np.ndarray,
     if image.shape != (camera.height, camera.width, 3):
         raise ValueError(f"image {image.shape} is not of {camera.name}: {camera.height} x {camera.width} x 3")
     out = image.copy()
-    edges_in_ego_m = _ribbon(xy_in_ego_m, EGO_WIDTH_M)
+    edges_in_ego_m = _ribbon(xy_in_ego_m, CAR.width_m)
     if edges_in_ego_m is None:
         return out
     edges_in_cam_m = apply(inverse(camera.T_ego_from_cam) @ T_capture_from_now, edges_in_ego_m)  # [2, M, 3]
@@ -152,8 +153,8 @@ def bird_eye_image(
         corners = _rectangle(boxes.size_lwh_m[k, 0], boxes.size_lwh_m[k, 1])
         in_world = apply(boxes.T_world_from_box[k], np.column_stack([corners, np.zeros(4)]))[:, :2]
         cv2.fillPoly(image, [pixels(from_world(in_world))], colour, cv2.LINE_AA, SUBPIXEL_BITS)
-    ego = _rectangle(EGO_LENGTH_M, EGO_WIDTH_M)
-    ego[:, 0] += EGO_LENGTH_M / 2 - EGO_REAR_OVERHANG_M
+    ego = _rectangle(CAR.length_m, CAR.width_m)
+    ego[:, 0] += CAR.centre_m
     cv2.fillPoly(image, [pixels(ego)], EGO, cv2.LINE_AA, SUBPIXEL_BITS)
     if xy_in_ego_m is not None and len(xy_in_ego_m):
         polyline(np.concatenate([np.zeros((1, 2)), xy_in_ego_m]), PLAN, 3)

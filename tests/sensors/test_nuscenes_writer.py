@@ -149,6 +149,7 @@ def test_devkit_walks_every_reference(recorded):
     assert on_mask.tolist() == [True, False]
 
 
+@pytest.mark.filterwarnings("ignore:.*utcfromtimestamp:DeprecationWarning")  # the devkit's, on Python 3.12
 def test_devkit_lists_and_renders(recorded, tmp_path, capsys):
     matplotlib.use("Agg")
     devkit = load(recorded)

@@ -13,6 +13,7 @@ from sensors import frames
 from sensors.camera import Camera
 from sensors.errors import InputError
 from sensors.ros2_source import (
+    OFF_STRIDE_US,
     STRIDE_US,
     Calibration,
     ClipAssembler,
@@ -418,6 +419,18 @@ def test_before_the_first_pose_everything_is_masked_and_the_pose_repeated():
     assert np.array_equal(clip.T_world_from_ego[0], clip.T_world_from_ego[1])
 
 
+@pytest.mark.parametrize("apart_us", [400_000, 600_000])
+def test_uneven_keyframes_still_make_history(apart_us):
+    assembler = rig(steps=2, camera_age_us=700_000, odometry_age_us=1_000_000)
+    for time_us in (NOW_US - apart_us, NOW_US):
+        assembler.odometry.add(time_us, OdometrySample(time_us, motion(time_us), 1.0, 0.0, "map"), NOW_US, NOW_US)
+        for name in NAMES:
+            assembler.images[name].add(time_us, coded(name, time_us), NOW_US, NOW_US)
+    clip = assembler.clip(NOW_US, NOW_US).validate()
+    assert clip.image_mask.all()
+    assert clip.time_us.tolist() == [[NOW_US - apart_us] * 3, [NOW_US] * 3]
+
+
 def test_a_gap_in_the_odometry_is_not_bridged():
     assembler = rig(steps=2)
     for time_us in (NOW_US - 900_000, NOW_US - 300_000, NOW_US - 150_000, NOW_US):
@@ -443,8 +456,8 @@ def test_stale_inputs_give_no_clip(by_steady):
     assembler.clip(*after(150_000))
     with pytest.raises(StaleInput, match="odometry: 201 ms old"):
         assembler.clip(*after(201_000))
-    sample = OdometrySample(NOW_US + 1, motion(NOW_US), 1.0, 0.0, "map")
-    assembler.odometry.add(NOW_US + 1, sample, *after(300_000))
+    pose_us = after(300_000)[0] + 1
+    assembler.odometry.add(pose_us, OdometrySample(pose_us, motion(pose_us), 1.0, 0.0, "map"), *after(300_000))
     with pytest.raises(StaleInput, match="cameras: 0 of 3"):
         assembler.clip(*after(300_000))
 
@@ -466,6 +479,6 @@ def test_min_cameras_is_kept():
 def test_buffers_stay_bounded():
     assembler = rig(steps=2)
     feed(assembler, NOW_US, since_us=NOW_US - 20_000_000)
-    span_us = STRIDE_US + 250_000 + 4 * 60_000
+    span_us = STRIDE_US + 250_000 + 2 * OFF_STRIDE_US
     assert all(len(stream.times_us) <= span_us / FRAME_US + 1 for stream in assembler.images.values())
     assert len(assembler.imu.times_us) <= 121

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sim.metrics import nuscenes_planning as planning
+from sim.metrics.pdm_scene import points_in_polygon
 
 RECORDED = np.stack([np.zeros(6), np.arange(1, 7) * 2.0], axis=-1)  # straight ahead at 4 m/s
 ALL = np.ones(6, dtype=bool)
@@ -41,7 +42,7 @@ def test_a_missing_future_adds_nothing_but_is_counted_except_in_stp3():
 @pytest.mark.parametrize("convention", planning.CONVENTIONS)
 def test_box_collision_reaches_as_far_as_the_box(convention):
     beside = np.stack([np.full(6, -8.0), RECORDED[:, 1]], axis=-1)
-    for right_m, hit in ((-8.0, 1.0), (-6.0, 1.0), (-5.0, 0.0), (-10.0, 1.0), (-11.0, 0.0)):
+    for right_m, hit in ((-8.0, 1.0), (-6.4, 1.0), (-6.0, 0.0), (-10.0, 1.0), (-11.0, 0.0)):
         errors = sample(beside, convention, at_step(3, [right_m, 8.0, np.pi / 2, 4.0, 2.0]))
         np.testing.assert_array_equal(errors.obj_box_col, [0, 0, 0, hit, 0, 0])
     for forward_m, hit in ((12.0, 1.0), (13.5, 0.0), (5.0, 1.0), (4.0, 0.0)):  # the box is 0.5 m ahead
@@ -81,14 +82,14 @@ def test_strict_turns_the_box_with_the_plan():
     assert not planning.boxes_collide(plan, far).any()
 
 
-def test_the_ego_box_is_32_cells():
-    draw = pytest.importorskip("skimage.draw", reason="scikit-image is not installed")
+def test_the_ego_box_is_the_32_cells_whose_centres_it_holds():
     forward = (np.array([-1, 1, 1, -1]) * 4.084 / 2 + 0.5 + 49.75) / 0.5
     right = (np.array([1, 1, -1, -1]) * 1.85 / 2 + 49.75) / 0.5
-    rows, columns = draw.polygon(forward, right)
-    assert sorted(zip(rows, columns, strict=True)) == sorted(
-        zip(planning._BOX_FORWARD.ravel(), planning._BOX_RIGHT.ravel(), strict=True)
-    )
+    cells = np.stack(np.meshgrid(np.arange(200.0), np.arange(200.0), indexing="ij"), axis=-1)
+    held = cells[points_in_polygon(cells, np.stack([forward, right], axis=-1))]
+    assert len(held) == 32
+    drawn = np.stack([planning._BOX_FORWARD.ravel(), planning._BOX_RIGHT.ravel()], axis=-1)
+    np.testing.assert_array_equal(held, drawn)
 
 
 def test_off_the_grid_the_box_is_moved_to_the_rim_and_the_centre_is_free():

@@ -220,6 +220,26 @@ def test_strict_lateral_acceleration_of_an_arc():
     assert pdm.comfort_signals(driven, "strict")["lat_acc"].max() > 6.0
 
 
+def test_where_the_acceleration_is_taken():
+    states = states_of(ax=1.3, speed=1.0, yaw_rate=0.9)
+    d = pdm.PACIFICA.centre_ahead_m
+    np.testing.assert_allclose(pdm.accelerations(states)[0][1:], 1.3 + d * 0.81)
+    np.testing.assert_allclose(pdm.accelerations(states, "strict")[0], 1.3 - d * 0.81)
+    assert pdm.accelerations(states)[0][0] == pytest.approx(1.3 + d * 0.81)
+    assert _failed(states) == ["lon_acc"]
+    assert _failed(states, at="rear_axle") == _failed(states, variant="strict") == []
+    spinning_up = states_of(yaw_rate=0.5 * K * 0.1)
+    lon, lat = pdm.accelerations(spinning_up, "strict")
+    np.testing.assert_allclose(lat, 10.0 * spinning_up[:, pdm.YAW_RATE] + d * 0.5)
+    np.testing.assert_allclose(pdm.accelerations(spinning_up)[0][1:] + lon[1:], 0.5 * d, atol=1e-12)
+
+
+def test_yaw_acceleration_is_a_cubic_fit():
+    states = states_of()
+    states[:, pdm.HEADING] = 0.05 * (K * 0.1) ** 3
+    np.testing.assert_allclose(pdm.comfort_signals(states)["yaw_acc"], 0.3 * K * 0.1, atol=1e-7)
+
+
 def test_comfort_unwraps_the_heading():
     states = states_of(yaw_rate=0.5, speed=1.0)
     states[:, pdm.HEADING] += 3.0

@@ -88,6 +88,7 @@ def slow_progress(ego, scene, limit, lateral, share):
     [
         ((), ()),
         (((30, 0, 0, 3, 4, 2), (50, 1.5, 0.3, 5, 4, 2), (25, -1.9, 0, 6, 4, 1.0)), ()),
+        (((50.5, 0, 0, 0, 4, 2), (-4, 0, 0, 9, 4, 2)), ()),  # within the square end of the corridor, and behind
         (((60, 8, -np.pi / 2, 4, 4, 2), (20, 4.5, 0, 0, 4, 2)), (rectangle(35, 45, -2, 2),)),
     ],
 )
@@ -126,7 +127,7 @@ def test_it_stops_for_what_stands_and_for_red():
         for version in ("v1", "v2"):
             states = pdm_closed(EGO, scene, 12.0, version).reference
             assert ego_points(states)[:, 0, 0].max() < 23.0
-            assert states[-1, 3] < 2.0
+            assert states[-1, 3] < 3.0
             assert pdm_scores.sub_scores(states[None], scene)["NC"][0] == 1.0
     passed = pdm_closed(EGO, road((25, 4.2, 0, 0, 4, 2)), 12.0)
     assert passed.reference[-1, 0] > 35.0

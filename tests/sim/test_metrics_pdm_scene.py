@@ -20,6 +20,7 @@ from sim.metrics.pdm_scene import (
     polygon_distance,
     project_on_line,
     rectangles_touch_polygon,
+    resample_actors,
 )
 
 shapely = pytest.importorskip("shapely")
@@ -256,11 +257,28 @@ def test_plane_geometry_is_shapelys(seed):
     np.testing.assert_allclose(along, [path.project(shapely.Point(p)) for p in points], atol=1e-7)
 
 
-def test_points_on_the_edge_are_outside():
-    notched = np.array([[0, 0], [4, 0], [4, 4], [2, 2], [0, 4]], dtype=float)  # (2, 2) is a notch seen from above
-    points = np.array([[2, 2], [2, 0], [4, 2], [0, 2], [0, 0], [4, 4], [1, 2], [2, 1.9], [3, 3], [1, 1], [2, 2.1]])
-    expected = [shapely.Polygon(notched).contains(shapely.Point(p)) for p in points]
-    np.testing.assert_array_equal(points_in_polygon(points, notched), expected)
-    hill = np.array([[0, 0], [4, 0], [4, 4], [3, 4], [2, 3], [1, 3], [0, 4]], dtype=float)
-    for p in ([1.5, 3], [2, 3], [3, 4], [0.5, 3], [3.5, 3], [3.5, 4]):
-        assert points_in_polygon(np.array([p]), hill)[0] == shapely.Polygon(hill).contains(shapely.Point(p))
+@pytest.mark.parametrize("flip", [[1, 1], [1, -1], [-1, 1], [-1, -1]])
+def test_points_on_the_edge_are_outside(flip):
+    notched = np.array([[0, 0], [4, 0], [4, 4], [2, 2], [0, 4]], dtype=float) * flip
+    hill = np.array([[0, 0], [4, 0], [4, 4], [3, 4], [2, 3], [1, 3], [0, 4]], dtype=float) * flip
+    grid = np.stack(np.meshgrid(np.arange(-0.5, 5, 0.5), np.arange(-0.5, 5, 0.5)), axis=-1).reshape(-1, 2) * flip
+    for polygon in (notched, hill):
+        shape = shapely.Polygon(polygon)
+        expected = [shape.contains(shapely.Point(p)) for p in grid]
+        np.testing.assert_array_equal(points_in_polygon(grid, polygon), expected)
+
+
+def test_actors_are_resampled_not_invented():
+    track = np.array([[0, 0, 3.1], [5, 1, -3.1], [np.nan] * 3])[None]
+    present, size = np.array([[True, True, False]]), np.ones((1, 2))
+    frames = Actors(("a",), track, present, size, np.array([[2.0, 4.0, np.nan]]), np.array([True]))
+    ten = resample_actors(frames, np.array([0.0, 0.5, 1.0])).validate()
+    assert ten.present.shape == (1, 11)  # the frames end after 1 s
+    assert ten.present[0].tolist() == [True] * 6 + [False] * 5
+    np.testing.assert_allclose(ten.xyh[0, [0, 2, 5], 0], [0, 2, 5], atol=1e-12)
+    np.testing.assert_allclose(ten.xyh[0, 1, 2], 3.1 + 0.2 * (2 * np.pi - 6.2), atol=1e-12)
+    np.testing.assert_allclose(ten.speed_mps[0, [0, 1, 5]], [2.0, 2.4, 4.0], atol=1e-12)
+    assert resample_actors(frames, np.array([-1.0, 0.0, 9.0])).present.shape == (1, 51)
+    for times in ([0.1, 0.5, 1.0], [0.0, 0.0, 1.0]):
+        with pytest.raises(ValueError, match="increasing"):
+            resample_actors(frames, np.array(times))

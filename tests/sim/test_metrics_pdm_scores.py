@@ -163,6 +163,21 @@ def test_time_to_collision_angles(degrees, in_lane, in_crossing):
     assert one(cruise(0.006), scene(thing, intersection=[crossing]), "TTC") == in_crossing
 
 
+def test_time_to_collision_asks_for_the_intersection_at_the_rear_axle():
+    thing = actor(0, 0, speed=1.0, length=2.2, width=2.2, track=np.tile([2.0, 2.0, 0.0], (51, 1)))  # 45 degrees
+    assert one(cruise(1.0), scene(thing, intersection=[rectangle(-1, 0.5, -3, 3)]), "TTC") == 0.0
+    assert one(cruise(1.0), scene(thing, intersection=[rectangle(0.5, 9, -3, 3)]), "TTC") == 1.0
+
+
+def test_overlapping_lanes_are_one_if_one_holds_the_car():
+    drifting = actor(x=1.0, y=4.0, speed=2.0, heading=-np.pi / 2, length=2.0)
+    across = rectangle(*ROAD, -5, 0.5)
+    two = scene(drifting, lane=[OWN, across], lane_on_route=[True, False])
+    assert one(cruise(0.5), two, "NC") == 1.0
+    split = scene(drifting, lane=[rectangle(*ROAD, 0, 1.75), across], lane_on_route=[True, False])
+    assert one(cruise(0.5), split, "NC") == 0.0
+
+
 def test_time_to_collision_looks_nine_tenths_ahead():
     def wall(gap):
         return scene(actor(FRONT + 36.0 + gap + 1.0, 0.0, length=2.0, agent=False))

@@ -1,0 +1,178 @@
+"""A recorded scene as messages, through the driver's inputs, without ROS: the clips are the nuScenes source's."""
+
+import numpy as np
+import pytest
+import ros_message_stand_ins as fake
+from small_scene import SPEED_MPS, START_US, make_cameras, pose_at
+from vla_drive_ros.inputs import Inputs
+from vla_drive_ros.interface import optical_frame
+from vla_drive_ros.recording import ImuSample, Picture, calibration_of, events
+
+from sensors import frames
+from sensors.nuscenes_index import NuscenesIndex
+from sensors.nuscenes_source import CAMERAS, NuscenesSource
+from sensors.ros2_source import Limits, OdometrySample, StaleInput
+
+LIMITS = Limits(camera_age_us=700_000)
+
+
+def make_inputs(scene, steps=2, size=(64, 48)) -> Inputs:
+    return Inputs(calibration_of(scene), LIMITS, steps, size)
+
+
+def send(inputs: Inputs, event) -> None:
+    clock = (event.time_us, event.time_us)
+    if isinstance(event, Picture):
+        name = event.camera.name
+        inputs.take_info(name, fake.info(event.camera, event.time_us, optical_frame(name)))
+        data = event.path.read_bytes()
+        inputs.take_image(name, fake.image(event.time_us, optical_frame(name), data), *clock)
+    elif isinstance(event, ImuSample):
+        inputs.take_imu(fake.imu(event.time_us, event.accel_mps2, event.gyro_radps), *clock)
+    else:
+        pose = (event.T_world_from_ego, event.speed_mps, event.yaw_rate_radps)
+        inputs.take_odometry(fake.odometry(event.time_us, *pose), *clock)
+
+
+@pytest.fixture
+def recorded(keyframe_scene):
+    index = NuscenesIndex(keyframe_scene, "v1.0-test")
+    return index, index.scene("scene-0001")
+
+
+def test_events_are_the_scene_in_order(recorded):
+    index, scene = recorded
+    found = events(index, scene)
+    times = [event.time_us for event in found]
+    assert times == sorted(times)
+    pictures = [event for event in found if isinstance(event, Picture)]
+    assert len(pictures) == 6 * len(scene.keyframes)
+    odometry = [event for event in found if isinstance(event, OdometrySample)]
+    assert np.diff([event.time_us for event in odometry]).max() <= 20_000
+    for event in odometry:
+        np.testing.assert_allclose(event.T_world_from_ego, pose_at(event.time_us), atol=1e-6)
+        assert event.speed_mps == pytest.approx(SPEED_MPS, abs=1e-6)
+    assert {keyframe.now_us for keyframe in scene.keyframes} <= {event.time_us for event in odometry}
+
+
+@pytest.mark.parametrize("size", [(64, 48), (32, 16)])
+def test_scene_over_messages_gives_the_clips_of_the_nuscenes_source(recorded, keyframe_scene, size):
+    index, scene = recorded
+    source = NuscenesSource(keyframe_scene, "v1.0-test", steps=2, image_size=size)
+    inputs, queue = make_inputs(scene, 2, size), events(index, scene)
+    send_all = [e for e in queue if isinstance(e, Picture)][:6]
+    for event in send_all:  # a car's CameraInfo comes before the first clip is wanted
+        inputs.take_info(event.camera.name, fake.info(event.camera, 1, optical_frame(event.camera.name)))
+    for frame, now_us in enumerate(source.frame_times_us("scene-0001").tolist()):
+        while queue and queue[0].time_us <= now_us:
+            send(inputs, queue.pop(0))
+        clip, frame_id = inputs.clip(now_us, now_us)
+        clip, expected = clip.validate(), source.clip("scene-0001", frame)
+        assert frame_id == "map"
+        assert clip.now_us == expected.now_us
+        assert np.array_equal(clip.image_mask, expected.image_mask)
+        assert np.array_equal(clip.images, expected.images)
+        seen = clip.image_mask
+        assert np.array_equal(clip.time_us[seen], expected.time_us[seen])
+        np.testing.assert_allclose(clip.T_world_from_ego[seen], expected.T_world_from_ego[seen], atol=1e-9)
+        np.testing.assert_allclose(clip.T_world_from_ego_now, expected.T_world_from_ego_now, atol=1e-12)
+        assert clip.vehicle.speed_mps == expected.vehicle.speed_mps
+        for name in ("time_us", "accel_mps2", "gyro_radps"):
+            assert np.array_equal(getattr(clip.imu, name), getattr(expected.imu, name))
+        for ours, theirs in zip(clip.cameras, expected.cameras, strict=True):
+            assert ours.name == theirs.name
+            assert np.array_equal(ours.K, theirs.K)
+            assert np.array_equal(ours.T_ego_from_cam, theirs.T_ego_from_cam)
+
+
+def calibrated(scene) -> Inputs:
+    inputs = make_inputs(scene)
+    for camera in make_cameras():
+        inputs.take_info(camera.name, fake.info(camera, 1, optical_frame(camera.name)))
+    return inputs
+
+
+def drive(inputs: Inputs, leave_out=(), since_us=START_US, until_us=START_US + 1_000_000) -> None:
+    """A healthy car that stands still, without the streams of `leave_out`."""
+    data = fake.jpeg(np.full((48, 64, 3), 90, np.uint8))
+    for time_us in range(since_us, until_us + 1, 20_000):
+        clock = (time_us, time_us)
+        inputs.take_odometry(fake.odometry(time_us, np.eye(4)), *clock)
+        inputs.take_imu(fake.imu(time_us), *clock)
+        for name in CAMERAS if (time_us - since_us) % 100_000 == 0 else ():
+            if name not in leave_out:
+                inputs.take_image(name, fake.image(time_us, optical_frame(name), data), *clock)
+
+
+def test_no_clip_before_every_calibration_has_come(recorded):
+    inputs = make_inputs(recorded[1])
+    for camera in make_cameras()[:-1]:
+        inputs.take_info(camera.name, fake.info(camera, 1, optical_frame(camera.name)))
+    drive(inputs)
+    with pytest.raises(StaleInput, match="no CameraInfo of CAM_FRONT_LEFT yet"):
+        inputs.clip(START_US + 1_000_000, START_US + 1_000_000)
+
+
+def test_report_counts_rates_and_refusals(recorded):
+    inputs = calibrated(recorded[1])
+    inputs.report(START_US, START_US)
+    drive(inputs, leave_out=("CAM_BACK",))
+    now = (START_US + 1_000_000, START_US + 1_000_000)
+    inputs.take_image("CAM_BACK", fake.image(now[0], optical_frame("CAM_BACK"), b"garbage"), *now)
+    inputs.take_image(
+        "CAM_FRONT",
+        fake.image(now[0] - 1, optical_frame("CAM_FRONT"), fake.jpeg(np.zeros((48, 64, 3), np.uint8))),
+        *now,
+    )
+    inputs.take_image("CAM_FRONT", fake.image(now[0], "elsewhere", b""), *now)
+    inputs.take_imu(fake.imu(now[0] + 1, (np.nan, 0, 0)), *now)
+    report = inputs.report(*now)
+    assert report["CAM_FRONT"].rate_hz == pytest.approx(11, abs=0.1)
+    assert report["CAM_FRONT"].refused["stamp not increasing"] == 1
+    assert report["CAM_FRONT"].refused["header.frame_id"] == 1
+    assert report["CAM_BACK"].refused["data"] == 1
+    assert report["CAM_BACK"].age_ms is None
+    assert report["imu"].refused["linear_acceleration"] == 1
+    assert inputs.clip(*now)[0].image_mask[-1].tolist() == [name != "CAM_BACK" for name in CAMERAS]
+
+
+def test_another_calibration_while_running_is_a_fault(recorded):
+    inputs = calibrated(recorded[1])
+    drive(inputs)
+    now = (START_US + 1_000_000, START_US + 1_000_000)
+    inputs.clip(*now)
+    camera = make_cameras()[2]
+    inputs.take_info(camera.name, fake.info(camera, 2, optical_frame(camera.name)))
+    inputs.clip(*now)  # the same again is no fault
+    K = camera.K.copy()
+    K[0, 0] += 1
+    camera.K[:] = K
+    inputs.take_info(camera.name, fake.info(camera, 2, optical_frame(camera.name)))
+    with pytest.raises(StaleInput, match="CAM_BACK_RIGHT changed"):
+        inputs.clip(*now)
+    inputs.reset()
+    assert inputs.report(*now)["CAM_BACK_RIGHT"].fault
+
+
+def test_another_optical_frame_is_a_fault(recorded):
+    inputs = make_inputs(recorded[1])
+    inputs.take_info("CAM_FRONT", fake.info(make_cameras()[0], 1, "cam_back_optical_frame"))
+    with pytest.raises(StaleInput, match="cam_front_optical_frame, as in the calibration file"):
+        inputs.clip(START_US, START_US)
+
+
+def test_another_world_frame_is_a_fault(recorded):
+    inputs = calibrated(recorded[1])
+    drive(inputs)
+    now = (START_US + 1_000_010, START_US + 1_000_010)
+    inputs.take_odometry(fake.odometry(now[0], frames.matrix_from_xy_yaw(5, 0, 0), frame_id="odom"), *now)
+    with pytest.raises(StaleInput, match="odometry changed from map to odom"):
+        inputs.clip(*now)
+
+
+def test_reset_forgets_samples(recorded):
+    inputs = calibrated(recorded[1])
+    drive(inputs)
+    inputs.reset()
+    with pytest.raises(StaleInput, match="odometry: none yet"):
+        inputs.clip(START_US + 1_000_000, START_US + 1_000_000)

@@ -1,0 +1,181 @@
+"""The ROS package without ROS: launch files run against a stand-in that records, and everything that is said twice
+(README, YAML, package.xml, setup.py) says the same."""
+
+import ast
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from vla_drive_ros import interface
+
+ROOT = Path(__file__).resolve().parents[2]
+ROS2 = ROOT / "launch" / "ros2"
+README = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
+
+
+class Recorded:
+    """Stands in for any class of launch and launch_ros; keeps what it was made with."""
+
+    def __init__(self, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+
+
+STAND_INS = {
+    "launch": ("LaunchDescription",),
+    "launch.actions": ("DeclareLaunchArgument", "SetEnvironmentVariable"),
+    "launch.substitutions": ("LaunchConfiguration",),
+    "launch_ros": (),
+    "launch_ros.actions": ("LifecycleNode", "Node"),
+    "launch_ros.parameter_descriptions": ("ParameterValue",),
+}
+
+
+def entities(monkeypatch, name: str) -> list[Recorded]:
+    """What generate_launch_description of a launch file returns; a name the stand-in lacks is an ImportError."""
+    for module, classes in STAND_INS.items():
+        stand_in = ModuleType(module)
+        for kind in classes:
+            setattr(stand_in, kind, type(kind, (Recorded,), {}))
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    description = runpy.run_path(str(ROS2 / "launch" / name))["generate_launch_description"]()
+    assert type(description).__name__ == "LaunchDescription"
+    return description.args[0]
+
+
+def of_kind(found: list[Recorded], kind: str) -> list[Recorded]:
+    return [entity for entity in found if type(entity).__name__ == kind]
+
+
+DECLARED = {
+    interface.DRIVER: {p.name: p for p in interface.DRIVER_PARAMETERS},
+    interface.REPLAY: {p.name: p for p in interface.REPLAY_PARAMETERS},
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "nodes"), [("drive.launch.py", ["driver_node"]), ("replay.launch.py", ["driver_node", "replay_node"])]
+)
+def test_launch_file(monkeypatch, file, nodes):
+    found = entities(monkeypatch, file)
+    started = of_kind(found, "LifecycleNode") + of_kind(found, "Node")
+    assert [node.kwargs["executable"] for node in started] == nodes
+    declared = {argument.args[0] for argument in of_kind(found, "DeclareLaunchArgument")}
+    assert all(argument.kwargs["description"] for argument in of_kind(found, "DeclareLaunchArgument"))
+    used = set()
+    for node in started:
+        assert node.kwargs["package"] == "vla_drive_ros"
+        assert node.kwargs["name"] == node.kwargs["executable"]
+        *files, given = node.kwargs["parameters"]
+        assert all(isinstance(f, Recorded) or Path(f).is_file() for f in files)
+        assert given.keys() <= DECLARED[node.kwargs["name"]].keys()
+        for name, value in given.items():
+            assert value.args[0].args == (name,)
+            assert value.kwargs["value_type"] is type(DECLARED[node.kwargs["name"]][name].default)
+        used |= given.keys() | {f.args[0] for f in files if isinstance(f, Recorded)}
+    assert used == declared  # no argument that nothing reads, none read that is not declared
+    (profile,) = of_kind(found, "SetEnvironmentVariable")
+    assert profile.args[0] == "FASTDDS_DEFAULT_PROFILES_FILE"
+    assert Path(profile.args[1]).is_file()
+
+
+def test_the_driver_never_starts_by_itself(monkeypatch):
+    for file in ("drive.launch.py", "replay.launch.py"):
+        (driver,) = of_kind(entities(monkeypatch, file), "LifecycleNode")
+        assert "autostart" not in driver.kwargs
+
+
+def test_arguments_default_to_what_the_nodes_default_to(monkeypatch):
+    for argument in of_kind(entities(monkeypatch, "drive.launch.py"), "DeclareLaunchArgument"):
+        if argument.args[0] != "params_file":
+            assert argument.kwargs["default_value"] == DECLARED["driver_node"][argument.args[0]].default
+
+
+@pytest.mark.parametrize(("file", "node"), [("driver.yaml", "driver_node"), ("replay.yaml", "replay_node")])
+def test_parameter_file_matches_what_the_node_declares(file, node):
+    text = (ROS2 / "config" / file).read_text(encoding="utf-8")
+    values = yaml.safe_load(text)[node]["ros__parameters"]
+    assert values == {name: p.default for name, p in DECLARED[node].items()}
+    for name, p in DECLARED[node].items():
+        assert type(values[name]) is type(p.default)
+        limits = f" [{p.low:g} to {p.high:g}]" if p.low is not None else ""
+        assert re.search(rf"^ +# {re.escape(p.description + limits)}\n +{name}:", text, re.MULTILINE), name
+
+
+def test_replay_overrides_only_what_the_driver_has_and_stays_in_range():
+    values = yaml.safe_load((ROS2 / "config" / "replay.yaml").read_text(encoding="utf-8"))["driver_node"]
+    for name, value in values["ros__parameters"].items():
+        if name != "use_sim_time":
+            assert DECLARED["driver_node"][name].low <= value <= DECLARED["driver_node"][name].high
+
+
+def test_defaults_lie_in_their_ranges():
+    for p in (*interface.DRIVER_PARAMETERS, *interface.REPLAY_PARAMETERS):
+        assert (p.low is None) == isinstance(p.default, str)
+        assert p.low is None or p.low <= p.default <= p.high
+
+
+def test_readme_table_is_the_interface():
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| (in|out) \| ([^|]+) \|", README, re.MULTILINE)
+    assert rows == [(t.name, t.type, t.direction, t.qos) for t in (*interface.INPUTS, *interface.OUTPUTS)]
+
+
+def test_readme_says_what_it_must():
+    for words in ("research software", "closed course", "safety driver", "never commands"):
+        assert words in README.lower()
+    for name in re.findall(r"(?<=launch/)ros2/[\w./]+\w", README):
+        assert (ROOT / "launch" / name).exists(), name
+
+
+def test_package_is_one_package():
+    setup = (ROS2 / "setup.py").read_text(encoding="utf-8")
+    manifest = ElementTree.parse(ROS2 / "package.xml").getroot()
+    assert manifest.findtext("name") == "vla_drive_ros"
+    assert 'NAME = "vla_drive_ros"' in setup
+    assert f'version="{manifest.findtext("version")}"' in setup
+    assert manifest.findtext("export/build_type") == "ament_python"
+    assert (ROS2 / "resource" / "vla_drive_ros").is_file()
+    assert "script_dir=$base/lib/vla_drive_ros" in (ROS2 / "setup.cfg").read_text(encoding="utf-8")
+    for node, module in re.findall(r"(\w+) = {NAME}\.(\w+):main", setup):
+        assert node == module
+        functions = [
+            f.name
+            for f in ast.parse((ROS2 / "vla_drive_ros" / f"{module}.py").read_text()).body
+            if isinstance(f, ast.FunctionDef)
+        ]
+        assert "main" in functions
+    assert set(re.findall(r"(\w+) = {NAME}", setup)) == {interface.DRIVER, interface.REPLAY}
+
+
+def test_manifest_names_every_message_package():
+    manifest = ElementTree.parse(ROS2 / "package.xml").getroot()
+    depends = {element.text for element in manifest.findall("exec_depend")}
+    imported = set()
+    for path in (*(ROS2 / "vla_drive_ros").glob("*.py"), *(ROS2 / "launch").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    ros = {name for name in imported if name.endswith(("_msgs", "_interfaces")) or name in ("launch", "launch_ros")}
+    assert ros | {"rclpy", "rmw_fastrtps_cpp"} == depends
+
+
+def test_rclpy_is_imported_only_here():
+    for folder in ("sensors", "vla", "sim", "policies"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search(r"^\s*(import|from) rclpy", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_shared_memory_profile_is_large_enough_and_is_used():
+    root = ElementTree.parse(ROS2 / "config" / "fastdds_shm.xml").getroot()
+    space = {"d": "http://www.eprosima.com"}
+    transports = {
+        t.findtext("d:transport_id", namespaces=space): t for t in root.iter(f"{{{space['d']}}}transport_descriptor")
+    }
+    used = [t.text for t in root.iterfind(".//d:userTransports/d:transport_id", space)]
+    assert set(used) == set(transports)
+    shm = next(t for t in transports.values() if t.findtext("d:type", namespaces=space) == "SHM")
+    assert int(shm.findtext("d:segment_size", namespaces=space)) == 128 * 2**20

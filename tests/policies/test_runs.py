@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+
+from policies.cli import main
+from policies.runs import Run, git_commit, write_json
+from sensors.errors import InputError
+from sim.report.page import write_report
+from sim.rollout_log import EpisodeRecorder
+
+
+def some_log(name: str, policy: str = "p"):
+    recorder = EpisodeRecorder(name, "drive", policy, 0)
+    for k in range(20):
+        recorder.frame(k * 100_000, np.array([0.1 * k, 0.0, 0.0]), 1.0, (0.0, 0.0))
+    return recorder.finish("time")
+
+
+def test_a_failed_scene_is_counted_shown_and_in_no_mean(tmp_path):
+    run = Run.create("drive", tmp_path / "run", {}, [0, 1])
+    with run.episode("good", "p", 0) as episode:
+        episode.log = some_log("good")
+    with run.episode("bad", "p", 1) as episode:
+        raise RuntimeError("the wheel came off")
+    run.score(["p"])
+    run.save()
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary["scenes"] == {"asked": 2, "finished": 1, "failed": 1}
+    assert summary["metrics"]["n_failed"] == 1
+    assert summary["metrics"]["time_on_course_s.n"] == 1
+    assert "RuntimeError: the wheel came off" in summary["episodes"][1]["error"]
+    assert "the wheel came off" in (run.path / "episodes" / "bad.error.txt").read_text()
+    assert "1 FAILED" in run.headline()
+    assert not run.whole
+    assert "the wheel came off" in write_report(run.path).read_text()
+
+
+def test_a_run_without_scenes_says_so(tmp_path):
+    run = Run.create("drive", tmp_path / "run", {}, [])
+    assert run.headline() == "NO SCENE was run"
+    assert not run.whole
+
+
+def test_what_is_finished_survives_an_interrupt(tmp_path):
+    run = Run.create("drive", tmp_path / "run", {}, [0, 1])
+    with run.episode("good", "p", 0) as episode:
+        episode.log = some_log("good")
+    with pytest.raises(KeyboardInterrupt), run.episode("cut", "p", 1):
+        raise KeyboardInterrupt
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert [row["name"] for row in summary["episodes"]] == ["good"]
+
+
+def test_a_run_directory_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "precious.txt").touch()
+    with pytest.raises(InputError, match="not empty"):
+        Run.create("drive", tmp_path, {}, [])
+    with pytest.raises(InputError, match="new or empty folder"):
+        Run.create("drive", tmp_path / "precious.txt", {}, [])
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_commit_is_a_commit():
+    commit = git_commit().removesuffix("+changes")
+    assert commit == "" or (len(commit) == 40 and int(commit, 16) >= 0)
+
+
+@pytest.mark.parametrize("verb", ["drive", "record", "train", "replay", "report", "doctor"])
+def test_every_verb_helps_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as exit_of:
+        main([verb, "--help"])
+    assert exit_of.value.code == 0
+    text = capsys.readouterr().out
+    assert "example" in text
+    assert f"vla {verb}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["drive", "--image-size", "160"], "expected WIDTHxHEIGHT"),
+        (["drive", "--episodes", "0"], "at least 1"),
+        (["drive", "--seconds", "-3"], "between 0.1 and 86400"),
+        (["drive", "--policy", "log"], "pure-pursuit"),
+        (["fly"], "drive"),
+    ],
+)
+def test_arguments_rejected(arguments, words, capsys):
+    with pytest.raises(SystemExit) as exit_of:
+        main(arguments)
+    assert exit_of.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["drive", "--policy", "vla"], "vla train writes one"),
+        (["drive", "--policy", "constant-velocity", "--checkpoint", "x"], "has no weights"),
+        (["drive", "--policy", "vla", "--checkpoint", "nowhere"], "checkpoint.json"),
+        (["train", "tiny", "data.dataroot=nowhere"], "no such folder"),
+        (["report", "nowhere"], "summary.json"),
+        (["doctor", "--dataroot", "nowhere"], "no such folder"),
+    ],
+)
+def test_input_rejected(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_doctor_tells_what_is_there(course_dataroot, capsys):
+    assert main(["doctor", "--dataroot", str(course_dataroot)]) == 0
+    text = capsys.readouterr().out
+    for words in ("python", "torch", "OpenCV", "scene-1000", "72 images"):
+        assert words in text
