@@ -16,7 +16,7 @@ from policies.expert import PurePursuit
 from policies.protocol import Policy
 from policies.recipes import load_recipe, shipped
 from policies.record import LAST_COURSE, record
-from policies.replay import MASK_FLAG, replay
+from policies.replay import MASK_FLAG, check_images, replay
 from policies.rollout import drive
 from policies.runs import Run, default_path
 from policies.train import train
@@ -236,6 +236,7 @@ def _replay(options: argparse.Namespace) -> int:
     size = policies[0].image_size or options.image_size
     steps = max(policy.clip_steps for policy in policies)
     source = NuscenesSource(options.dataroot, options.version, scenes, steps, size)
+    check_images(source, policies[0])
     run = Run.create("replay", options.out, _config(options), [0])
     replay(run, policies, source, options.mask_cameras, not options.quiet)
     return _close(run, policies)
@@ -249,8 +250,8 @@ def _report(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     findings = examine(options.dataroot, options.version)
     for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'MISS'}  {finding.topic:24s} {finding.text}")
-    return 0 if all(finding.ok for finding in findings) else 1
+        print(f"{finding.state:4s}  {finding.topic:24s} {finding.text}")
+    return 1 if any(finding.state == "MISS" for finding in findings) else 0
 
 
 if __name__ == "__main__":

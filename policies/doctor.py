@@ -12,6 +12,8 @@ import torch
 from sensors.nuscenes_index import NuscenesIndex
 
 CORE = ("numpy", "torch", "opencv-python-headless", "gymnasium", "safetensors", "PyYAML", "tqdm", "Jinja2", "av")
+CORE += ("threadpoolctl",)
+INSTALL = "missing; install with: pip install -c constraints.txt -e ."
 EXTRAS = (
     ("dev", "pytest", "run the tests"),
     ("dev", "nuscenes-devkit", "check recordings against the official reader"),
@@ -23,11 +25,11 @@ EXTRAS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report; `ok` False means something a verb needs is missing."""
+    """One line of the doctor's report; state "MISS" means that every verb needs it, "lack" that some can do without."""
 
     topic: str
     text: str
-    ok: bool = True
+    state: str = "ok"
 
 
 def examine(dataroot: Path | None, dataset_version: str) -> list[Finding]:
@@ -38,19 +40,17 @@ def examine(dataroot: Path | None, dataset_version: str) -> list[Finding]:
     ]
     for name in CORE:
         found = _version(name)
-        findings.append(
-            Finding(name, found or "missing; install with: pip install -c constraints.txt -e .", bool(found))
-        )
+        findings.append(Finding(name, found or INSTALL, "ok" if found else "MISS"))
     for extra, name, purpose in EXTRAS:
         found = _version(name)
-        findings.append(Finding(name, found or f"not installed; [{extra}] adds it, to {purpose}"))
+        text = found or f"not installed; [{extra}] adds it, to {purpose}"
+        findings.append(Finding(name, text, "ok" if found else "lack"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU (no CUDA device)"
     findings.append(Finding("device", cuda))
     findings.append(Finding("renderer", "OpenCV (render_cv)"))
-    rclpy = (
-        "rclpy imports" if importlib.util.find_spec("rclpy") else "rclpy not found; source a ROS 2 set-up or use [ros]"
-    )
-    findings.append(Finding("ROS 2", rclpy))
+    rclpy = importlib.util.find_spec("rclpy") is not None
+    text = "rclpy is there" if rclpy else "no rclpy; source a ROS 2 set-up, or install [ros]"
+    findings.append(Finding("ROS 2", text, "ok" if rclpy else "lack"))
     return findings + (_dataroot(dataroot, dataset_version) if dataroot else [])
 
 
@@ -63,7 +63,7 @@ def _dataroot(dataroot: Path, dataset_version: str) -> list[Finding]:
         parts += [f"{sum(absent.values())} images missing ({', '.join(sorted(absent))})"] if absent else []
         parts += [f"CAN bus {', '.join(scene.can_present)}" if scene.can_present else "no CAN bus"]
         parts += [] if scene.map_present else ["no map raster"]
-        findings.append(Finding(scene.name, "; ".join(parts)))
+        findings.append(Finding(scene.name, "; ".join(parts), "lack" if absent or not scene.can_present else "ok"))
     return findings
 
 

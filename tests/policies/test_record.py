@@ -42,7 +42,7 @@ def test_the_official_devkit_loads_walks_and_renders_it(course_dataroot, tmp_pat
         while token:
             sample = nusc.get("sample", token)
             for channel in sample["data"].values():
-                path, boxes, K = nusc.get_sample_data(channel)
+                _, _, K = nusc.get_sample_data(channel)
                 assert K.shape == (3, 3)
             walked += 1
             token = sample["next"]

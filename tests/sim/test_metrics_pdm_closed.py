@@ -88,7 +88,8 @@ def slow_progress(ego, scene, limit, lateral, share):
     [
         ((), ()),
         (((30, 0, 0, 3, 4, 2), (50, 1.5, 0.3, 5, 4, 2), (25, -1.9, 0, 6, 4, 1.0)), ()),
-        (((50.5, 0, 0, 0, 4, 2), (-4, 0, 0, 9, 4, 2)), ()),  # within the square end of the corridor, and behind
+        (((50.9, 0, 0, 0, 4, 2), (-4, 0, 0, 9, 4, 2)), ()),  # within the square end of the corridor, and behind
+        (((20, 0, 0, 1, 14, 2), (18, 0.9, 0, 5, 0.3, 0.3)), ()),  # the nearer centre is not the nearer box
         (((60, 8, -np.pi / 2, 4, 4, 2), (20, 4.5, 0, 0, 4, 2)), (rectangle(35, 45, -2, 2),)),
     ],
 )
