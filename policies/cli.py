@@ -91,13 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     _run_arguments(sub)
 
     sub = verb("record", _record, "let the expert drive and record it in nuScenes format")
-    sub.add_argument("--out", type=Path, required=True, metavar="DATAROOT", help="folder to make or to continue")
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     sub.add_argument("--steps", type=_count, default=2000, help="keyframes at 2 Hz (default 2000)")
     sub.add_argument("--scene-steps", type=_count, default=40, help="keyframes per scene (default 40)")
     sub.add_argument("--seed", type=_course, default=1000, help="the first course (default 1000)")
     sub.add_argument("--image-size", type=_size, default=(160, 96), metavar="WxH", help="default 160x96")
-    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    sub.add_argument("--videos", type=int, default=1, help="scenes filmed for the report (default 1)")
+    _run_arguments(sub)
 
     sub = verb("train", _train, "train a policy from a recipe")
     sub.add_argument("recipe", help=f"a YAML file or one of: {', '.join(shipped())}")
@@ -206,20 +206,17 @@ def _drive(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    counts = record(
-        options.out,
-        options.version,
-        options.steps,
-        options.scene_steps,
-        options.seed,
-        options.image_size,
-        not options.quiet,
-    )
+    run = Run.create("record", options.out, _config(options), [options.seed], resume=True)
+    size, quiet = options.image_size, options.quiet
+    record(run, options.version, options.steps, options.scene_steps, options.seed, size, options.videos, not quiet)
+    run.save()
+    metrics = run.summary["metrics"]
     print(
-        f"{counts['scenes']} scenes in {options.out} ({counts['already_there']} were there), {counts['discarded']} "
-        "discarded because the expert left the course or touched something"
+        f"{run.headline()}, {metrics['n_keyframes']} keyframes; {metrics['n_discarded']} courses discarded, where the "
+        "expert left the road or touched something"
     )
-    return 0 if counts["scenes"] == counts["wanted"] else 1
+    print(f"dataroot: {run.path}\nreport: {write_report(run.path)}")
+    return 0 if run.whole else 1
 
 
 def _train(options: argparse.Namespace) -> int:

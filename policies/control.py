@@ -35,8 +35,7 @@ class PlanTracker:
 
     def follow(self, plan: Plan, T_world_from_ego_now: np.ndarray, now_us: int, speed_mps: float) -> None:
         """Take over a plan made at `now_us` by a car at that pose and speed."""
-        start = np.array([[T_world_from_ego_now[0, 3], T_world_from_ego_now[1, 3], frames.yaw(T_world_from_ego_now)]])
-        knots = np.concatenate([start, plan.in_world(T_world_from_ego_now)])
+        knots = np.concatenate([frames.xy_yaw(T_world_from_ego_now)[None], plan.in_world(T_world_from_ego_now)])
         time_s = np.concatenate([[0.0], plan.time_s])
         speeds = np.concatenate([[max(speed_mps, 0.0)], np.maximum(plan.speed_mps, 0.0)])
         at = np.linspace(0, time_s[-1], max(2, int(time_s[-1] * SAMPLES_PER_S) + 1))

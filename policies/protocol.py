@@ -52,9 +52,7 @@ class Plan:
 
     def in_world(self, T_world_from_ego_now: np.ndarray) -> np.ndarray:
         """The poses as x, y, yaw [K, 3] in the world frame."""
-        local = frames.matrix_from_xy_yaw(*self.xyyaw_in_ego.T)
-        T = T_world_from_ego_now @ local
-        return np.stack([T[:, 0, 3], T[:, 1, 3], frames.yaw(T)], axis=1)
+        return frames.xy_yaw(T_world_from_ego_now @ frames.matrix_from_xy_yaw(*self.xyyaw_in_ego.T))
 
 
 @dataclass(frozen=True)

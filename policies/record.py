@@ -5,7 +5,7 @@ the lane, so scenes start displaced and short bursts of noise on the curvature p
 is in the recording.
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -13,13 +13,19 @@ from tqdm import tqdm
 
 from policies.control import PlanTracker
 from policies.expert import PurePursuit
+from policies.media import EpisodeMedia
 from policies.protocol import Privileged
-from policies.rollout import REPLAN_EVERY, quiet_env
+from policies.replay import FILM_HZ
+from policies.rollout import REPLAN_EVERY, quiet_env, road_lines
+from policies.runs import Run
+from sensors import frames
+from sensors.camera import Camera
 from sensors.clip import Boxes
 from sensors.gym_source import ClipHistory
 from sensors.imu import ImuWindow
 from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
 from sim.roads import Road
+from sim.rollout_log import EpisodeLog, EpisodeRecorder
 
 LOCATION = "course"
 MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
@@ -57,10 +63,21 @@ def drivable_mask(road: Road) -> np.ndarray:
     return mask
 
 
-def record_scene(
-    writer: NuscenesWriter, seed: int, keyframes: int, image_size: tuple[int, int], progress: tqdm | None = None
-) -> bool:
-    """One scene of `keyframes` at 2 Hz; False, and nothing written, if the expert did not get through it cleanly."""
+@dataclass(frozen=True)
+class Take:
+    """One driven scene before it is written: keyframes as (observation with images, boxes, plan in world [K, 3]), every
+    observation for IMU and bus, and the log."""
+
+    road: Road
+    cameras: tuple[Camera, ...]
+    keyframes: list[tuple[dict, Boxes, np.ndarray]]
+    observations: list[dict]
+    lines: list[tuple[str, np.ndarray]]
+    log: EpisodeLog
+
+
+def drive_scene(seed: int, keyframes: int, image_size: tuple[int, int], progress: tqdm | None = None) -> Take | None:
+    """The expert on one course for `keyframes` at 2 Hz; None if it did not get through cleanly."""
     rng = np.random.default_rng([seed, 3])
     env = quiet_env(image_size, keyframes * 0.5 + 1.0)
     displaced = {
@@ -68,37 +85,40 @@ def record_scene(
         "initial_heading_rad": rng.uniform(-START_HEADING_RAD, START_HEADING_RAD),
     }
     observation, _ = env.reset(seed=seed, options=displaced)
-    world, cameras = env.unwrapped.world, env.unwrapped.cameras
-    expert, tracker, bursts = PurePursuit(), PlanTracker(), Bursts(rng)
-    history = ClipHistory(cameras, expert.clip_steps)
-    frames, imus, bus = [], [], []
+    world, expert, tracker, bursts = env.unwrapped.world, PurePursuit(), PlanTracker(), Bursts(rng)
+    history, lines = ClipHistory(env.cameras, expert.clip_steps), road_lines(world)
+    recorder = EpisodeRecorder(scene_name(seed), "drive", expert.name, seed, lines)
+    taken, observations = [], []
     for step in range(keyframes * REPLAN_EVERY):
         history.append(observation)
+        observations.append(observation)
         pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
         speed_mps = float(observation["vehicle"][0])
-        imus.append(observation)
-        bus.append((now_us, pose, *observation["vehicle"]))
-        if step % REPLAN_EVERY == 0:
-            frames.append((observation | {"images": env.capture().rgb}, world.boxes_at(now_us)))
+        planned = step % REPLAN_EVERY == 0
+        if planned:
             plan = expert.plan(history.clip(), Privileged(world=world)).validate(f"expert seed {seed} step {step}")
             tracker.follow(plan, pose, now_us, speed_mps)
+            boxes = world.boxes_at(now_us)
+            taken.append((observation | {"images": env.capture().rgb}, boxes, plan.in_world(pose)))
+        command = tracker.command(pose, now_us, speed_mps)
+        action = (command.accel_mps2, command.curvature_1pm + bursts.at(step * 0.1))
+        recorder.frame(now_us, frames.xy_yaw(pose), speed_mps, action, world.boxes_at(now_us))
+        if planned:
+            recorder.plan(plan.time_s, plan.in_world(pose))
             if progress is not None:
                 progress.update()
-        command = tracker.command(pose, now_us, speed_mps)
-        curvature = command.curvature_1pm + bursts.at(step * 0.1)
-        observation, _, terminated, _, _ = env.step(np.array([command.accel_mps2, curvature]))
+        observation, _, terminated, _, _ = env.step(np.array(action))
         if terminated:
-            return False
-    _write_scene(writer, seed, world, cameras, frames, imus, bus)
-    return True
+            return None
+    return Take(world.road, env.cameras, taken, observations, lines, recorder.finish("time"))
 
 
-def _write_scene(writer, seed, world, cameras, frames: list[tuple[dict, Boxes]], imus: list[dict], bus: list) -> None:
+def write_scene(writer: NuscenesWriter, seed: int, take: Take) -> None:
     """All time stamps of course k move by k hours: the devkit sorts scenes by time, so no two may begin together."""
     later_us = EPOCH_US + seed * HOUR_US
     description = f"Expert on course {seed}, pushed off and coming back"
-    with writer.scene(scene_name(seed), description, cameras, LOCATION, drivable_mask(world.road)) as scene:
-        for observation, boxes in frames:
+    with writer.scene(scene_name(seed), description, take.cameras, LOCATION, drivable_mask(take.road)) as scene:
+        for observation, boxes, _ in take.keyframes:
             scene.keyframe(
                 int(observation["now_us"]) + later_us,
                 observation["images"],
@@ -107,9 +127,19 @@ def _write_scene(writer, seed, world, cameras, frames: list[tuple[dict, Boxes]],
                 observation["T_world_from_ego_now"],
                 boxes,
             )
-        imu_time_us, accel, gyro = (np.concatenate([o[key] for o in imus]) for key in IMU_KEYS)
-        time_us, poses, speed, yaw_rate, steering = (np.array(column) for column in zip(*bus, strict=True))
-        scene.can(ImuWindow(imu_time_us + later_us, accel, gyro), time_us + later_us, poses, speed, yaw_rate, steering)
+        imu_time_us, accel, gyro = (np.concatenate([o[key] for o in take.observations]) for key in IMU_KEYS)
+        time_us = np.array([int(o["now_us"]) for o in take.observations])
+        poses = np.stack([o["T_world_from_ego_now"] for o in take.observations])
+        vehicle = np.stack([o["vehicle"] for o in take.observations])
+        scene.can(ImuWindow(imu_time_us + later_us, accel, gyro), time_us + later_us, poses, *vehicle.T)
+
+
+def film(take: Take, media: EpisodeMedia) -> None:
+    """The keyframes of a scene as film and contact sheets."""
+    history = ClipHistory(take.cameras, 1)
+    for observation, boxes, plan_in_world in take.keyframes:
+        history.append(observation)
+        media.add(history.clip(), plan_in_world, take.lines, boxes)
 
 
 def scene_name(seed: int) -> str:
@@ -118,36 +148,43 @@ def scene_name(seed: int) -> str:
 
 
 def record(
-    dataroot: Path,
+    run: Run,
     version: str,
     steps: int,
     scene_steps: int,
     seed: int,
     image_size: tuple[int, int],
+    videos: int,
     progress: bool = True,
-) -> dict[str, int]:
-    """Record courses `seed`, `seed + 1`, ... until at least `steps` keyframes are there; counts of scenes.
+) -> None:
+    """Record courses `seed`, `seed + 1`, ... into the run directory, which is the dataroot too, until it holds at least
+    `steps` keyframes; the first `videos` new scenes are filmed.
 
-    A course whose scene is in the dataroot already is left as it is, so an interrupted recording goes on where it was.
-    A course that the expert does not get through cleanly is discarded; MAX_IN_VAIN of them in a row end the recording.
+    A course whose scene is there already is left as it is, so an interrupted recording goes on where it was. A course
+    that the expert does not get through cleanly is discarded; MAX_IN_VAIN of them in a row end the recording.
     """
-    writer = NuscenesWriter(dataroot, version)
-    wanted = -(-steps // scene_steps)
-    counts = {"wanted": wanted, "scenes": 0, "already_there": 0, "discarded": 0}
-    in_vain = 0
+    writer = NuscenesWriter(run.path, version)
+    wanted, there, discarded, in_vain = -(-steps // scene_steps), 0, 0, 0
     with tqdm(total=wanted * scene_steps, unit="step", desc="record", disable=not progress) as bar:
-        for course in range(seed, LAST_COURSE + 1):
-            if counts["scenes"] == wanted or in_vain == MAX_IN_VAIN:
+        for course in (k for k in range(seed, LAST_COURSE + 1) if k not in NO_CAN_BUS):
+            if there == wanted or in_vain == MAX_IN_VAIN:
                 break
-            if course in NO_CAN_BUS:
-                continue
-            before = bar.n
-            if scene_name(course) in writer.scenes:
-                counts["already_there"] += 1
+            before, name = bar.n, scene_name(course)
+            if name in writer.scenes:
+                there += 1
                 bar.update(scene_steps)
-            elif not record_scene(writer, course, scene_steps, image_size, bar):
-                counts["discarded"], in_vain = counts["discarded"] + 1, in_vain + 1
+                continue
+            take = drive_scene(course, scene_steps, image_size, bar)
+            if take is None:
+                discarded, in_vain = discarded + 1, in_vain + 1
                 bar.update(before - bar.n)
                 continue
-            counts["scenes"], in_vain = counts["scenes"] + 1, 0
-    return counts
+            write_scene(writer, course, take)
+            there, in_vain, videos = there + 1, 0, videos - 1
+            with run.episode(name, PurePursuit.name, course, FILM_HZ * (videos >= 0)) as episode:
+                episode.log = take.log
+                if episode.media is not None:
+                    film(take, episode.media)
+    run.summary["scenes"] = {"asked": wanted, "finished": there, "failed": wanted - there}
+    run.score([PurePursuit.name])
+    run.summary["metrics"] |= {"n_scenes": there, "n_keyframes": there * scene_steps, "n_discarded": discarded}

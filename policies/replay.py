@@ -50,9 +50,8 @@ def replay_scene(
         seen = clip.with_masked(np.ones_like(clip.image_mask)) if mask_cameras else clip
         plan = policy.plan(seen, Privileged(future=future) if policy.privileged else NOTHING).validate(where)
         pose = clip.T_world_from_ego_now
-        xyyaw = np.array([pose[0, 3], pose[1, 3], frames.yaw(pose)])
-        recorder.frame(clip.now_us, xyyaw, speed_at_now(clip), None, future.boxes_now)
-        recorder.plan(plan.time_s, plan.in_world(pose))
+        recorder.frame(clip.now_us, frames.xy_yaw(pose), speed_at_now(clip), None, future.boxes_now)
+        recorder.plan(plan.time_s, plan.in_world(pose), plan.tokens)
         if media is not None and clip.image_mask[-1].any():
             media.add(clip, plan.in_world(pose), [], future.boxes_now)
         if progress is not None:

@@ -57,7 +57,7 @@ def drive_episode(
         pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
         speed_mps = float(observation["vehicle"][0])
         boxes = world.boxes_at(now_us)
-        xyyaw = np.array([pose[0, 3], pose[1, 3], frames.yaw(pose)])
+        xyyaw = frames.xy_yaw(pose)
         events = [event.kind for event in world.events[seen:]]
         seen = len(world.events)
         if ended_by:
@@ -70,7 +70,7 @@ def drive_episode(
         command = tracker.command(pose, now_us, speed_mps)
         recorder.frame(now_us, xyyaw, speed_mps, (command.accel_mps2, command.curvature_1pm), boxes, events)
         if replan:
-            recorder.plan(plan.time_s, plan_in_world)
+            recorder.plan(plan.time_s, plan_in_world, plan.tokens)
         if media is not None:
             media.add(history.clip(), plan_in_world, lines, boxes)
         observation, _, terminated, truncated, _ = env.step(np.array([command.accel_mps2, command.curvature_1pm]))

@@ -21,7 +21,7 @@ from pathlib import Path
 from policies.media import EpisodeMedia
 from sensors.errors import InputError
 from sim.metrics.driving import summarize
-from sim.rollout_log import EpisodeLog, atomic_path, write_episode
+from sim.rollout_log import EpisodeLog, atomic_path, read_episode, write_episode
 
 
 def write_json(path: Path, value: object) -> None:
@@ -90,7 +90,16 @@ class Run:
             "policies": {},
             "episodes": [],
         }
+        if resume and (path / "summary.json").exists():
+            run._take_up(json.loads((path / "summary.json").read_text()))
         return run
+
+    def _take_up(self, earlier: dict) -> None:
+        """Episodes of the run that this one goes on with."""
+        for row in earlier["episodes"]:
+            if row["log"]:
+                self.logs.append(read_episode(self.path / row["log"]))
+                self.summary["episodes"].append(row)
 
     @contextmanager
     def episode(self, name: str, policy: str, seed: int, fps: int = 0) -> Iterator[Episode]:

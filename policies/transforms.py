@@ -71,4 +71,4 @@ def future_in_ego(clip: Clip, future: Future, time_s: np.ndarray) -> np.ndarray:
     track = np.concatenate([clip.T_world_from_ego_now[None], future.T_world_from_ego])
     at_us = clip.now_us + np.round(np.asarray(time_s) * 1e6).astype(np.int64)
     T = frames.inverse(clip.T_world_from_ego_now) @ np.stack([frames.interpolate_at(track_us, track, t) for t in at_us])
-    return np.stack([T[:, 0, 3], T[:, 1, 3], frames.yaw(T)], axis=1)
+    return frames.xy_yaw(T)

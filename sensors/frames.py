@@ -94,6 +94,11 @@ def yaw(T: np.ndarray) -> np.ndarray:
     return np.arctan2(T[..., 1, 0], T[..., 0, 0])
 
 
+def xy_yaw(T: np.ndarray) -> np.ndarray:
+    """x, y and heading [..., 3] of poses [..., 4, 4]: the inverse of `matrix_from_xy_yaw` for planar ones."""
+    return np.stack([T[..., 0, 3], T[..., 1, 3], yaw(T)], axis=-1)
+
+
 def wrap(angle_rad: np.ndarray) -> np.ndarray:
     """Angle in [-pi, pi)."""
     return (np.asarray(angle_rad) + np.pi) % (2 * np.pi) - np.pi

@@ -343,7 +343,7 @@ class ClipAssembler:
             for instant_us in reversed(reference.times_us):
                 if now_us - instant_us > limit_us:
                     break
-                if instant_us > clip_us or self._pose_at(instant_us) is None:
+                if self._pose_at(instant_us) is None:  # later than the clip, or before the first pose
                     continue
                 found = [self._find(stream, instant_us, clip_us, limits.tolerance_us) for stream in streams]
                 found = [k if a and young(s, k) else None for s, a, k in zip(streams, alive, found, strict=True)]

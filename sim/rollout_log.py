@@ -1,7 +1,7 @@
 """The log of one episode: everything that scoring and the report need, so that a corrected metric needs no new drive.
 
-Columns of a compressed .npz, never a pickle. Letters: F frames, A actor rows, Q plan rows, E events, L map lines,
-V vertices of all lines. Actors, plans and events are in long form: one row each, its frame in the `*_frame` column.
+Columns of a compressed .npz, never a pickle. Letters: F frames, A actor rows, Q plan rows, K tokens, E events, L
+map lines, V vertices of all lines. Actors, plans, their tokens and events are in long form: one row each, its frame in the `*_frame` column.
 Images are not kept; a minute at 10 Hz among 20 actors is well below 1 MB.
 """
 
@@ -39,6 +39,8 @@ COLUMNS = {
     "plan_frame": ("int64", "Q", ()),
     "plan_time_s": ("float64", "Q", ()),
     "plan_xyyaw_in_world": ("float64", "Q", (3,)),
+    "token_frame": ("int64", "K", ()),
+    "token": ("int64", "K", ()),
     "event_frame": ("int64", "E", ()),
     "event": ("U", "E", ()),
     "line_kind": ("U", "L", ()),
@@ -73,6 +75,8 @@ class EpisodeLog:
     plan_frame            int64   [Q]     not decreasing; the plan made at a frame is its run of rows
     plan_time_s           float64 [Q]     after the frame, increasing within a plan
     plan_xyyaw_in_world   float64 [Q, 3]
+    token_frame           int64   [K]     not decreasing; the action tokens of the plan made at a frame, if it had any
+    token                 int64   [K]
     event_frame           int64   [E]     not decreasing
     event                 str     [E]     one of EVENTS
     line_kind             str     [L]     for example "lane_edge" or "centre"
@@ -99,6 +103,8 @@ class EpisodeLog:
     plan_frame: np.ndarray
     plan_time_s: np.ndarray
     plan_xyyaw_in_world: np.ndarray
+    token_frame: np.ndarray
+    token: np.ndarray
     event_frame: np.ndarray
     event: np.ndarray
     line_kind: np.ndarray
@@ -117,6 +123,10 @@ class EpisodeLog:
         """(time_s [K], xyyaw_in_world [K, 3]) of the plan made at a frame; K = 0 where none was."""
         i, j = np.searchsorted(self.plan_frame, (frame, frame + 1))
         return self.plan_time_s[i:j], self.plan_xyyaw_in_world[i:j]
+
+    def tokens_at(self, frame: int) -> np.ndarray:
+        """int64 [K], the action tokens of the plan made at a frame; empty where it had none."""
+        return self.token[slice(*np.searchsorted(self.token_frame, (frame, frame + 1)))]
 
     def actors_at(self, frame: int) -> slice:
         """The rows of the actor columns that belong to a frame."""
@@ -161,6 +171,7 @@ class EpisodeLog:
         for name, count in (
             ("actor_frame", len(self)),
             ("plan_frame", len(self)),
+            ("token_frame", len(self)),
             ("event_frame", len(self)),
             ("line_index", len(self.line_kind)),
         ):
@@ -217,14 +228,19 @@ class EpisodeRecorder:
         rows["actor_size_lw_m"].extend(np.array(actors.size_lwh_m[:, :2], np.float64))
         rows["actor_speed_mps"].extend(np.hypot(*np.asarray(actors.velocity_in_world_mps, np.float64).T))
 
-    def plan(self, time_s: np.ndarray, xyyaw_in_world: np.ndarray) -> None:
-        """The plan made at the last frame: times after it [K], poses [K, 3]. Once per frame, else a ValueError."""
+    def plan(self, time_s: np.ndarray, xyyaw_in_world: np.ndarray, tokens: Sequence[int] = ()) -> None:
+        """The plan made at the last frame: times after it [K], poses [K, 3], the action tokens it was decoded from.
+
+        Once per frame, else a ValueError.
+        """
         frame = len(self) - 1
         if frame < 0 or (self._rows["plan_frame"] and self._rows["plan_frame"][-1] == frame):
             raise ValueError(f"plan() comes once after each frame(); there are {frame + 1} frames")
         self._rows["plan_frame"].extend([frame] * len(time_s))
         self._rows["plan_time_s"].extend(np.asarray(time_s, np.float64))
         self._rows["plan_xyyaw_in_world"].extend(np.array(xyyaw_in_world, np.float64))
+        self._rows["token_frame"].extend([frame] * len(tokens))
+        self._rows["token"].extend(tokens)
 
     def finish(self, ended_by: str, error: str = "") -> EpisodeLog:
         """The validated log of what was recorded; `error` is not empty where the episode failed."""

@@ -49,6 +49,7 @@ LABELS = {  # metric: (words, unit)
 COUNTS = {"n_episodes": "episodes", "n_failed": "failed episodes", "n_keyframes": "keyframes scored"}
 PLANS_SHOWN = 24
 CURVE_POINTS = 200
+PLANS_LISTED = 5
 MARGIN_M, LEAST_SPAN_M = 12.0, 60.0
 LINE_TOLERANCE_M = 0.05  # map lines are thinned to this before they are drawn
 
@@ -165,10 +166,32 @@ def _episode(run_dir: Path, episode: dict) -> dict:
     shown["video"] = _embed(run_dir, episode["video"]) if episode["video"] else None
     shown["sheets"] = [_embed(run_dir, sheet) for sheet in episode["sheets"]]
     shown["plot"] = _bird_eye_plot(log) if log is not None and len(log) else None
+    shown["plans"] = _listed_plans(log) if log is not None else []
     shown["seconds"] = float(log.time_s[-1]) if log is not None and len(log) else None
     results = {} if log is None else {key: metric(log) for key, metric in METRICS[log.kind].items()}
     shown["metrics"] = {key: value if valid else None for key, (value, valid) in results.items()}
     return shown
+
+
+def _listed_plans(log: EpisodeLog) -> list[dict]:
+    """The plans that the report spells out: first, last and some between, in the ego frame of their instant."""
+    with_plan = np.unique(log.plan_frame)
+    chosen = np.linspace(0, len(with_plan) - 1, min(len(with_plan), PLANS_LISTED)).round().astype(int)
+    listed = []
+    for frame in with_plan[chosen]:
+        time_s, xyyaw = log.plan_at(frame)
+        x, y, yaw = log.ego_xyyaw_in_world[frame]
+        R = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])  # R_ego_from_world
+        xy = (xyyaw[:, :2] - (x, y)) @ R.T
+        listed.append(
+            {
+                "at_s": float(log.time_s[frame]),
+                "speed_mps": float(log.speed_mps[frame]),
+                "tokens": " ".join(str(token) for token in log.tokens_at(frame)),
+                "points": [f"{t:g} s ({x:.1f}, {y:.1f})" for t, (x, y) in zip(time_s, xy, strict=True)],
+            }
+        )
+    return listed
 
 
 def _curve(name: str, points: np.ndarray) -> dict:

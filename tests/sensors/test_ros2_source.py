@@ -404,6 +404,16 @@ def test_a_stopped_camera_is_masked_in_the_newest_step_only():
     assert clip.image_mask.tolist() == [[True, True, True], [True, False, True]]
 
 
+def test_a_picture_beside_a_young_one_may_be_too_old():
+    assembler = rig(steps=1, camera_age_us=250_000)
+    for time_us in range(NOW_US - 400_000, NOW_US + 1, 20_000):
+        assembler.odometry.add(time_us, OdometrySample(time_us, motion(time_us), 1.0, 0.0, "map"), NOW_US, NOW_US)
+    # C is alive, but its young picture lies far from the others' and the one beside them is too old.
+    for name, ago_us in (("A", 230_000), ("B", 249_000), ("C", 251_000), ("C", 100_000)):
+        assembler.images[name].add(NOW_US - ago_us, coded(name, NOW_US - ago_us), NOW_US, NOW_US)
+    assert assembler.clip(NOW_US, NOW_US).validate().image_mask.tolist() == [[True, True, False]]
+
+
 def test_another_camera_is_the_reference_when_the_first_stops():
     assembler = rig(steps=2)
     feed(assembler, NOW_US, lambda name, k: name == "A" and k >= 12)

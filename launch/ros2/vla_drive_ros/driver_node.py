@@ -38,7 +38,8 @@ from vla_drive_ros.inputs import Inputs, StreamReport
 from vla_drive_ros.process import declare, run
 
 POLICIES = ("constant-velocity", "vla")
-FAST_DEPTH = 100  # messages of IMU and odometry that may wait: the sensor-data default of 5 loses some at 100 Hz
+# Messages that may wait: the sensor-data default of 5 loses some of a 100 Hz IMU, many more would only grow old.
+IMAGE_DEPTH, ODOMETRY_DEPTH, IMU_DEPTH = 2, 10, 20
 
 
 class DriverNode(LifecycleNode):
@@ -140,7 +141,7 @@ class DriverNode(LifecycleNode):
     def _subscribe(self, inputs: Inputs) -> None:
         """One callback group a topic: order is kept within it, and a busy one holds up no other."""
 
-        def hear(kind: type, topic: str, take: Callable, depth: int = 5) -> None:
+        def hear(kind: type, topic: str, take: Callable, depth: int = IMAGE_DEPTH) -> None:
             qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
             made = self.create_subscription(kind, topic, take, qos, callback_group=MutuallyExclusiveCallbackGroup())
             self._subscriptions_of_inputs.append(made)
@@ -152,8 +153,8 @@ class DriverNode(LifecycleNode):
                 interface.image_topic(camera),
                 lambda m, name=camera: inputs.take_image(name, m, *self._instant()),
             )
-        hear(Imu, interface.IMU, lambda m: inputs.take_imu(m, *self._instant()), FAST_DEPTH)
-        hear(Odometry, interface.ODOMETRY, lambda m: inputs.take_odometry(m, *self._instant()), FAST_DEPTH)
+        hear(Imu, interface.IMU, lambda m: inputs.take_imu(m, *self._instant()), IMU_DEPTH)
+        hear(Odometry, interface.ODOMETRY, lambda m: inputs.take_odometry(m, *self._instant()), ODOMETRY_DEPTH)
 
     def _forget(self) -> None:
         for subscription in self._subscriptions_of_inputs:
@@ -192,7 +193,9 @@ class DriverNode(LifecycleNode):
         self._publish(plan, clip, frame_id, steady_us)
 
     def _publish(self, plan: Plan, clip: Clip, frame_id: str, started_us: int) -> None:
-        """Send the plan with the stamp of its clip, unless it took too long."""
+        """Send the plan with the stamp of its clip, unless it took too long or the node was stopped meanwhile."""
+        if self._plan_timer is None:
+            return None
         now_us, steady_us = self._instant()
         age_us = max(now_us - clip.now_us, steady_us - started_us)
         self._latency_ms["age"] = age_us / 1000

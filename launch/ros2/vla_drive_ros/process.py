@@ -18,7 +18,6 @@ from sensors.errors import InputError
 from vla_drive_ros.interface import Parameter
 
 THREADS = 8  # six cameras, one plan, one watch; they mostly wait
-SHUTDOWN_S = 5.0  # for callbacks under way
 
 
 def declare(node: Node, parameters: Iterable[Parameter]) -> None:
@@ -51,9 +50,12 @@ def run(make_node: Callable[[Callable[[str], None]], Node]) -> int:
     executor = MultiThreadedExecutor(THREADS)
     executor.add_node(node)
 
+    ending = threading.Event()
+
     def spin() -> None:
         try:
-            executor.spin()
+            while not ending.is_set():
+                executor.spin_once(timeout_sec=0.1)
         except Exception:  # the border of the process: told, and the exit status says so
             ends.put((1, traceback.format_exc()))
 
@@ -61,8 +63,9 @@ def run(make_node: Callable[[Callable[[str], None]], Node]) -> int:
     worker.start()
     status, why = ends.get()
     node.finish(why)
-    executor.shutdown(SHUTDOWN_S, wait_for_threads=False)
-    worker.join(SHUTDOWN_S)
+    ending.set()
+    worker.join()
+    executor.shutdown()  # waits for callbacks under way, which may need the node
     node.destroy_node()
     rclpy.shutdown()
     if status:
