@@ -211,10 +211,8 @@ def _record(options: argparse.Namespace) -> int:
     record(run, options.version, options.steps, options.scene_steps, options.seed, size, options.videos, not quiet)
     run.save()
     metrics = run.summary["metrics"]
-    print(
-        f"{run.headline()}, {metrics['n_keyframes']} keyframes; {metrics['n_discarded']} courses discarded, where the "
-        "expert left the road or touched something"
-    )
+    print(f"{run.headline()}, {metrics['n_keyframes']} keyframes")
+    print(f"{metrics['n_discarded']} courses discarded, where the expert left the road or touched something")
     print(f"dataroot: {run.path}\nreport: {write_report(run.path)}")
     return 0 if run.whole else 1
 

@@ -3,6 +3,7 @@
 import pytest
 
 from policies.record import record
+from policies.runs import Run
 from vla.checkpoint import save
 from vla.config import ModelConfig
 from vla.model import DrivingModel
@@ -22,6 +23,7 @@ def tiny_checkpoint(tmp_path_factory):
 def course_dataroot(tmp_path_factory):
     """Three scenes of twelve keyframes at 64 x 32 px in nuScenes format, courses 1000 to 1002."""
     dataroot = tmp_path_factory.mktemp("recording") / "course"
-    counts = record(dataroot, "v1.0-mini", SCENES * SCENE_STEPS, SCENE_STEPS, 1000, SMALL_IMAGE, progress=False)
-    assert counts["scenes"] == SCENES
+    run = Run.create("record", dataroot, {}, [1000])
+    record(run, "v1.0-mini", SCENES * SCENE_STEPS, SCENE_STEPS, 1000, SMALL_IMAGE, videos=0, progress=False)
+    assert run.whole
     return dataroot

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 from conftest import SCENE_STEPS, SCENES, SMALL_IMAGE
 
 from policies.cli import main
 from policies.record import Bursts, drivable_mask, record, scene_name
+from policies.runs import Run
 from sensors.nuscenes_source import NuscenesSource
 from sensors.nuscenes_writer import NuscenesWriter
 from sensors.source import check_source
@@ -58,17 +61,25 @@ def test_the_official_devkit_loads_walks_and_renders_it(course_dataroot, tmp_pat
 def test_recording_goes_on_and_does_nothing_twice(tmp_path, capsys):
     out = tmp_path / "data"
     assert main(["record", "--out", str(out), *ARGUMENTS]) == 0
-    first = {p: p.stat().st_mtime_ns for p in out.rglob("*.jpg")}
+    samples = out / "samples"
+    first = {p: p.stat().st_mtime_ns for p in samples.rglob("*.jpg")}
     assert len(first) == 8 * 6
     assert main(["record", "--out", str(out), *ARGUMENTS]) == 0
-    assert "2 were there" in capsys.readouterr().out.splitlines()[-1]
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.jpg")} == first
+    assert "2 of 2 scenes finished, 8 keyframes" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in samples.rglob("*.jpg")} == first
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["metrics"]["n_keyframes"] == 8
+    assert [row["name"] for row in summary["episodes"]] == ["scene-1000", "scene-1001"]
+    assert summary["episodes"][0]["video"]
+    assert main(["record", "--out", str(out), *ARGUMENTS, "--steps", "12"]) == 0
+    assert len(list(samples.rglob("*.jpg"))) == 12 * 6
 
 
 def test_two_recordings_of_one_seed_are_the_same_bytes(tmp_path):
     for name in "ab":
-        record(tmp_path / name, "v1.0-mini", 4, 4, 1000, SMALL_IMAGE, progress=False)
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.jp*g"))
+        run = Run.create("record", tmp_path / name, {}, [1000])
+        record(run, "v1.0-mini", 4, 4, 1000, SMALL_IMAGE, videos=0, progress=False)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a" / "samples").rglob("*.jpg"))
     assert files
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -78,7 +89,8 @@ def test_two_recordings_of_one_seed_are_the_same_bytes(tmp_path):
 
 
 def test_numbers_that_the_devkit_refuses_are_skipped(tmp_path):
-    record(tmp_path / "data", "v1.0-mini", 2, 1, 160, SMALL_IMAGE, progress=False)
+    run = Run.create("record", tmp_path / "data", {}, [160])
+    record(run, "v1.0-mini", 2, 1, 160, SMALL_IMAGE, videos=0, progress=False)
     assert NuscenesWriter(tmp_path / "data", "v1.0-mini").scenes == ("scene-0160", "scene-0169")
 
 
