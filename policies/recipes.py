@@ -29,7 +29,9 @@ class DataConfig:
 class TrainConfig:
     """steps of batch_size clips; AdamW with linear warm-up and cosine decay; gradients clipped by norm.
 
-    vehicle_dropout: share of clips whose vehicle state is hidden, lest the policy copies its last action.
+    motion_dropout: share of clips in which all but the speed of what tells the car's own motion (yaw rate, steering,
+    IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that sees
+    its motion in every example learns to continue it and never looks at the road.
     """
 
     steps: int
@@ -38,7 +40,7 @@ class TrainConfig:
     warmup_steps: int = 50
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    vehicle_dropout: float = 0.5
+    motion_dropout: float = 0.8
     checkpoint_every: int = 100
 
 
@@ -57,8 +59,8 @@ class Recipe:
                 raise InputError(where, f"train.{key}", getattr(self.train, key), f"at least {least}")
         if not 0 < self.train.learning_rate < 1:
             raise InputError(where, "train.learning_rate", self.train.learning_rate, "a number in (0, 1)")
-        if not 0 <= self.train.vehicle_dropout <= 1:
-            raise InputError(where, "train.vehicle_dropout", self.train.vehicle_dropout, "a share in [0, 1]")
+        if not 0 <= self.train.motion_dropout <= 1:
+            raise InputError(where, "train.motion_dropout", self.train.motion_dropout, "a share in [0, 1]")
         if self.train.clip_norm <= 0 or self.train.weight_decay < 0:
             raise InputError(where, "train.clip_norm, weight_decay", "a negative number", "clip_norm > 0, decay >= 0")
         if self.data.val_scenes < 1:

@@ -120,7 +120,7 @@ class Trainer:
         config, start = self.recipe.train, time.perf_counter()
         examples = [self.train_set[k] for k in self._indices()]
         clips, tokens = zip(*examples, strict=True)
-        batch = self._hide_vehicle(to_batch(clips, self.recipe.model))
+        batch = self._hide_motion(to_batch(clips, self.recipe.model))
         loaded = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
@@ -145,11 +145,18 @@ class Trainer:
             "loader_share": round((loaded - start) / took, 4),
         }
 
-    def _hide_vehicle(self, batch: Batch) -> Batch:
-        """The batch with the vehicle state of some clips masked, chosen by (seed, step)."""
+    def _hide_motion(self, batch: Batch) -> Batch:
+        """The batch with `motion_dropout` of its clips told only their speed of their motion, by (seed, step)."""
         rng = np.random.default_rng([self.recipe.seed, self.step, 1])
-        hidden = torch.from_numpy(rng.random(len(batch.command_id)) < self.recipe.train.vehicle_dropout)
-        return replace(batch, vehicle_mask=batch.vehicle_mask & ~hidden[:, None])
+        shown = torch.from_numpy(rng.random(len(batch.command_id)) >= self.recipe.train.motion_dropout)[:, None]
+        speed = torch.arange(batch.vehicle_mask.shape[1]) == 0
+        last = torch.arange(batch.image_mask.shape[1]) == batch.image_mask.shape[1] - 1
+        return replace(
+            batch,
+            vehicle_mask=batch.vehicle_mask & (shown | speed),
+            imu_mask=batch.imu_mask & shown,
+            image_mask=batch.image_mask & (shown | last)[..., None],
+        )
 
     def _indices(self) -> list[int]:
         """Examples of this step: consecutive places in an endless sequence of shuffled epochs."""

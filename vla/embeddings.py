@@ -3,7 +3,8 @@
     fourier(x) = [sin(f1 x), ... sin(fn x), cos(f1 x), ... cos(fn x)]
 
 makes a linear layer able to tell near values apart at every scale of f (Tancik et al. 2020).
-Letters: B T N H W P J as in `sensors.collate.Batch`; D width; F Fourier features of one number.
+Letters: B T N H W P J as in `sensors.collate.Batch`; I images that cameras delivered; D width; F Fourier features of
+one number.
 """
 
 import math
@@ -39,7 +40,7 @@ class Fourier(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """images uint8 [B, T, N, H, W, 3] to [B, T, N, P, D]: squares of 4 px to vectors, then a patch's squares to one."""
+    """images uint8 [I, H, W, 3] to [I, P, D]: squares of 4 px to vectors, then a patch's squares to one."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -49,12 +50,12 @@ class PatchStem(nn.Module):
         self.patch = nn.Linear(self.side * self.side * hidden, config.encoder_width)
 
     def forward(self, images: Tensor) -> Tensor:
-        B, T, N, H, W, _ = images.shape
+        I, H, W, _ = images.shape
         rows, columns, side = H // self.patch_px, W // self.patch_px, self.side
-        squares = images.reshape(B * T * N, rows, side, SUB_PATCH, columns, side, SUB_PATCH, 3)
+        squares = images.reshape(I, rows, side, SUB_PATCH, columns, side, SUB_PATCH, 3)
         squares = squares.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, SUB_PATCH * SUB_PATCH * 3)
         x = nn.functional.silu(self.square(squares.to(self.square.weight.dtype) / 127.5 - 1.0))
-        return self.patch(x.view(B, T, N, rows * columns, -1))
+        return self.patch(x.view(I, rows * columns, -1))
 
 
 class TimeEmbedding(nn.Module):
@@ -84,12 +85,16 @@ class RayEmbedding(nn.Module):
         self.centre = nn.Linear(3 * self.metres.features, width, bias=False)
 
     def forward(self, T_ego_now_from_cam: Tensor, rays_in_cam: Tensor, ray_mask: Tensor) -> Tensor:
-        """[B, T, N, 4, 4], [B, N, P, 3], [B, N, P] to [B, T, N, P, D]."""
-        R, centre = T_ego_now_from_cam[..., :3, :3], T_ego_now_from_cam[..., :3, 3]
-        direction = rays_in_cam[:, None] @ R.transpose(-1, -2)
-        moment = torch.linalg.cross(centre[..., None, :].expand_as(direction), direction)
+        """[I, 4, 4], [I, P, 3], [I, P] to [I, P, D], one row per image."""
+        R, centre = T_ego_now_from_cam[:, :3, :3], T_ego_now_from_cam[:, None, :3, 3]
+        direction = rays_in_cam @ R.transpose(-1, -2)
+        moment = torch.linalg.cross(centre.expand_as(direction), direction)
         ray = self.ray(torch.cat([self.direction(direction), self.metres(moment)], dim=-1))
-        return ray * ray_mask[:, None, :, :, None] + self.centre(self.metres(centre))[..., None, :]
+        return ray * ray_mask[..., None] + self.centre(self.metres(centre))
+
+    def toward(self, directions: Tensor) -> Tensor:
+        """Unit vectors of the ego frame [S, 3] to [S, D]: what a ray through the ego origin would be embedded as."""
+        return self.ray(torch.cat([self.direction(directions), self.metres(torch.zeros_like(directions))], dim=-1))
 
 
 class ImuProjector(nn.Module):

@@ -4,8 +4,10 @@
     S queries of step t    -> patches of all cameras of steps <= t
 
 so the scene tokens of a past step never change when a new step arrives. Letters as in `sensors.collate.Batch`;
-S scene tokens per step, D encoder width.
+S scene tokens per step, D encoder width, I images that cameras delivered.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from vla.moe import SwiGLU
 
 
 class LocalLayer(nn.Module):
-    """Pre-norm transformer layer over the patches of one image [B T N, P, D]."""
+    """Pre-norm transformer layer over the patches of one image [I, P, D]."""
 
     def __init__(self, width: int, heads: int, hidden: int):
         super().__init__()
@@ -44,6 +46,20 @@ class FusionLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def anchor_directions(count: int) -> Tensor:
+    """Unit vectors [S, 3] of the ego frame, spread all round, from 35 degrees down to 5 degrees up.
+
+    Scene token s starts out as the query for what is seen in direction s. With queries that mean nothing, attention
+    over hundreds of patches starts out as the average of them all, and learns to look only after thousands of steps.
+    """
+    k = torch.arange(count, dtype=torch.float64) + 0.5
+    azimuth = 2 * math.pi * k * (math.sqrt(5) - 1) / 2  # golden angle: no two alike, evenly spread for any count
+    elevation = torch.deg2rad(-35 + 40 * k / count)
+    return torch.stack(
+        [azimuth.cos() * elevation.cos(), azimuth.sin() * elevation.cos(), elevation.sin()], dim=-1
+    ).float()
+
+
 class SceneEncoder(nn.Module):
     """Batch to scene tokens [B, T, S, D]."""
 
@@ -51,22 +67,27 @@ class SceneEncoder(nn.Module):
         super().__init__()
         width, heads, hidden = config.encoder_width, config.encoder_heads, config.encoder_hidden
         self.stem, self.ray, self.time = PatchStem(config), RayEmbedding(width), TimeEmbedding(width)
+        self.content_norm = nn.RMSNorm(width, eps=1e-6)  # or the ray would drown what is seen along it
         self.local = nn.ModuleList(LocalLayer(width, heads, hidden) for _ in range(config.encoder_layers))
         self.memory_norm = nn.RMSNorm(width, eps=1e-6)
         self.nothing = nn.Parameter(torch.empty(1, width))  # a key that is always there, also when no camera is
         self.queries = nn.Parameter(torch.empty(config.scene_tokens, width))
+        self.register_buffer("anchors", anchor_directions(config.scene_tokens), persistent=False)
         self.fusion = nn.ModuleList(FusionLayer(width, heads, hidden) for _ in range(config.fusion_layers))
 
     def forward(self, batch: Batch) -> Tensor:
-        x = self.stem(batch.images) + self.time(batch.time_s)[..., None, :]
-        x = x + self.ray(batch.T_ego_now_from_cam, batch.rays_in_cam, batch.ray_mask)
-        B, T, N, P, D = x.shape
-        x = x.reshape(B * T * N, P, D)
+        B, T, N = batch.image_mask.shape
+        b, t, n = batch.image_mask.nonzero(as_tuple=True)  # what no camera delivered costs nothing
+        x = self.content_norm(self.stem(batch.images[b, t, n])) + self.time(batch.time_s[b, t, n])[:, None]
+        x = x + self.ray(batch.T_ego_now_from_cam[b, t, n], batch.rays_in_cam[b, n], batch.ray_mask[b, n])
         for layer in self.local:
             x = layer(x)
-        memory = torch.cat([self.nothing.expand(B, 1, D), x.view(B, T * N * P, D)], dim=1)
-        memory = self.memory_norm(memory)
-        scene = (self.queries + self.time(self.step_time_s(batch))[..., None, :]).view(B, -1, D)
+        P, D = x.shape[1:]
+        patches = x.new_zeros(B, T, N, P, D).index_put((b, t, n), x).view(B, T * N * P, D)
+        memory = self.memory_norm(torch.cat([self.nothing.expand(B, 1, D), patches], dim=1))
+        scene = (self.ray.toward(self.anchors) + self.queries + self.time(self.step_time_s(batch))[..., None, :]).view(
+            B, -1, D
+        )
         bias = self.fusion_bias(batch, scene.dtype)
         for layer in self.fusion:
             scene = layer(scene, memory, bias)

@@ -33,7 +33,7 @@ def test_overrides_replace_one_value():
         ("train=3", "train: came 3"),
         ("train.steps.more=3", "steps is a value"),
         ("train.learning_rate=2", "train.learning_rate: came 2.0"),
-        ("train.vehicle_dropout=-0.1", "train.vehicle_dropout"),
+        ("train.motion_dropout=-0.1", "train.motion_dropout"),
         ("train.clip_norm=0", "train.clip_norm"),
         ("train.steps=0", "train.steps: came 0, expected at least 1"),
         ("data.val_scenes=0", "data.val_scenes"),
