@@ -30,8 +30,8 @@ class TrainConfig:
     """steps of batch_size clips; AdamW with linear warm-up and cosine decay; gradients clipped by norm.
 
     motion_dropout: share of clips in which all but the speed of what tells the car's own motion (yaw rate, steering,
-    IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that sees
-    its motion in every example learns to continue it and never looks at the road.
+    IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that
+    sees its motion in every example learns to continue it and never looks at the road.
     """
 
     steps: int

@@ -1,15 +1,13 @@
 """What the tests of this folder share: an untrained checkpoint, a small recording by the expert."""
 
 import pytest
+from small_recording import SCENE_STEPS, SCENES, SMALL_IMAGE
 
 from policies.record import record
 from policies.runs import Run
 from vla.checkpoint import save
 from vla.config import ModelConfig
 from vla.model import DrivingModel
-
-SMALL_IMAGE = (64, 32)
-SCENES, SCENE_STEPS = 3, 12
 
 
 @pytest.fixture(scope="session")

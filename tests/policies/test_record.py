@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SCENE_STEPS, SCENES, SMALL_IMAGE
+from small_recording import SCENE_STEPS, SCENES, SMALL_IMAGE
 
 from policies.cli import main
 from policies.record import Bursts, drivable_mask, record, scene_name
