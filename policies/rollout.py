@@ -13,12 +13,10 @@ from sensors import frames
 from sensors.gym_source import ClipHistory
 from sim.env import CourseEnv
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
-from sim.surroundings import of_course
-from sim.world import PERIOD_US, World
+from sim.world import World
 
 REPLAN_EVERY = 5  # control periods: a new plan each 0.5 s, the interval of nuScenes' keyframes
 FILM_HZ = 10
-AFTERWARDS_S = 5.0  # the others are followed this much further, so that the last plans can be judged
 
 
 def road_lines(world: World) -> list[tuple[str, np.ndarray]]:
@@ -48,8 +46,7 @@ def drive_episode(
     history = ClipHistory(env.unwrapped.cameras, policy.clip_steps)
     tracker = PlanTracker()
     lines = road_lines(world)
-    around = of_course(world, env.unwrapped.time_limit_s)
-    recorder = EpisodeRecorder(f"seed-{seed:04d}", "drive", policy.name, seed, lines, around)
+    recorder = EpisodeRecorder(f"seed-{seed:04d}", "drive", policy.name, seed, lines)
     given = Privileged(world=world) if policy.privileged else NOTHING
     ended_by, step, seen = "", 0, 0
     while True:
@@ -61,11 +58,10 @@ def drive_episode(
         speed_mps = float(observation["vehicle"][0])
         boxes = world.boxes_at(now_us)
         xyyaw = frames.xy_yaw(pose)
-        events = [(event.kind, event.actor, event.speed_mps) for event in world.events[seen:]]
+        events = [event.kind for event in world.events[seen:]]
         seen = len(world.events)
         if ended_by:
             recorder.frame(now_us, xyyaw, speed_mps, None, boxes, events)
-            record_afterwards(recorder, world, tracker)
             return recorder.finish(ended_by)
         if replan:
             plan = policy.plan(history.clip(), given).validate(f"{policy.name} seed {seed} step {step}")
@@ -83,14 +79,6 @@ def drive_episode(
             ended_by = world.events[-1].kind if terminated else "time"
         if progress is not None:
             progress.update()
-
-
-def record_afterwards(recorder: EpisodeRecorder, world: World, tracker: PlanTracker) -> None:
-    """What the others do after the end of an episode, the ego carrying on with its last plan (and then stopping)."""
-    for _ in range(round(AFTERWARDS_S * 1e6 / PERIOD_US)):
-        command = tracker.command(world.ego.T_world_from_ego, world.time_us, world.ego.speed_mps)
-        world.step(command.accel_mps2, command.curvature_1pm)
-        recorder.afterwards(world.time_us, world.boxes_at(world.time_us))
 
 
 def drive(
