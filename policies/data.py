@@ -3,7 +3,8 @@
 import numpy as np
 
 from policies.transforms import future_in_ego, reaches, speed_at_now
-from sensors.clip import Clip
+from sensors.augment import drop_cameras, mirror, mirror_future, photometric
+from sensors.clip import Clip, Future
 from sensors.errors import InputError
 from sensors.source import Source
 from vla.action_tokens import ActionTokenizer
@@ -28,11 +29,23 @@ class TrainingSet:
         return len(self._items)
 
     def __getitem__(self, index: int) -> tuple[Clip, np.ndarray]:
-        scene, frame = self._items[index]
-        clip = self._source.clip(scene, frame)
-        return clip, self._tokenizer.encode(*self._tokenizer.labels(self.truth(index, clip), speed_at_now(clip)))
+        """The example as it was recorded."""
+        clip, future = self.recorded(index)
+        return clip, self._tokens(clip, future)
 
-    def truth(self, index: int, clip: Clip) -> np.ndarray:
-        """What was driven: x, y, yaw [K, 3] in ego at the plan's times."""
+    def varied(
+        self, index: int, rng: np.random.Generator, mirror_share: float, camera_dropout: float
+    ) -> tuple[Clip, np.ndarray]:
+        """The example in another light, mirrored and without some of its cameras at these shares."""
+        clip, future = self.recorded(index)
+        if rng.random() < mirror_share:
+            clip, future = mirror(clip), mirror_future(future)
+        return drop_cameras(photometric(clip, rng), rng, camera_dropout), self._tokens(clip, future)
+
+    def recorded(self, index: int) -> tuple[Clip, Future]:
         scene, frame = self._items[index]
-        return future_in_ego(clip, self._source.future(scene, frame), self.time_s)
+        return self._source.clip(scene, frame), self._source.future(scene, frame)
+
+    def _tokens(self, clip: Clip, future: Future) -> np.ndarray:
+        driven = future_in_ego(clip, future, self.time_s)
+        return self._tokenizer.encode(*self._tokenizer.labels(driven, speed_at_now(clip)))

@@ -29,6 +29,8 @@ class DataConfig:
 class TrainConfig:
     """steps of batch_size clips; AdamW with linear warm-up and cosine decay; gradients clipped by norm.
 
+    camera_dropout: probability with which each camera but the one ahead is masked in a clip.
+    mirror: share of clips that are shown as in a mirror, left and right exchanged.
     motion_dropout: share of clips in which all but the speed of what tells the car's own motion (yaw rate, steering,
     IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that
     sees its motion in every example learns to continue it and never looks at the road.
@@ -41,6 +43,8 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     motion_dropout: float = 0.8
+    camera_dropout: float = 0.0
+    mirror: float = 0.0
     checkpoint_every: int = 100
 
 
@@ -59,8 +63,9 @@ class Recipe:
                 raise InputError(where, f"train.{key}", getattr(self.train, key), f"at least {least}")
         if not 0 < self.train.learning_rate < 1:
             raise InputError(where, "train.learning_rate", self.train.learning_rate, "a number in (0, 1)")
-        if not 0 <= self.train.motion_dropout <= 1:
-            raise InputError(where, "train.motion_dropout", self.train.motion_dropout, "a share in [0, 1]")
+        for key in ("motion_dropout", "camera_dropout", "mirror"):
+            if not 0 <= getattr(self.train, key) <= 1:
+                raise InputError(where, f"train.{key}", getattr(self.train, key), "a share in [0, 1]")
         if self.train.clip_norm <= 0 or self.train.weight_decay < 0:
             raise InputError(where, "train.clip_norm, weight_decay", "a negative number", "clip_norm > 0, decay >= 0")
         if self.data.val_scenes < 1:

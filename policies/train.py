@@ -19,7 +19,7 @@ from tqdm import tqdm
 from policies.data import TrainingSet
 from policies.recipes import Recipe
 from policies.runs import Run, git_commit, package_version, write_json
-from policies.transforms import plan_from_tokens, to_batch
+from policies.transforms import future_in_ego, plan_from_tokens, to_batch
 from sensors.collate import Batch
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -110,15 +110,17 @@ class Trainer:
                 losses += [loss.item()] * len(clips)
                 decoded = self.model.decode(batch).tokens.numpy()
                 for k, clip, row in zip(chosen, clips, decoded, strict=True):
+                    truth = future_in_ego(clip, self.val_set.recorded(k)[1], self.val_set.time_s)
                     plan = plan_from_tokens(row, clip, self.tokenizer).xyyaw_in_ego
-                    errors.append(np.linalg.norm((plan - self.val_set.truth(k, clip))[:, :2], axis=1))
+                    errors.append(np.linalg.norm((plan - truth)[:, :2], axis=1))
         within = self.val_set.time_s <= 3.0
         ade = float(np.mean([error[within].mean() for error in errors]))
         return {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.n": len(losses)}
 
     def _one_step(self) -> dict:
         config, start = self.recipe.train, time.perf_counter()
-        examples = [self.train_set[k] for k in self._indices()]
+        rng = np.random.default_rng([self.recipe.seed, self.step, 0])
+        examples = [self.train_set.varied(k, rng, config.mirror, config.camera_dropout) for k in self._indices()]
         clips, tokens = zip(*examples, strict=True)
         batch = self._hide_motion(to_batch(clips, self.recipe.model))
         loaded = time.perf_counter()

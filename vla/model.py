@@ -102,7 +102,7 @@ class DrivingModel(nn.Module):
         self._check_tokens(batch, action_tokens)
         hidden, z_loss = self.hidden(batch, action_tokens, allow_blind)
         loss, scalars = action_loss(hidden, self.head.weight, action_tokens, self.slots)
-        scalars |= {"loss_action": loss.detach(), "loss_router_z": z_loss.detach()}
+        scalars["loss_router_z"] = z_loss.detach()
         return loss + ROUTER_Z_WEIGHT * z_loss, scalars
 
     @torch.inference_mode()

@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sensors import frames
+from sensors.augment import drop_cameras, mirror, mirror_future, photometric
+from sensors.camera import Camera
+from sensors.clip import Boxes, Clip, Future, VehicleState
+from sensors.imu import ImuWindow
+
+OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+LENSES = (
+    ("CAM_FRONT", "none", ()),
+    ("CAM_FRONT_LEFT", "brown_conrady", (-0.2, 0.05, 2e-3, -3e-3, 0.01)),
+    ("CAM_BACK_RIGHT", "fisheye", (0.05, -0.01, 0.002, -0.0004)),
+)
+
+
+def some_clip(rng: np.random.Generator) -> Clip:
+    cameras = []
+    for n, (name, distortion, coefficients) in enumerate(LENSES):
+        K = np.array([[20.0, 0, 14.3 + n], [0, 21.0, 7.9], [0, 0, 1]])
+        T = frames.matrix_from_xy_yaw(1.0, 0.4 * n, 1.1 * n) @ frames.matrix(np.array([0.1, 0.2, 1.5]), OPTICAL)
+        cameras.append(Camera(name, 32, 16, K, T, distortion, coefficients))
+    time_us = 10_000_000 - np.array([[520_000, 515_000, 510_000], [20_000, 15_000, 10_000]])
+    poses = frames.matrix_from_xy_yaw(rng.normal(size=(2, 3)), rng.normal(size=(2, 3)), rng.normal(size=(2, 3)))
+    imu = ImuWindow(np.arange(9_900_000, 10_000_000, 10_000), rng.normal(size=(10, 3)), rng.normal(size=(10, 3)))
+    return Clip(
+        10_000_000,
+        frames.matrix_from_xy_yaw(3.0, -2.0, 0.4),
+        tuple(cameras),
+        rng.integers(0, 256, (2, 3, 16, 32, 3), np.uint8),
+        np.ones((2, 3), bool),
+        time_us,
+        poses,
+        imu,
+        VehicleState(5.0, 0.2, 0.05),
+        "left",
+        "turn left, then keep right",
+    ).validate()
+
+
+def assert_same(a: Clip, b: Clip) -> None:
+    for name in ("T_world_from_ego_now", "images", "image_mask", "time_us", "T_world_from_ego"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-12)
+    for x, y in zip(a.cameras, b.cameras, strict=True):
+        assert (x.name, x.distortion) == (y.name, y.distortion)
+        np.testing.assert_allclose(x.K, y.K, atol=1e-12)
+        np.testing.assert_allclose(x.T_ego_from_cam, y.T_ego_from_cam, atol=1e-12)
+        np.testing.assert_allclose(x.coefficients, y.coefficients)
+    assert (a.vehicle, a.command, a.instruction) == (b.vehicle, b.command, b.instruction)
+    np.testing.assert_array_equal(a.imu.accel_mps2, b.imu.accel_mps2)
+    np.testing.assert_array_equal(a.imu.gyro_radps, b.imu.gyro_radps)
+
+
+def test_mirror_is_its_own_inverse_and_valid():
+    clip = some_clip(np.random.default_rng(0))
+    mirrored = mirror(clip).validate()
+    assert mirrored.command == "right"
+    assert mirrored.instruction == "turn right, then keep left"
+    assert [camera.name for camera in mirrored.cameras] == ["CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT"]
+    assert_same(mirror(mirrored), clip)
+
+
+@pytest.mark.parametrize("n", range(len(LENSES)))
+def test_a_mirrored_point_is_seen_at_the_mirrored_pixel(n):
+    rng = np.random.default_rng(1)
+    clip = some_clip(rng)
+    mirrored = mirror(clip)
+    points_in_world = frames.apply(
+        clip.T_world_from_ego[0, n] @ clip.cameras[n].T_ego_from_cam, rng.uniform((-1, -1, 3), (1, 1, 9), (50, 3))
+    )
+
+    def pixels(some: Clip, points: np.ndarray):
+        T_cam_from_world = frames.inverse(some.T_world_from_ego[0, n] @ some.cameras[n].T_ego_from_cam)
+        return some.cameras[n].project(frames.apply(T_cam_from_world, points))
+
+    uv, valid = pixels(clip, points_in_world)
+    uv_mirrored, valid_mirrored = pixels(mirrored, points_in_world * (1, -1, 1))
+    assert valid.all()
+    assert valid_mirrored.all()
+    np.testing.assert_allclose(uv_mirrored, np.stack([31 - uv[:, 0], uv[:, 1]], axis=1), atol=1e-9)
+    np.testing.assert_array_equal(mirrored.images[:, n, :, 31 - 7], clip.images[:, n, :, 7])
+
+
+def test_the_mirrored_future_is_the_future_of_the_mirrored_clip():
+    clip = some_clip(np.random.default_rng(2))
+    ahead = frames.matrix_from_xy_yaw(np.array([2.0, 4.0]), np.array([0.5, 1.5]), np.array([0.2, 0.4]))
+    pose = frames.matrix_from_xy_yaw(9.0, 3.0, 0.3)[None]
+    boxes = Boxes(("a",), ("vehicle.car",), pose, np.ones((1, 3)), np.array([[1.0, 2.0]]))
+    future = Future(clip.now_us + np.array([500_000, 1_000_000]), clip.T_world_from_ego_now @ ahead, boxes)
+    mirrored, mirrored_clip = mirror_future(future), mirror(clip)
+    seen = frames.xy_yaw(frames.inverse(mirrored_clip.T_world_from_ego_now) @ mirrored.T_world_from_ego)
+    np.testing.assert_allclose(seen, frames.xy_yaw(ahead) * (1, -1, -1), atol=1e-12)
+    np.testing.assert_allclose(frames.xy_yaw(mirrored.boxes_now.T_world_from_box), [[9.0, -3.0, -0.3]], atol=1e-12)
+    np.testing.assert_array_equal(mirrored.boxes_now.velocity_in_world_mps, [[1.0, -2.0]])
+
+
+def test_photometric_is_an_affine_map_of_each_camera_and_leaves_masked_images_black():
+    clip = some_clip(np.random.default_rng(3))
+    mask = clip.image_mask.copy()
+    mask[0, 1] = False
+    clip = replace(clip.with_masked(~mask))
+    changed = photometric(clip, np.random.default_rng(4)).validate()
+    assert not changed.images[0, 1].any()
+    for n in range(3):
+        before, after = clip.images[1, n].ravel().astype(float), changed.images[1, n].ravel().astype(float)
+        inside = (after > 0) & (after < 255)
+        gain, bias = np.polyfit(before[inside], after[inside], 1)
+        assert 0.74 < gain < 1.26
+        assert np.abs(after - np.clip(gain * before + bias, 0, 255)).max() < 1.5
+    again = photometric(clip, np.random.default_rng(4))
+    np.testing.assert_array_equal(again.images, changed.images)
+
+
+def test_camera_dropout_spares_the_camera_ahead():
+    clip = some_clip(np.random.default_rng(5))
+    every = drop_cameras(clip, np.random.default_rng(0), 1.0)
+    assert every.image_mask.tolist() == [[True, False, False]] * 2
+    assert not every.images[:, 1:].any()
+    assert drop_cameras(clip, np.random.default_rng(0), 0.0).image_mask.all()
