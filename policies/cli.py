@@ -11,7 +11,10 @@ from pathlib import Path
 import threadpoolctl
 
 from policies.baselines import ConstantVelocity, Log
+from policies.cli_score import EPILOGS as SCORE_EPILOGS
+from policies.cli_score import add_score_verbs
 from policies.doctor import examine
+from policies.ego_status import EgoStatus
 from policies.expert import PurePursuit
 from policies.protocol import Policy
 from policies.recipes import load_recipe, shipped
@@ -19,17 +22,18 @@ from policies.record import LAST_COURSE, record
 from policies.replay import MASK_FLAG, check_images, replay
 from policies.rollout import drive
 from policies.runs import Run, default_path
+from policies.scores import table
 from policies.train import train
 from policies.vla_policy import VlaPolicy
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sim.report.page import write_report
 
-DRIVERS = ("pure-pursuit", "constant-velocity", "vla")  # the first is the default
-REPLAYERS = ("constant-velocity", "log", "vla")
+DRIVERS = ("pure-pursuit", "constant-velocity", "ego-status", "vla")  # the first is the default
+REPLAYERS = ("constant-velocity", "ego-status", "log", "vla")
 EPILOGS = {
     "drive": """examples:
-  vla drive                                              the expert on three courses, filmed
+  vla drive                                              the expert on three courses, one filmed
   vla drive --policy vla --checkpoint runs/t/checkpoint --episodes 20 --seconds 60""",
     "record": """examples:
   vla record --out data/course                           2,000 steps at 2 Hz, resumable
@@ -40,8 +44,7 @@ EPILOGS = {
     "replay": """examples:
   vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
   vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061""",
-    "report": """example:
-  vla report runs/20260101-120000-drive                  write its report.html again""",
+    **SCORE_EPILOGS,
     "doctor": """example:
   vla doctor --dataroot /data/nuscenes --version v1.0-mini""",
 }
@@ -84,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--episodes", type=_count, default=3, help="seeds to drive (default 3)")
     sub.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
     sub.add_argument("--seconds", type=_seconds, default=30.0, help="longest episode (default 30)")
-    sub.add_argument("--videos", type=int, default=3, help="episodes filmed (default 3)")
+    sub.add_argument("--videos", type=int, default=1, help="episodes filmed (default 1)")
     sub.add_argument(
         "--image-size", type=_size, default=(320, 192), metavar="WxH", help="if the policy has none of its own"
     )
@@ -115,8 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _run_arguments(sub)
 
-    sub = verb("report", _report, "write the report of a finished run again")
-    sub.add_argument("run_directory", type=Path, metavar="RUN")
+    add_score_verbs(verb)
 
     sub = verb("doctor", _doctor, "say what is installed, what is missing, and what a dataroot holds and lacks")
     sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot to look into")
@@ -171,12 +173,13 @@ def make_policy(name: str, checkpoint: Path | None, mask_cameras: bool = False) 
         return VlaPolicy(checkpoint, allow_blind=mask_cameras)
     if checkpoint is not None:
         raise InputError("--checkpoint", "value", checkpoint, f"none, since --policy {name} has no weights")
-    return {"constant-velocity": ConstantVelocity, "log": Log, "pure-pursuit": PurePursuit}[name]()
+    made = {"constant-velocity": ConstantVelocity, "ego-status": EgoStatus, "log": Log, "pure-pursuit": PurePursuit}
+    return made[name]()
 
 
-def _with_baseline(policy: Policy) -> list[Policy]:
-    """The policy, and constant velocity beside it: no score stands alone."""
-    return [policy] if policy.name == ConstantVelocity.name else [policy, ConstantVelocity()]
+def _with_baselines(policy: Policy) -> list[Policy]:
+    """The policy, and beside it what carries on and what knows only the car's own motion: no score stands alone."""
+    return [policy, *(made() for made in (ConstantVelocity, EgoStatus) if made.name != policy.name)]
 
 
 def _config(options: argparse.Namespace) -> dict:
@@ -189,16 +192,16 @@ def _close(run: Run, policies: list[Policy]) -> int:
     run.score([policy.name for policy in policies])
     run.save()
     print(run.headline())
-    for name, value in run.summary["metrics"].items():
-        if "ci95" not in name and not name.endswith(".n") and not name.startswith("n_"):
-            beside = [f"{p} {run.summary['policies'][p].get(name, float('nan')):.3f}" for p in run.summary["policies"]]
-            print(f"  {name:24s} {value:9.3f}   ({', '.join(beside)})")
+    for row in run.summary["episodes"]:
+        if row["error"]:
+            print(f"  {row['name']}: {row['error']}")
+    print(*table(run.summary), sep="\n")
     print(f"report: {write_report(run.path)}")
     return 0 if run.whole else 1
 
 
 def _drive(options: argparse.Namespace) -> int:
-    policies = _with_baseline(make_policy(options.policy, options.checkpoint))
+    policies = _with_baselines(make_policy(options.policy, options.checkpoint))
     seeds = list(range(options.seed, options.seed + options.episodes))
     run = Run.create("drive", options.out, _config(options), seeds)
     drive(run, policies, seeds, options.seconds, options.image_size, options.videos, not options.quiet)
@@ -226,7 +229,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    policies = _with_baseline(make_policy(options.policy, options.checkpoint, options.mask_cameras))
+    policies = _with_baselines(make_policy(options.policy, options.checkpoint, options.mask_cameras))
     scenes = tuple(options.scene) if options.scene else None
     size = policies[0].image_size or options.image_size
     steps = max(policy.clip_steps for policy in policies)
@@ -235,11 +238,6 @@ def _replay(options: argparse.Namespace) -> int:
     run = Run.create("replay", options.out, _config(options), [0])
     replay(run, policies, source, options.mask_cameras, not options.quiet)
     return _close(run, policies)
-
-
-def _report(options: argparse.Namespace) -> int:
-    print(f"report: {write_report(options.run_directory)}")
-    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
+from sensors.errors import InputError
 from sensors.nuscenes_index import NuscenesIndex
+from sim.gl_device import gl_name
 
 CORE = ("numpy", "torch", "opencv-python-headless", "gymnasium", "safetensors", "PyYAML", "tqdm", "Jinja2", "av")
-CORE += ("threadpoolctl",)
+CORE += ("threadpoolctl", "moderngl")
 INSTALL = "missing; install with: pip install -c constraints.txt -e ."
 EXTRAS = (
     ("dev", "pytest", "run the tests"),
@@ -47,11 +49,19 @@ def examine(dataroot: Path | None, dataset_version: str) -> list[Finding]:
         findings.append(Finding(name, text, "ok" if found else "lack"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU (no CUDA device)"
     findings.append(Finding("device", cuda))
-    findings.append(Finding("renderer", "OpenCV (render_cv)"))
+    findings.append(_renderer())
     rclpy = importlib.util.find_spec("rclpy") is not None
     text = "rclpy is there" if rclpy else "no rclpy; source a ROS 2 set-up, or install [ros]"
     findings.append(Finding("ROS 2", text, "ok" if rclpy else "lack"))
     return findings + (_dataroot(dataroot, dataset_version) if dataroot else [])
+
+
+def _renderer() -> Finding:
+    """The renderers there are here; "auto" takes the first."""
+    try:
+        return Finding("renderer", f"gl by {gl_name()}; cv by OpenCV")
+    except InputError as error:
+        return Finding("renderer", f"cv by OpenCV; {error.came}. {error.fix}", "lack")
 
 
 def _dataroot(dataroot: Path, dataset_version: str) -> list[Finding]:

@@ -8,7 +8,7 @@ import numpy as np
 from sensors import frames
 from sensors.clip import Clip, Future
 from sensors.errors import InputError
-from sim.world import World
+from sim.world import EgoWorld
 
 MAX_PLAN_SPEED_MPS = 70.0
 
@@ -60,7 +60,7 @@ class Privileged:
     """What only a privileged policy is handed: the log's future (replay) or the world itself (simulation)."""
 
     future: Future | None = None
-    world: World | None = None
+    world: EgoWorld | None = None
 
 
 NOTHING = Privileged()

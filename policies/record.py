@@ -26,6 +26,7 @@ from sensors.imu import ImuWindow
 from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
 from sim.roads import Road
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
+from sim.surroundings import of_course
 
 LOCATION = "course"
 MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
@@ -87,7 +88,8 @@ def drive_scene(seed: int, keyframes: int, image_size: tuple[int, int], progress
     observation, _ = env.reset(seed=seed, options=displaced)
     world, expert, tracker, bursts = env.unwrapped.world, PurePursuit(), PlanTracker(), Bursts(rng)
     history, lines = ClipHistory(env.cameras, expert.clip_steps), road_lines(world)
-    recorder = EpisodeRecorder(scene_name(seed), "drive", expert.name, seed, lines)
+    around = of_course(world, keyframes * 0.5)
+    recorder = EpisodeRecorder(scene_name(seed), "drive", expert.name, seed, lines, around)
     taken, observations = [], []
     for step in range(keyframes * REPLAN_EVERY):
         history.append(observation)

@@ -11,11 +11,14 @@ from policies.runs import Run
 from policies.transforms import speed_at_now
 from sensors import frames
 from sensors.errors import InputError
+from sensors.nuscenes_map import drivable_area
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
+from sim.surroundings import Surroundings, with_holes
 
 FILM_HZ = 2  # the rate of keyframes
 MASK_FLAG = "--mask-cameras"
+MAP_AROUND_M = 100.0  # beyond the recorded drive
 
 
 def check_images(source: NuscenesSource, policy: Policy) -> None:
@@ -33,17 +36,33 @@ def check_images(source: NuscenesSource, policy: Policy) -> None:
             )
 
 
+def surroundings_of(source: NuscenesSource, scene: str) -> Surroundings:
+    """What the dataset says of a scene: the recorded drive and where one may drive; no lanes, and no word of lights."""
+    keyframes = source.index.scene(scene).keyframes
+    track = frames.xy_yaw(np.stack([keyframe.T_world_from_ego_now for keyframe in keyframes]))
+    time_us, path = source.frame_times_us(scene), source.index.map_path(scene)
+    low, high = track[:, :2].min(axis=0) - MAP_AROUND_M, track[:, :2].max(axis=0) + MAP_AROUND_M
+    areas = [] if path is None else drivable_area(path, low, high)
+    return Surroundings(
+        suite=source.name,
+        areas=tuple(("drivable", with_holes(outline, holes)) for outline, holes in areas),
+        human_time_us=time_us,
+        human_xyyaw=track,
+    )
+
+
 def replay_scene(
     policy: Policy,
     source: NuscenesSource,
     scene: str,
+    surroundings: Surroundings,
     mask_cameras: bool,
     media: EpisodeMedia | None = None,
     progress: tqdm | None = None,
 ) -> EpisodeLog:
     """One plan per keyframe of one scene, as a log. With `mask_cameras` the policy sees no image, though some exist."""
     policy.reset(0)
-    recorder = EpisodeRecorder(scene, "replay", policy.name, 0)
+    recorder = EpisodeRecorder(scene, "replay", policy.name, 0, surroundings=surroundings)
     for frame in range(len(source.frame_times_us(scene))):
         where = f"{scene} keyframe {frame}"
         clip, future = source.clip(scene, frame).validate(where), source.future(scene, frame)
@@ -64,9 +83,11 @@ def replay(
 ) -> None:
     """Every policy on every scene of the source; the first policy's scenes are filmed."""
     total = len(policies) * sum(len(source.frame_times_us(scene)) for scene in source.scenes)
+    around: dict[str, Surroundings] = {}  # a map takes seconds to read
     with tqdm(total=total, disable=not progress, unit="keyframe", desc="replay") as bar:
         for policy in policies:
             for scene in source.scenes:
                 fps = FILM_HZ if policy is policies[0] else 0
                 with run.episode(f"{policy.name}-{scene}", policy.name, 0, fps) as episode:
-                    episode.log = replay_scene(policy, source, scene, mask_cameras, episode.media, bar)
+                    around[scene] = around.get(scene) or surroundings_of(source, scene)
+                    episode.log = replay_scene(policy, source, scene, around[scene], mask_cameras, episode.media, bar)

@@ -6,17 +6,19 @@ import numpy as np
 from tqdm import tqdm
 
 from policies.control import PlanTracker
-from policies.media import EpisodeMedia
 from policies.protocol import NOTHING, Policy, Privileged
-from policies.runs import Run
+from policies.runs import Episode, Run
 from sensors import frames
 from sensors.gym_source import ClipHistory
 from sim.env import CourseEnv
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
-from sim.world import World
+from sim.surroundings import of_course
+from sim.world import PERIOD_US, World
 
 REPLAN_EVERY = 5  # control periods: a new plan each 0.5 s, the interval of nuScenes' keyframes
-FILM_HZ = 10
+FILM_EVERY = 2  # control periods: 5 pictures a second
+FILM_HZ = 5
+AFTERWARDS_S = 5.0  # the others are followed this much further, so that the last plans can be judged
 
 
 def road_lines(world: World) -> list[tuple[str, np.ndarray]]:
@@ -37,31 +39,35 @@ def quiet_env(image_size: tuple[int, int], seconds: float) -> CourseEnv:
 
 
 def drive_episode(
-    policy: Policy, env: CourseEnv, seed: int, media: EpisodeMedia | None = None, progress: tqdm | None = None
+    policy: Policy, env: CourseEnv, seed: int, episode: Episode | None = None, progress: tqdm | None = None
 ) -> EpisodeLog:
-    """One seeded episode, from reset to its end, as a log."""
+    """One seeded episode, from reset to its end, as a log; `episode` films it and keeps what is not finished."""
+    media = episode.media if episode is not None else None
     observation, _ = env.reset(seed=seed)
     world = env.unwrapped.world
     policy.reset(seed)
     history = ClipHistory(env.unwrapped.cameras, policy.clip_steps)
     tracker = PlanTracker()
     lines = road_lines(world)
-    recorder = EpisodeRecorder(f"seed-{seed:04d}", "drive", policy.name, seed, lines)
+    around = of_course(world, env.unwrapped.time_limit_s)
+    recorder = EpisodeRecorder(f"seed-{seed:04d}", "drive", policy.name, seed, lines, around)
     given = Privileged(world=world) if policy.privileged else NOTHING
     ended_by, step, seen = "", 0, 0
     while True:
         replan = step % REPLAN_EVERY == 0
-        if media is not None or (replan and policy.needs_images):  # pictures that nobody looks at are not rendered
+        filmed = media is not None and step % FILM_EVERY == 0
+        if filmed or (replan and policy.needs_images):  # pictures that nobody looks at are not rendered
             observation["images"] = env.capture().rgb
         history.append(observation)
         pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
         speed_mps = float(observation["vehicle"][0])
         boxes = world.boxes_at(now_us)
         xyyaw = frames.xy_yaw(pose)
-        events = [event.kind for event in world.events[seen:]]
+        events = [(event.kind, event.actor, event.speed_mps, event.fault) for event in world.events[seen:]]
         seen = len(world.events)
         if ended_by:
             recorder.frame(now_us, xyyaw, speed_mps, None, boxes, events)
+            record_afterwards(recorder, world, tracker)
             return recorder.finish(ended_by)
         if replan:
             plan = policy.plan(history.clip(), given).validate(f"{policy.name} seed {seed} step {step}")
@@ -71,7 +77,9 @@ def drive_episode(
         recorder.frame(now_us, xyyaw, speed_mps, (command.accel_mps2, command.curvature_1pm), boxes, events)
         if replan:
             recorder.plan(plan.time_s, plan_in_world, plan.tokens)
-        if media is not None:
+        if episode is not None:
+            episode.keep(recorder)
+        if filmed:
             media.add(history.clip(), plan_in_world, lines, boxes)
         observation, _, terminated, truncated, _ = env.step(np.array([command.accel_mps2, command.curvature_1pm]))
         step += 1
@@ -79,6 +87,14 @@ def drive_episode(
             ended_by = world.events[-1].kind if terminated else "time"
         if progress is not None:
             progress.update()
+
+
+def record_afterwards(recorder: EpisodeRecorder, world: World, tracker: PlanTracker) -> None:
+    """What the others do after the end of an episode, the ego carrying on with its last plan (and then stopping)."""
+    for _ in range(round(AFTERWARDS_S * 1e6 / PERIOD_US)):
+        command = tracker.command(world.ego.T_world_from_ego, world.time_us, world.ego.speed_mps)
+        world.step(command.accel_mps2, command.curvature_1pm)
+        recorder.afterwards(world.time_us, world.boxes_at(world.time_us))
 
 
 def drive(
@@ -101,7 +117,7 @@ def drive(
                 env = quiet_env(size, seconds)
                 name = f"{policy.name}-seed-{seed:04d}"
                 with run.episode(name, policy.name, seed, FILM_HZ * filmed) as episode:
-                    episode.log = drive_episode(policy, env, seed, episode.media, bar)
+                    episode.log = drive_episode(policy, env, seed, episode, bar)
                 env.close()
                 done = (policies.index(policy) * len(seeds) + k + 1) * steps
                 bar.update(done - bar.n)

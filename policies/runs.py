@@ -2,7 +2,7 @@
 
 runs/<time>-<verb>/
     summary.json   command, config, version, git commit, seeds, counts, metrics as {"name": number}
-    episodes/      one rollout log an episode
+    episodes/      one rollout log an episode; NAME.unfinished.npz is what a killed or failed one had recorded
     media/         videos and contact sheets
     report.html    everything in one page
 """
@@ -10,8 +10,9 @@ runs/<time>-<verb>/
 import json
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,8 +21,10 @@ from pathlib import Path
 
 from policies.media import EpisodeMedia
 from sensors.errors import InputError
-from sim.metrics.driving import summarize
-from sim.rollout_log import EpisodeLog, atomic_path, read_episode, write_episode
+from sim.metrics.protocols import QUICK, figures_of_file, get_protocol, summarize
+from sim.rollout_log import EpisodeLog, EpisodeRecorder, atomic_path, write_episode
+
+KEEP_EVERY_S = 10.0  # between two writes of an episode under way
 
 
 def write_json(path: Path, value: object) -> None:
@@ -58,7 +61,15 @@ class Episode:
     """One episode under way: `media` to film it with, if it is filmed; `log` to be set when it is done."""
 
     media: EpisodeMedia | None
+    unfinished: Path
     log: EpisodeLog | None = None
+    kept_at_s: float = field(default_factory=time.monotonic)
+
+    def keep(self, recorder: EpisodeRecorder) -> None:
+        """Write what was recorded so far, if that was not done for a while: a killed drive leaves a readable log."""
+        if time.monotonic() - self.kept_at_s >= KEEP_EVERY_S:
+            write_episode(self.unfinished, recorder.finish("unfinished"))
+            self.kept_at_s = time.monotonic()
 
 
 @dataclass
@@ -67,7 +78,6 @@ class Run:
 
     path: Path
     summary: dict = field(default_factory=dict)
-    logs: list[EpisodeLog] = field(default_factory=list)
 
     @classmethod
     def create(cls, verb: str, out: Path | None, config: dict, seeds: list[int], resume: bool = False) -> "Run":
@@ -91,15 +101,9 @@ class Run:
             "episodes": [],
         }
         if resume and (path / "summary.json").exists():
-            run._take_up(json.loads((path / "summary.json").read_text()))
+            earlier = json.loads((path / "summary.json").read_text())["episodes"]
+            run.summary["episodes"] = [row for row in earlier if row["log"]]
         return run
-
-    def _take_up(self, earlier: dict) -> None:
-        """Episodes of the run that this one goes on with."""
-        for row in earlier["episodes"]:
-            if row["log"]:
-                self.logs.append(read_episode(self.path / row["log"]))
-                self.summary["episodes"].append(row)
 
     @contextmanager
     def episode(self, name: str, policy: str, seed: int, fps: int = 0) -> Iterator[Episode]:
@@ -111,16 +115,18 @@ class Run:
         scenes = self.summary["scenes"]
         scenes["asked"] += 1
         row = {"name": name, "policy": policy, "seed": seed, "log": None, "video": None, "sheets": []}
+        row |= {"suite": "", "scene": name.removeprefix(f"{policy}-")}
         try:
             with EpisodeMedia(self.path, name, fps) if fps else nullcontext() as media:
-                episode = Episode(media)
+                episode = Episode(media, self.path / "episodes" / f"{name}.unfinished.npz")
                 yield episode
             write_episode(self.path / "episodes" / f"{name}.npz", episode.log)
+            episode.unfinished.unlink(missing_ok=True)
             row |= {"log": f"episodes/{name}.npz", "ended_by": episode.log.ended_by, "error": ""}
+            row |= {"suite": episode.log.suite, "scene": episode.log.name}
             if media is not None and media.video:
                 row |= {"video": media.video, "sheets": media.write_sheets()}
             scenes["finished"] += 1
-            self.logs.append(episode.log)
         except Exception as error:
             (self.path / "episodes" / f"{name}.error.txt").write_text(traceback.format_exc())
             row |= {"ended_by": "failure", "error": f"{type(error).__name__}: {error}"}
@@ -128,12 +134,28 @@ class Run:
         self.summary["episodes"].append(row)
         self.save()
 
-    def score(self, policies: Sequence[str]) -> None:
-        """Metrics of every policy that drove, from its logs; those of the first are the run's own."""
+    def score(self, policies: Sequence[str], names: Sequence[str] = (), each: Callable = map) -> None:
+        """Metrics of every policy that drove, from its logs; those of the first are the run's own.
+
+        `names` are protocols of sim.metrics.protocols, without any the quick ones of these logs; what others scored
+        before stays. `each` maps a function over logs, perhaps on several cores. An episode's own figures are kept in
+        its row: {metric: [value, weight]}.
+        """
+        rows = [row for row in self.summary["episodes"] if row["log"]]
+        paths = [self.path / row["log"] for row in rows]
+        for row, (kind, figures) in zip(
+            rows, each(figures_of_file, paths, [tuple(names or QUICK)] * len(paths)), strict=True
+        ):
+            known = {name: [value, weight] for name, (value, valid, weight) in figures.items() if valid}
+            row["scores"] = {k: v for k, v in row.get("scores", {}).items() if k not in figures} | known
+            row["kind"] = kind
+        kinds = {row["kind"] for row in rows}
+        asked = names or [name for name in QUICK if kinds & {*get_protocol(name).kinds}]
+        metrics = [metric for name in asked for metric in get_protocol(name).names]
         for policy in policies:
-            rows = [row for row in self.summary["episodes"] if row["policy"] == policy]
-            flat = summarize([log for log in self.logs if log.policy == policy])
-            flat |= {"n_episodes": len(rows), "n_failed": sum(bool(row["error"]) for row in rows)}
+            mine = [row for row in self.summary["episodes"] if row["policy"] == policy]
+            scored = [{k: (v, True, w) for k, (v, w) in row["scores"].items()} if row["log"] else None for row in mine]
+            flat = summarize(scored, metrics)
             self.summary["policies"][policy] = flat
         self.summary["metrics"] = self.summary["policies"][policies[0]]
 

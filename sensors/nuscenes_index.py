@@ -163,6 +163,11 @@ class NuscenesIndex:
             raise InputError(self.table_path(table), "filename", filename, expected, "Links may not lead out of it.")
         return path
 
+    def map_path(self, scene: str) -> Path | None:
+        """The raster of where one may drive, or None without one."""
+        rows = (m for m in self._rows["map"] if self._scene_rows[scene]["log_token"] in m["log_tokens"])
+        return next((p for m in rows if (p := self.path(m["filename"], "map")).is_file()), None)
+
     def scene(self, name: str) -> RecordedScene:
         """One scene, linked; keyframes in order of time."""
         one_of(self.table_path("scene"), "scene", name, self.scenes)
@@ -367,8 +372,7 @@ class NuscenesIndex:
         present, missing = dict.fromkeys(scene.cameras, 0), dict.fromkeys(scene.cameras, 0)
         for capture in (c for k in scene.keyframes for c in k.captures.values() if c.channel in scene.cameras):
             (present if self.path(capture.filename).is_file() else missing)[capture.channel] += 1
-        can = [message for message in CAN_MESSAGES if self.can_path(scene.name, message).is_file()]
-        log = self._scene_rows[scene.name]["log_token"]
+        can = tuple(message for message in CAN_MESSAGES if self.can_path(scene.name, message).is_file())
         return SceneInventory(
             name=scene.name,
             location=scene.location,
@@ -376,11 +380,9 @@ class NuscenesIndex:
             annotations=sum(len(k.boxes) for k in scene.keyframes),
             images_present=present,
             images_missing=missing,
-            can_present=tuple(can),
+            can_present=can,
             can_missing=tuple(message for message in CAN_MESSAGES if message not in can),
-            map_present=any(
-                self.path(m["filename"], "map").is_file() for m in self._rows["map"] if log in m["log_tokens"]
-            ),
+            map_present=self.map_path(scene.name) is not None,
         )
 
 

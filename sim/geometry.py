@@ -158,3 +158,82 @@ class ClosedLine:
 
     def _between(self, values: np.ndarray, k: np.ndarray, fraction: np.ndarray) -> np.ndarray:
         return values[k] + fraction * (values[k + 1] - values[k])
+
+
+@dataclass(frozen=True)
+class OpenLine:
+    """A polyline with arc length and two ends; points float64 [P, 2]. As `ClosedLine`, but positions beyond the ends
+    belong to the ends, and `project` looks at a stretch only if it is told one.
+    """
+
+    points: np.ndarray
+    s_m: np.ndarray = field(init=False, repr=False)  # [P]
+    heading_rad: np.ndarray = field(init=False, repr=False)  # [P], unwrapped
+    curvature_1pm: np.ndarray = field(init=False, repr=False)  # [P]
+
+    def __post_init__(self):
+        if self.points.ndim != 2 or self.points.shape[1:] != (2,) or len(self.points) < 2:
+            raise InputError("line", "points", f"shape {self.points.shape}", "[P, 2] with P >= 2")
+        step = np.diff(self.points, axis=0)
+        length = np.hypot(step[:, 0], step[:, 1])
+        if not (length > 0).all():
+            raise InputError("line", "points", "two equal neighbours or NaN", "different neighbours")
+        direction = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
+        turn = np.diff(direction)  # at the inner points
+        both = length[:-1] + length[1:]
+        inner = direction[1:] - turn * length[1:] / both  # the circle through three points, as in ClosedLine
+        curvature = 2 * turn / both
+        first, last = (inner[0], inner[-1]) if len(inner) else (direction[0], direction[0])
+        # A tangent at an end mirrors the next one at the segment between: exact on a circle.
+        heading = np.concatenate([[2 * direction[0] - first], inner, [2 * direction[-1] - last]])
+        ends = (curvature[0], curvature[-1]) if len(curvature) else (0.0, 0.0)
+        object.__setattr__(self, "s_m", np.concatenate([[0.0], np.cumsum(length)]))
+        object.__setattr__(self, "heading_rad", heading)
+        object.__setattr__(self, "curvature_1pm", np.concatenate([[ends[0]], curvature, [ends[1]]]))
+
+    @property
+    def length_m(self) -> float:
+        return float(self.s_m[-1])
+
+    def at(self, s_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points [..., 2] and headings [...] in [-pi, pi) at arc lengths [...]; beyond an end it is the end."""
+        s = np.asarray(s_m, dtype=np.float64)
+        xy = np.stack([np.interp(s, self.s_m, self.points[:, 0]), np.interp(s, self.s_m, self.points[:, 1])], axis=-1)
+        return xy, wrap(np.interp(s, self.s_m, self.heading_rad))
+
+    def curvature_at(self, s_m: np.ndarray) -> np.ndarray:
+        """Curvature [...] in 1/m at arc lengths [...], positive to the left."""
+        return np.interp(np.asarray(s_m, dtype=np.float64), self.s_m, self.curvature_1pm)
+
+    def project(self, points: np.ndarray, near_s_m: float | None = None, within_m: float = 30.0) -> Projection:
+        """Projection of points [..., 2] on the nearest segment; of those within this distance of `near_s_m`, if given.
+
+        A route crosses itself: what is nearest in the plane may be far along the line.
+        """
+        points = np.asarray(points, dtype=np.float64)
+        low, high = 0, len(self.points) - 1
+        if near_s_m is not None:
+            low = min(max(int(np.searchsorted(self.s_m, near_s_m - within_m)) - 1, 0), high - 1)
+            high = max(min(int(np.searchsorted(self.s_m, near_s_m + within_m)), high), low + 1)
+        start = self.points[low : high + 1]
+        step_x, step_y = np.diff(start, axis=0).T
+        to_x, to_y = points[..., 0, None] - start[:-1, 0], points[..., 1, None] - start[:-1, 1]
+        fraction = np.clip((to_x * step_x + to_y * step_y) / (step_x**2 + step_y**2), 0.0, 1.0)
+        away = (to_x - fraction * step_x) ** 2 + (to_y - fraction * step_y) ** 2
+        k = np.argmin(away, axis=-1)
+
+        def pick(values):
+            return np.take_along_axis(values, k[..., None], axis=-1)[..., 0]
+
+        t = pick(fraction)
+        side = step_x[k] * pick(to_y) - step_y[k] * pick(to_x)
+        lateral = np.sqrt(pick(away)) * np.where(side >= 0, 1.0, -1.0)
+        k = k + low
+        s = self.s_m[k] + t * (self.s_m[k + 1] - self.s_m[k])
+        heading = self.heading_rad[k] + t * (self.heading_rad[k + 1] - self.heading_rad[k])
+        return Projection(s, lateral, wrap(heading), self.curvature_at(s))
+
+    def offset(self, left_m: np.ndarray) -> np.ndarray:
+        """Points [P, 2] moved along their left normals, all by one number or each by its own [P]."""
+        normal = np.stack([-np.sin(self.heading_rad), np.cos(self.heading_rad)], axis=-1)
+        return self.points + np.reshape(left_m, (-1, 1)) * normal

@@ -1,8 +1,10 @@
 """The log of one episode: everything that scoring and the report need, so that a corrected metric needs no new drive.
 
-Columns of a compressed .npz, never a pickle. Letters: F frames, A actor rows, Q plan rows, K tokens, E events, L
-map lines, V vertices of all lines. Actors, plans, their tokens and events are in long form: one row each, its frame in the `*_frame` column.
-Images are not kept; a minute at 10 Hz among 20 actors is well below 1 MB.
+Columns of a compressed .npz, never a pickle. Letters: F frames, N instants of the others (the frames, and those
+after the end), A actor rows, Q plan rows, K tokens, E events, I red lights, L map lines, V vertices of all lines; and
+of `sim.surroundings`: M lanes, W vertices of all lanes, P areas, U vertices of all areas, R route vertices, H instants
+of the human's drive. Actors, plans, their tokens, events and lights are in long form: one row each, its frame in the
+`*_frame` column. Images are not kept; a minute at 10 Hz among 20 actors is well below 1 MB.
 """
 
 import json
@@ -13,20 +15,27 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from sensors.clip import Boxes
 from sensors.errors import InputError
+from sim.surroundings import COLUMNS as SURROUNDINGS
+from sim.surroundings import LAYERS, LIGHTS, NUMBERS, Surroundings, split_lines
 
-SCHEMA, VERSION = "vla-drive episode log", 1
+SCHEMA, VERSION = "vla-drive episode log", 2
 KINDS = ("drive", "replay")
-EVENTS = ("collision", "off_road")  # a closed set: a misspelt event would score as a perfect drive
+# A closed set, since a misspelt event would score as a perfect drive; what each means, the worlds say.
+EVENTS = ("collision", "off_road", "wrong_way", "stop_line", "red_light", "speeding", "blocked", "route_left")
+EVENTS += ("route_completed",)
+FAULTS = ("", "ego", "other")
 
 # column: (dtype, letter of its rows, shape of a row); dtype "U" is a string of any length
 COLUMNS = {
     "time_us": ("int64", "F", ()),
+    "scene_time_us": ("int64", "N", ()),
     "ego_xyyaw_in_world": ("float64", "F", (3,)),
     "speed_mps": ("float64", "F", ()),
     "action": ("float64", "F", (2,)),
@@ -43,12 +52,19 @@ COLUMNS = {
     "token": ("int64", "K", ()),
     "event_frame": ("int64", "E", ()),
     "event": ("U", "E", ()),
+    "event_actor": ("U", "E", ()),
+    "event_speed_mps": ("float64", "E", ()),
+    "event_fault": ("U", "E", ()),
+    "red_frame": ("int64", "I", ()),
+    "red_lane": ("int64", "I", ()),
     "line_kind": ("U", "L", ()),
     "line_index": ("int64", "V", ()),
     "line_xy_in_world_m": ("float64", "V", (2,)),
+    **SURROUNDINGS,
 }
 FINITE = ("ego_xyyaw_in_world", "speed_mps", "actor_xyyaw_in_world", "actor_size_lw_m")
-FINITE += ("plan_time_s", "plan_xyyaw_in_world", "line_xy_in_world_m")
+FINITE += ("plan_time_s", "plan_xyyaw_in_world", "line_xy_in_world_m", "lane_width_m", "lane_xy_in_world_m")
+FINITE += ("area_xy_in_world_m", "route_xy_in_world_m", "human_xyyaw_in_world")
 # What zipfile, zlib and numpy raise on damaged bytes; zipfile a RuntimeError where a flag seems to ask for a password.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError)
 UNREADABLE += (ValueError, KeyError, RuntimeError, TypeError, SyntaxError)
@@ -58,16 +74,21 @@ UNREADABLE += (ValueError, KeyError, RuntimeError, TypeError, SyntaxError)
 class EpisodeLog:
     """One episode, driven (the policy moved the ego) or replayed (the ego track is the recording).
 
-    name, policy          str
+    name, policy, suite   str             the scene, who drove, what the scene belongs to
     kind                  "drive" or "replay"
+    lights                one of sim.surroundings.LIGHTS
     seed                  int
+    ego_length_m, ego_width_m, ego_wheelbase_m   float
+    ego_centre_m          float           rear axle to the centre of the box
+    goal_m                float           arc length of the goal on the route; 0 where there is no route
     ended_by              why it ended, for example "time" or "off_road"
     error                 "" or the message of what made the episode fail
     time_us               int64   [F]     strictly increasing
+    scene_time_us         int64   [N]     time_us, and instants after the end at which the others are still known
     ego_xyyaw_in_world    float64 [F, 3]  m, m, rad; rear axle
     speed_mps             float64 [F]
     action                float64 [F, 2]  (accel_mps2, curvature_1pm) taken at the frame; NaN where none was
-    actor_frame           int64   [A]     not decreasing
+    actor_frame           int64   [A]     not decreasing; index into scene_time_us
     actor_id, actor_category  str [A]
     actor_xyyaw_in_world  float64 [A, 3]  centre of the box
     actor_size_lw_m       float64 [A, 2]  length, width
@@ -79,18 +100,31 @@ class EpisodeLog:
     token                 int64   [K]
     event_frame           int64   [E]     not decreasing
     event                 str     [E]     one of EVENTS
+    event_actor           str     [E]     whom a collision was with, else ""
+    event_speed_mps       float64 [E]     relative speed at the impact, or the ego's; NaN where unknown
+    event_fault           str     [E]     one of FAULTS: whom the world blames, if it says so
+    red_frame, red_lane   int64   [I]     a lane that is red at an instant (index into scene_time_us), not decreasing
     line_kind             str     [L]     for example "lane_edge" or "centre"
     line_index            int64   [V]     not decreasing; the line that a vertex belongs to
     line_xy_in_world_m    float64 [V, 2]
+    lane_*, area_*, route_*, human_*      see sim.surroundings; `*_index` says to which lane or area a vertex belongs
     """
 
     name: str
     kind: str
     policy: str
+    suite: str
+    lights: str
     seed: int
     ended_by: str
     error: str
+    ego_length_m: float
+    ego_width_m: float
+    ego_wheelbase_m: float
+    ego_centre_m: float
+    goal_m: float
     time_us: np.ndarray
+    scene_time_us: np.ndarray
     ego_xyyaw_in_world: np.ndarray
     speed_mps: np.ndarray
     action: np.ndarray
@@ -107,9 +141,26 @@ class EpisodeLog:
     token: np.ndarray
     event_frame: np.ndarray
     event: np.ndarray
+    event_actor: np.ndarray
+    event_speed_mps: np.ndarray
+    event_fault: np.ndarray
+    red_frame: np.ndarray
+    red_lane: np.ndarray
     line_kind: np.ndarray
     line_index: np.ndarray
     line_xy_in_world_m: np.ndarray
+    lane_id: np.ndarray
+    lane_width_m: np.ndarray
+    lane_limit_mps: np.ndarray
+    lane_on_route: np.ndarray
+    lane_index: np.ndarray
+    lane_xy_in_world_m: np.ndarray
+    area_layer: np.ndarray
+    area_index: np.ndarray
+    area_xy_in_world_m: np.ndarray
+    route_xy_in_world_m: np.ndarray
+    human_time_us: np.ndarray
+    human_xyyaw_in_world: np.ndarray
 
     def __len__(self) -> int:
         return len(self.time_us)
@@ -134,19 +185,28 @@ class EpisodeLog:
 
     def lines(self) -> list[tuple[str, np.ndarray]]:
         """(kind, xy [V', 2]) of each map line."""
-        cuts = np.searchsorted(self.line_index, np.arange(1, len(self.line_kind)))
-        parts = np.split(self.line_xy_in_world_m, cuts) if len(self.line_kind) else []
-        return [(str(kind), xy) for kind, xy in zip(self.line_kind, parts, strict=True)]
+        parts = split_lines(self.line_index, self.line_xy_in_world_m, len(self.line_kind))
+        return list(zip(self.line_kind.tolist(), parts, strict=True))
+
+    @cached_property
+    def surroundings(self) -> Surroundings:
+        """What the recorder was given."""
+        return Surroundings.from_columns(vars(self))
 
     def validate(self, where: object = "episode log") -> "EpisodeLog":
         """Self, or an InputError that names the first bad column."""
-        for name in ("name", "policy", "ended_by", "error"):
+        for name in ("name", "policy", "suite", "ended_by", "error"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(where, name, repr(getattr(self, name)), "a string")
         if not isinstance(self.seed, int):
             raise InputError(where, "seed", repr(self.seed), "an integer")
-        if self.kind not in KINDS:
-            raise InputError(where, "kind", self.kind, f"one of {', '.join(KINDS)}")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, float) or not np.isfinite(value):
+                raise InputError(where, name, repr(value), "a finite number")
+        for name, known in (("kind", KINDS), ("lights", LIGHTS)):
+            if getattr(self, name) not in known:
+                raise InputError(where, name, repr(getattr(self, name)), f"one of {', '.join(known)}")
         rows: dict[str, int] = {}
         for name, (dtype, letter, shape) in COLUMNS.items():
             column = getattr(self, name)
@@ -158,22 +218,32 @@ class EpisodeLog:
             if not np.isfinite(getattr(self, name)).all():
                 raise InputError(where, name, "NaN or infinity", "finite numbers")
         self._validate_order(where)
-        unknown = sorted(set(self.event.tolist()) - set(EVENTS))
-        if unknown:
-            raise InputError(where, "event", unknown[0], f"one of {', '.join(EVENTS)}")
+        for name, known in (("event", EVENTS), ("event_fault", FAULTS), ("area_layer", LAYERS)):
+            unknown = sorted(set(getattr(self, name).tolist()) - set(known))
+            if unknown:
+                raise InputError(where, name, unknown[0], f"one of {', '.join(known)}")
         return self
 
     def _validate_order(self, where: object) -> None:
-        if (np.diff(self.time_us) <= 0).any():
-            frame = int(np.argmax(np.diff(self.time_us) <= 0)) + 1
-            came = f"{self.time_us[frame]} after {self.time_us[frame - 1]}"
-            raise InputError(where, f"time_us[{frame}]", came, "strictly increasing time")
+        for name in ("time_us", "scene_time_us", "human_time_us"):
+            time_us = getattr(self, name)
+            if (np.diff(time_us) <= 0).any():
+                frame = int(np.argmax(np.diff(time_us) <= 0)) + 1
+                came = f"{time_us[frame]} after {time_us[frame - 1]}"
+                raise InputError(where, f"{name}[{frame}]", came, "strictly increasing time")
+        if not np.array_equal(self.scene_time_us[: len(self)], self.time_us):
+            raise InputError(where, "scene_time_us", "other instants", "those of time_us first")
+        if len(self.red_lane) and not 0 <= self.red_lane.min() <= self.red_lane.max() < len(self.lane_id):
+            raise InputError(where, "red_lane", self.red_lane, f"inside 0..{len(self.lane_id) - 1}")
         for name, count in (
-            ("actor_frame", len(self)),
+            ("actor_frame", len(self.scene_time_us)),
+            ("red_frame", len(self.scene_time_us)),
             ("plan_frame", len(self)),
             ("token_frame", len(self)),
             ("event_frame", len(self)),
             ("line_index", len(self.line_kind)),
+            ("lane_index", len(self.lane_id)),
+            ("area_index", len(self.area_layer)),
         ):
             column = getattr(self, name)
             if (np.diff(column) < 0).any() or (len(column) and not 0 <= column[0] <= column[-1] < count):
@@ -184,13 +254,21 @@ class EpisodeLog:
 
 
 class EpisodeRecorder:
-    """Collects an episode frame by frame; `finish` makes the log."""
+    """Collects an episode frame by frame; `finish` makes the log, at any time and as often as one likes."""
 
     def __init__(
-        self, name: str, kind: str, policy: str, seed: int, lines: Sequence[tuple[str, np.ndarray]] = ()
+        self,
+        name: str,
+        kind: str,
+        policy: str,
+        seed: int,
+        lines: Sequence[tuple[str, np.ndarray]] = (),
+        surroundings: Surroundings | None = None,
     ) -> None:
+        columns = (surroundings or Surroundings()).to_columns()
         self._head = {"name": name, "kind": kind, "policy": policy, "seed": int(seed)}
-        self._rows: dict[str, list] = {column: [] for column in COLUMNS}
+        self._head |= {key: value for key, value in columns.items() if key not in COLUMNS}
+        self._rows: dict[str, list] = {column: list(columns.get(column, ())) for column in COLUMNS}
         for index, (line_kind, xy) in enumerate(lines):
             self._rows["line_kind"].append(line_kind)
             self._rows["line_index"].extend([index] * len(xy))
@@ -206,16 +284,35 @@ class EpisodeRecorder:
         speed_mps: float,
         action: tuple[float, float] | None = None,
         actors: Boxes | None = None,
-        events: Sequence[str] = (),
+        events: Sequence[str | tuple[str, str, float, str]] = (),
+        red_lanes: Sequence[int] = (),
     ) -> None:
-        """One instant: ego pose in the world [3], the action (accel_mps2, curvature_1pm) taken, actors, events."""
+        """One instant: ego pose in the world [3], the action (accel_mps2, curvature_1pm) taken, actors, events, lights.
+
+        An event is its name, or (name, actor, relative speed in m/s, fault); red_lanes: indices of lanes that are red.
+        """
         rows, frame = self._rows, len(self)
+        if len(rows["scene_time_us"]) > frame:
+            raise ValueError("frame() after afterwards(): the episode is over")
         rows["time_us"].append(int(time_us))
         rows["ego_xyyaw_in_world"].append(np.array(ego_xyyaw, np.float64))
         rows["speed_mps"].append(float(speed_mps))
         rows["action"].append(np.full(2, np.nan) if action is None else np.array(action, np.float64))
-        rows["event_frame"].extend([frame] * len(events))
-        rows["event"].extend(events)
+        for event in events:
+            name, actor, relative_mps, fault = (event, "", np.nan, "") if isinstance(event, str) else event
+            rows["event_frame"].append(frame)
+            rows["event"].append(name)
+            rows["event_actor"].append(actor)
+            rows["event_speed_mps"].append(float(relative_mps))
+            rows["event_fault"].append(fault)
+        self.afterwards(time_us, actors, red_lanes)
+
+    def afterwards(self, time_us: int, actors: Boxes | None, red_lanes: Sequence[int] = ()) -> None:
+        """An instant after the last frame: what the others do then. The last plans are judged against it."""
+        rows, frame = self._rows, len(self._rows["scene_time_us"])
+        rows["scene_time_us"].append(int(time_us))
+        rows["red_frame"].extend([frame] * len(red_lanes))
+        rows["red_lane"].extend(red_lanes)
         if actors is None or not len(actors):
             return
         T = actors.T_world_from_box

@@ -49,12 +49,16 @@ class Actor:
 
 @dataclass(frozen=True)
 class Event:
-    """kind is "collision" (with `actor`, at this relative speed) or "off_road" (at the ego's speed)."""
+    """kind is "collision" (with `actor`, at this relative speed) or another (at the ego's speed), as the world lists.
+
+    fault  "ego" or "other"
+    """
 
     kind: str
     time_us: int
     actor: str
     speed_mps: float
+    fault: str = "ego"
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,54 @@ class Leader:
     actor: str
 
 
-class World:
+class EgoWorld:
+    """The part of a world that is the ego's own: params, time_us, and the last period's substeps.
+
+    track  11 EgoStates at track_time_us int64 [11], ends included; ego: EgoState now
+    """
+
+    params: VehicleParams
+    time_us: int
+    track: tuple[EgoState, ...]
+
+    @property
+    def ego(self) -> EgoState:
+        return self.track[-1]
+
+    @property
+    def track_time_us(self) -> np.ndarray:
+        return self.time_us + np.arange(-SUBSTEPS, 1, dtype=np.int64) * SUBSTEP_US
+
+    def ego_at(self, time_us: int) -> EgoState:
+        """The ego at an instant of the last period, exact between substeps."""
+        into = int(time_us) - (self.time_us - PERIOD_US)
+        if not 0 <= into <= PERIOD_US:
+            raise ValueError(f"time {time_us} us is not within the last {PERIOD_US} us before {self.time_us}")
+        k, rest = divmod(into, SUBSTEP_US)
+        if rest == 0:
+            return self.track[k]
+        a, b, t = self.track[k], self.track[k + 1], rest * 1e-6
+        accel = (b.speed_mps - a.speed_mps) / (SUBSTEP_US * 1e-6)
+        return advance(a, a.speed_mps * t + 0.5 * accel * t * t, a.speed_mps + accel * t, b.curvature_1pm)
+
+    def _place_ego(self, now: EgoState) -> None:
+        """Start an episode at this state, after a period of driving steadily."""
+        seconds = np.arange(-SUBSTEPS, 1) * (SUBSTEP_US * 1e-6)
+        speed = now.speed_mps
+        self.track = (*(advance(now, speed * float(t), speed, now.curvature_1pm) for t in seconds[:-1]), now)
+        self.time_us = START_US
+
+    def _drive_ego(self, accel_mps2: float, curvature_1pm: float) -> None:
+        """Ten substeps; time goes on by one period."""
+        state, track = self.ego, [self.ego]
+        for _ in range(SUBSTEPS):
+            state = step(state, accel_mps2, curvature_1pm, SUBSTEP_US * 1e-6, self.params)
+            track.append(state)
+        self.track = tuple(track)
+        self.time_us += PERIOD_US
+
+
+class World(EgoWorld):
     """One episode at a time: `reset(seed)`, then `step(accel, curvature)` as long as one likes.
 
     road, params, ego (EgoState now), actors, time_us, events (all since reset), track_time_us int64 [11] and track (11
@@ -132,44 +183,17 @@ class World:
         self._was_off_road = False
         self._lane_state: tuple[EgoState | None, LaneState | None] = (None, None)
         now = EgoState(float(xy[0]), float(xy[1]), float(wrap(heading + heading_rad)), speed, curvature)
-        seconds = np.arange(-SUBSTEPS, 1) * (SUBSTEP_US * 1e-6)
-        self.track = (*(advance(now, speed * float(t), speed, curvature) for t in seconds[:-1]), now)
+        self._place_ego(now)
         self._s -= self._speed * PERIOD_US * 1e-6
-        self.time_us = START_US
-
-    @property
-    def ego(self) -> EgoState:
-        return self.track[-1]
-
-    @property
-    def track_time_us(self) -> np.ndarray:
-        return self.time_us + np.arange(-SUBSTEPS, 1, dtype=np.int64) * SUBSTEP_US
 
     def step(self, accel_mps2: float, curvature_1pm: float) -> tuple[Event, ...]:
         """One control period; returns the events that began in it (also kept in `events`)."""
         self._s, self._speed = self._moved(PERIOD_US * 1e-6)
         self._accel = self._car_following()
-        state, track = self.ego, [self.ego]
-        for _ in range(SUBSTEPS):
-            state = step(state, accel_mps2, curvature_1pm, SUBSTEP_US * 1e-6, self.params)
-            track.append(state)
-        self.track = tuple(track)
-        self.time_us += PERIOD_US
+        self._drive_ego(accel_mps2, curvature_1pm)
         begun = self._collisions() + self._leaving()
         self.events += begun
         return begun
-
-    def ego_at(self, time_us: int) -> EgoState:
-        """The ego at an instant of the last period, exact between substeps."""
-        into = int(time_us) - (self.time_us - PERIOD_US)
-        if not 0 <= into <= PERIOD_US:
-            raise ValueError(f"time {time_us} us is not within the last {PERIOD_US} us before {self.time_us}")
-        k, rest = divmod(into, SUBSTEP_US)
-        if rest == 0:
-            return self.track[k]
-        a, b, t = self.track[k], self.track[k + 1], rest * 1e-6
-        accel = (b.speed_mps - a.speed_mps) / (SUBSTEP_US * 1e-6)
-        return advance(a, a.speed_mps * t + 0.5 * accel * t * t, a.speed_mps + accel * t, b.curvature_1pm)
 
     def poses_at(self, time_us: int) -> tuple[np.ndarray, np.ndarray]:
         """Poses [A, 3] (x, y, yaw of the footprint's centre) and speeds [A] of the actors within the last period."""
@@ -183,6 +207,11 @@ class World:
             xy, heading = lane.line.at(s[mine])
             poses[mine] = np.column_stack([xy, heading])
         return poses, speed
+
+    @property
+    def actors_accel_mps2(self) -> np.ndarray:
+        """Accelerations [A] of the actors over the last period."""
+        return self._accel
 
     def boxes_at(self, time_us: int) -> Boxes:
         """The actors as annotated boxes; their origin is the box's centre, as in nuScenes."""

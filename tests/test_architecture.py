@@ -97,15 +97,17 @@ def import_graph(root: Path) -> dict[str, set[str]]:
 
 
 def readme_tree(root: Path) -> dict[str, str]:
-    """Path to caption, in order, of the code block after the line `<!-- tree -->`; two spaces a level."""
+    """Path to caption, in order, of the code block after the line `<!-- tree -->`; two spaces a level, a comma between
+    files that share a caption."""
     text = (root / "README.md").read_text(encoding="utf-8")
     block = re.search(r"^<!-- tree -->\n```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     tree, folders = {}, []
     for line in block.group(1).splitlines() if block else ():
         level = (len(line) - len(line.lstrip())) // 2
-        name, _, caption = line.strip().partition(" ")
-        folders[level:] = [name.rstrip("/")]
-        tree["/".join(folders)] = caption.strip()
+        names, caption = re.fullmatch(r"((?:\S+, )*\S+)\s*(.*)", line.strip()).groups()
+        for name in names.split(", "):
+            folders[level:] = [name.rstrip("/")]
+            tree["/".join(folders)] = caption
     return tree
 
 

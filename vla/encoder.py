@@ -77,21 +77,27 @@ class SceneEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         B, T, N = batch.image_mask.shape
+        P, D = batch.rays_in_cam.shape[2], self.queries.shape[1]
+        patches = self.queries.new_zeros(B, T, N, P, D)
         b, t, n = batch.image_mask.nonzero(as_tuple=True)  # what no camera delivered costs nothing
-        x = self.content_norm(self.stem(batch.images[b, t, n])) + self.time(batch.time_s[b, t, n])[:, None]
-        x = x + self.ray(batch.T_ego_now_from_cam[b, t, n], batch.rays_in_cam[b, n], batch.ray_mask[b, n])
-        for layer in self.local:
-            x = layer(x)
-        P, D = x.shape[1:]
-        patches = x.new_zeros(B, T, N, P, D).index_put((b, t, n), x).view(B, T * N * P, D)
-        memory = self.memory_norm(torch.cat([self.nothing.expand(B, 1, D), patches], dim=1))
-        scene = (self.ray.toward(self.anchors) + self.queries + self.time(self.step_time_s(batch))[..., None, :]).view(
-            B, -1, D
-        )
+        if len(b):
+            patches = patches.index_put((b, t, n), self.patches(batch, b, t, n))
+        memory = torch.cat([self.nothing.expand(B, 1, D), patches.view(B, T * N * P, D)], dim=1)
+        memory = self.memory_norm(memory)
+        queries = self.ray.toward(self.anchors) + self.queries
+        scene = (queries + self.time(self.step_time_s(batch))[..., None, :]).view(B, -1, D)
         bias = self.fusion_bias(batch, scene.dtype)
         for layer in self.fusion:
             scene = layer(scene, memory, bias)
         return scene.view(B, T, -1, D)
+
+    def patches(self, batch: Batch, b: Tensor, t: Tensor, n: Tensor) -> Tensor:
+        """Encoded patches [I, P, D] of the images at clips b, steps t, cameras n, each int64 [I]."""
+        x = self.content_norm(self.stem(batch.images[b, t, n])) + self.time(batch.time_s[b, t, n])[:, None]
+        x = x + self.ray(batch.T_ego_now_from_cam[b, t, n], batch.rays_in_cam[b, n], batch.ray_mask[b, n])
+        for layer in self.local:
+            x = layer(x)
+        return x
 
     def step_time_s(self, batch: Batch) -> Tensor:
         """[B, T]: mean capture time of the cameras that delivered; of all, as scheduled, where none did."""

@@ -1,13 +1,11 @@
-"""Driving: plain figures of closed-loop episodes, and the summary of a run.
+"""Driving: plain figures of closed-loop episodes, and the mean of a run with its interval.
 
 Each figure is a function of one log that returns (value, valid): what a log cannot support is not valid, never 0.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from sim.metrics.open_loop import ade_1s_m, ade_3s_m, fde_3s_m, keyframe_errors
+from sim.metrics.open_loop import ade_1s_m, ade_3s_m, fde_3s_m
 from sim.rollout_log import EpisodeLog
 
 OFF_COURSE = ("collision", "off_road")
@@ -70,39 +68,18 @@ METRICS = {
 }
 
 
-def summarize(logs: Sequence[EpisodeLog], seed: int = 0, resamples: int = 2000) -> dict[str, float]:
-    """Flat figures of a run: per metric `name` (the mean), `name.n` episodes in it, `name.ci95_low`, `name.ci95_high`.
-
-    An episode whose log has an error counts in `n_failed` and in no mean. Open-loop means weigh an episode by its
-    keyframes, so they are means over keyframes (`n_keyframes` of them). A metric without a valid episode has `.n` = 0
-    and no value. The interval is the percentile bootstrap over episodes (Efron 1979), absent where n < 2.
-    """
-    whole = [log for log in logs if not log.error]
-    flat: dict[str, float] = {"n_episodes": len(logs), "n_failed": len(logs) - len(whole)}
-    for kind, metrics in METRICS.items():
-        ours = [log for log in whole if log.kind == kind]
-        if not any(log.kind == kind for log in logs):
-            continue
-        weights = np.ones(len(ours))
-        if kind == "replay":
-            weights = np.array([len(keyframe_errors(log)[0]) for log in ours], np.float64)
-            flat["n_keyframes"] = int(weights.sum())
-        for name, metric in metrics.items():
-            results = [metric(log) for log in ours]
-            valid = np.array([ok for _, ok in results], bool)
-            values = np.array([value for value, _ in results])[valid]
-            flat.update(_mean_with_interval(name, values, weights[valid], np.random.default_rng(seed), resamples))
-    return flat
-
-
-def _mean_with_interval(
+def mean_with_interval(
     name: str, values: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int
 ) -> dict[str, float]:
+    """Flat: `name` (the weighted mean), `name.n` (always), `name.ci95_low`, `name.ci95_high`.
+
+    The interval is the percentile bootstrap over the values (Efron 1979), absent where n < 2.
+    """
     n = len(values)
     flat: dict[str, float] = {f"{name}.n": n}
     if n:
         flat[name] = float(np.average(values, weights=weights))
-    if n >= 2:
+    if n >= 2 and resamples:
         draws = rng.integers(0, n, (resamples, n))
         means = (values * weights)[draws].sum(axis=1) / weights[draws].sum(axis=1)
         low, high = np.percentile(means, (2.5, 97.5))

@@ -25,7 +25,7 @@ from sim.metrics.pdm_scene import (
     project_on_line,
     rectangles_touch_polygon,
 )
-from sim.metrics.pdm_scores import Score, sub_scores, total
+from sim.metrics.pdm_scores import MULTIPLIERS, Judged, Score, product, progress, sub_scores, total
 
 OFFSETS_M = (0.0, -1.0, 1.0)
 SPEED_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -200,7 +200,7 @@ def _leader(blocked: _InTheWay, s: np.ndarray, pose: np.ndarray, vehicle: Footpr
     gap, speed = np.full(len(s), np.inf), np.zeros(len(s))
     between = np.hypot(*(centre[:, None] - blocked.poses[:, :2]).transpose(2, 0, 1))
     between[(blocked.along_m <= s[:, None]) | (blocked.path != _PATH[:, None])] = np.inf
-    if between.size:
+    if np.isfinite(between).any():
         # Centres cannot be closer to the outlines than the radii say: only these can be the nearest.
         slack = np.hypot(*blocked.sizes_lw_m.T) / 2 + np.hypot(vehicle.length_m, vehicle.width_m) / 2
         n, c = np.nonzero((between - slack <= between.min(axis=1, keepdims=True)) & np.isfinite(between))
@@ -287,17 +287,38 @@ def pdm_closed(
     check_variant(variant)
     if scene.layers is None or scene.centreline is None:
         raise ValueError("PDM-Closed needs a map and a centre line")
-    lights = scene.red_lights if scene.red_lights is not None else [()] * STATES
-    foreseen = replace(scene, actors=constant_velocity(scene.actors), red_lights=lights)
-    ahead = foreseen.actors.take(~_touching(ego, foreseen.actors, vehicle))
-    foreseen = replace(foreseen, actors=ahead)
+    foreseen = foresee(ego, scene, vehicle)
     poses = proposals(ego, foreseen, speed_limit_mps, variant, vehicle)
     states = rollout(poses, ego[VX], initial=ego, variant=variant, vehicle=vehicle)
-    scores: dict[str, Score] = sub_scores(states, foreseen, version, variant, vehicle=vehicle)
+    score = proposal_scores(states, foreseen, version, variant, vehicle)
+    return PdmClosed(poses, states, score, int(np.argmax(score)))
+
+
+def foresee(ego: np.ndarray, scene: PdmScene, vehicle: Footprint = PACIFICA) -> PdmScene:
+    """The scene as PDM-Closed sees it from the ego's state [7]: constant velocities, less whom it touches."""
+    lights = scene.red_lights if scene.red_lights is not None else [()] * STATES
+    actors = constant_velocity(scene.actors)
+    return replace(scene, actors=actors.take(~_touching(ego, actors, vehicle)), red_lights=lights)
+
+
+def proposal_scores(
+    states: np.ndarray,
+    foreseen: PdmScene,
+    version: str,
+    variant: str,
+    vehicle: Footprint = PACIFICA,
+    judged: Judged | None = None,
+) -> np.ndarray:
+    """Score [P] of simulated proposals [P, 41, 7] by PDM-Closed's own lights; the first of the best is its choice."""
+    scores: dict[str, Score] = sub_scores(states, foreseen, version, variant, vehicle=vehicle, judged=judged)
     if version == "v2":
         scores["HC"] = (np.ones(len(states)), np.ones(len(states), dtype=bool))
-    score = total(scores, version, without=("EC",))[0]
-    return PdmClosed(poses, states, score, int(np.argmax(score)))
+    if not foreseen.layers.lanes_known:  # a contact that nobody can judge does not count against a proposal
+        scores = {name: (np.where(valid, value, 1.0), np.ones_like(valid)) for name, (value, valid) in scores.items()}
+        ends = project_on_line(ego_points(states[:, [0, -1]], vehicle)[:, :, CENTRE], foreseen.centreline)[0]
+        advance_m = np.maximum(ends[:, 1] - ends[:, 0], 0.0)
+        scores["EP"] = (progress(advance_m, product(scores, MULTIPLIERS[version])[0], version), scores["NC"][1])
+    return total(scores, version, without=("EC",))[0]
 
 
 def _touching(ego: np.ndarray, actors: Actors, vehicle: Footprint) -> np.ndarray:

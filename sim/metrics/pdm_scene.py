@@ -16,7 +16,7 @@ from sim.metrics.pdm import DT_S, HEADING, PACIFICA, Footprint
 
 STATES = 41  # of a simulated trajectory: 4 s
 FRONT_LEFT, REAR_LEFT, REAR_RIGHT, FRONT_RIGHT, CENTRE, REAR_AXLE = range(6)
-_AREAS = ("roadblock", "intersection", "drivable", "carpark")
+AREAS = ("roadblock", "intersection", "drivable", "carpark")
 _LANES = ("lane", "lane_connector")
 
 
@@ -98,7 +98,10 @@ def resample_actors(actors: Actors, time_s: np.ndarray, instants: int = 51) -> A
 
 @dataclass(frozen=True)
 class MapLayers:
-    """Polygons of each layer, and which lanes and connectors lie on the route (one bool each)."""
+    """Polygons of each layer, and which lanes and connectors lie on the route (one bool each).
+
+    lanes_known False: the map holds only where one may drive, so that nothing can be said of lanes or intersections.
+    """
 
     roadblock: Sequence[np.ndarray] = ()
     intersection: Sequence[np.ndarray] = ()
@@ -108,6 +111,7 @@ class MapLayers:
     lane_connector: Sequence[np.ndarray] = ()
     lane_on_route: Sequence[bool] = ()
     lane_connector_on_route: Sequence[bool] = ()
+    lanes_known: bool = True
 
     def validate(self, where: object = "map") -> "MapLayers":
         """Self, or an InputError that names the first bad field."""
@@ -115,19 +119,19 @@ class MapLayers:
             if len(getattr(self, f"{name}_on_route")) != len(getattr(self, name)):
                 came = f"{len(getattr(self, f'{name}_on_route'))} flags"
                 raise InputError(where, f"{name}_on_route", came, f"{len(getattr(self, name))}, one for each {name}")
-        for name in (*_AREAS, *_LANES):
+        for name in (*AREAS, *_LANES):
             for i, polygon in enumerate(getattr(self, name)):
                 if np.ndim(polygon) != 2 or np.shape(polygon)[1] != 2 or len(polygon) < 3:
                     raise InputError(where, f"{name}[{i}]", np.shape(polygon), "[V, 2] with V >= 3")
         return self
 
     @cached_property
-    def outlines(self) -> list[tuple[str, bool, "_Outline"]]:
+    def outlines(self) -> list[tuple[str, bool, "Outline"]]:
         """(layer, on the route, prepared polygon) of all; computed once, many plans are scored on one map."""
-        prepared = [(name, False, _Outline(polygon)) for name in _AREAS for polygon in getattr(self, name)]
+        prepared = [(name, False, Outline(polygon)) for name in AREAS for polygon in getattr(self, name)]
         for name in _LANES:
             flags = getattr(self, f"{name}_on_route")
-            prepared += [(name, bool(on), _Outline(p)) for on, p in zip(flags, getattr(self, name), strict=True)]
+            prepared += [(name, bool(on), Outline(p)) for on, p in zip(flags, getattr(self, name), strict=True)]
         return prepared
 
 
@@ -187,33 +191,38 @@ def ego_points(states: np.ndarray, vehicle: Footprint = PACIFICA) -> np.ndarray:
     )
 
 
-class _Outline:
+class Outline:
     """A polygon prepared for many containment tests: edges x0, y0, x1, y1 [V] and bounding box."""
 
     def __init__(self, polygon: np.ndarray):
         self.x0, self.y0 = (np.ascontiguousarray(c, dtype=np.float64) for c in np.asarray(polygon).T)
         self.x1, self.y1 = np.roll(self.x0, -1), np.roll(self.y0, -1)
         self.levels = np.sort(self.y0)
+        self.y_low, self.y_high = np.minimum(self.y0, self.y1), np.maximum(self.y0, self.y1)
         self.low, self.high = (self.x0.min(), self.y0.min()), (self.x0.max(), self.y0.max())
 
-    def holds(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Whether points [N] lie strictly inside; only edges that a point's horizontal line crosses are looked at."""
+    def holds(self, x: np.ndarray, y: np.ndarray, ordered: bool = False) -> np.ndarray:
+        """Whether points [N] lie strictly inside; only edges that a point's horizontal line crosses are looked at.
+
+        Those are min(y0, y1) <= y < max(y0, y1), a run of the points in order of y (`ordered`: they are already).
+        """
         inside = np.zeros(len(x), dtype=bool)
         near = np.flatnonzero((x > self.low[0]) & (x < self.high[0]) & (y > self.low[1]) & (y < self.high[1]))
         if not len(near):
             return inside
+        near = near if ordered else near[np.argsort(y[near])]
         x, y = x[near], y[near]
-        above = self.y0 > y[:, None]
-        above_next = np.concatenate([above[:, 1:], above[:, :1]], axis=1)
-        n, e = np.divmod(np.flatnonzero(above ^ above_next), len(self.x0))
+        start, end = np.searchsorted(y, self.y_low), np.searchsorted(y, self.y_high)
+        runs = end - start
+        e = np.repeat(np.arange(len(self.x0)), runs)
+        n = np.arange(len(e)) - np.repeat(np.cumsum(runs) - runs - start, runs)
         x0, y0 = self.x0[e], self.y0[e]
         rising = self.y1[e] > y0
         side = (self.x1[e] - x0) * (y[n] - y0) - (self.y1[e] - y0) * (x[n] - x0)  # > 0: the point is left of the edge
         crossed = np.bincount(n[(side > 0) == rising], minlength=len(x)) % 2 == 1
         crossed[n[side == 0]] = False
-        for i in np.flatnonzero(
-            np.isin(y, self.y0) & crossed
-        ):  # level with a vertex: it may lie on a peak or level edge
+        level = self.levels[np.minimum(np.searchsorted(self.levels, y), len(self.levels) - 1)] == y
+        for i in np.flatnonzero(level & crossed):  # level with a vertex: it may lie on a peak or level edge
             crossed[i] = not self._on_level(x[i], y[i])
         inside[near] = crossed
         return inside
@@ -225,12 +234,15 @@ class _Outline:
 
 def points_in_polygon(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     """Whether points [..., 2] lie strictly inside a polygon [V, 2] (even-odd rule; a point on an edge is outside)."""
-    return _Outline(polygon).holds(points[..., 0].ravel(), points[..., 1].ravel()).reshape(points.shape[:-1])
+    return Outline(polygon).holds(points[..., 0].ravel(), points[..., 1].ravel()).reshape(points.shape[:-1])
 
 
 def ego_areas(points: np.ndarray, layers: MapLayers) -> Areas:
     """Areas of ego points [P, K, 6, 2]; every polygon in reach is tested once against all of them."""
-    x, y = (np.ascontiguousarray(points[..., i].ravel()) for i in range(2))
+    order = np.argsort(points[..., 1], axis=None)
+    x, y = (points[..., i].ravel()[order] for i in range(2))
+    back = np.empty(len(order), dtype=np.int64)
+    back[order] = np.arange(len(order))
     low, high = (x.min(), y.min()), (x.max(), y.max())
     drivable = np.zeros(points.shape[:-1], dtype=bool)
     intersection = np.zeros(points.shape[:-1], dtype=bool)
@@ -240,8 +252,8 @@ def ego_areas(points: np.ndarray, layers: MapLayers) -> Areas:
     for name, on_route, outline in layers.outlines:
         if outline.low[0] > high[0] or outline.low[1] > high[1] or outline.high[0] < low[0] or outline.high[1] < low[1]:
             continue
-        inside = outline.holds(x, y).reshape(points.shape[:-1])
-        if name in _AREAS:
+        inside = outline.holds(x, y, ordered=True)[back].reshape(points.shape[:-1])
+        if name in AREAS:
             drivable |= inside
             if name == "intersection":
                 intersection |= inside

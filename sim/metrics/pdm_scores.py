@@ -14,6 +14,7 @@ of each track), in strict the one at contact.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -56,24 +57,40 @@ MULTIPLIERS = {"v1": ("NC", "DAC"), "v2": ("NC", "DAC", "DDC", "TLC")}
 WEIGHTS = {"v1": {"EP": 5, "TTC": 5, "C": 2}, "v2": {"EP": 5, "TTC": 5, "LK": 2, "HC": 2, "EC": 2}}
 # The reference lists EP and HC too; neither can trigger: alone the human's EP is 1, and HC gets no history.
 HUMAN_FILTERED = ("NC", "DAC", "DDC", "TLC", "TTC", "LK")
-KERNEL_SIGMA2_M2 = 0.1
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """What several sub-scores share.
 
-    states [P, K, 7], points [P, K, 6, 2], areas (or None without a map), actors that come near the ego at all
+    states [P, K, 7], points [P, K, 6, 2], areas (or None without a map), whether lanes are known, actors that come near
+    the ego at all
     """
 
     states: np.ndarray
     points: np.ndarray
     areas: Areas | None
+    lanes_known: bool
     actors: Actors
     vehicle: Footprint
 
+    @cached_property
+    def touching(self) -> np.ndarray:
+        """Which objects the ego touches at each instant, bool [P, K, A]."""
+        return _contacts(self, self.states.shape[1], (0,))[:, :, 0]
 
-def _judge(states: np.ndarray, scene: PdmScene, vehicle: Footprint) -> _Judged:
+    @cached_property
+    def about_to_touch(self) -> np.ndarray:
+        """And which it would, moved on by TTC_STEPS, bool [P, K, 4, A]."""
+        return _contacts(self, self.states.shape[1], TTC_STEPS)
+
+    @cached_property
+    def direction(self) -> Score:
+        return _driving_direction(self)
+
+
+def judge(states: np.ndarray, scene: PdmScene, vehicle: Footprint = PACIFICA) -> Judged:
+    """What the sub-scores of states [P, 41, 7] share, whatever version and variant."""
     points = ego_points(states, vehicle)
     areas = None if scene.layers is None else ego_areas(points, scene.layers)
     actors = scene.actors
@@ -85,10 +102,11 @@ def _judge(states: np.ndarray, scene: PdmScene, vehicle: Footprint) -> _Judged:
         xy = actors.xyh[..., :2]
         near = ((xy > low - radius) & (xy < high + radius)).all(axis=-1) & actors.present
         actors = actors.take(near.any(axis=1))
-    return _Judged(states, points, areas, actors, vehicle)
+    lanes_known = scene.layers is not None and scene.layers.lanes_known
+    return Judged(states, points, areas, lanes_known, actors, vehicle)
 
 
-def _contacts(judged: _Judged, steps: int, ahead: Sequence[int]) -> np.ndarray:
+def _contacts(judged: Judged, steps: int, ahead: Sequence[int]) -> np.ndarray:
     """Whether ego k, moved on by h * 0.1 s, touches object a at instant k + h: bool [P, steps, len(ahead), A].
 
     An object that the scene does not hold at k + h is absent. Circles first, then separating axes for what is left.
@@ -131,17 +149,34 @@ def _object_speed(actors: Actors, a: np.ndarray, instant: np.ndarray, variant: s
     return actors.speed_mps[a, instant]
 
 
-def _ignored(judged: _Judged, version: str) -> np.ndarray:
+def _ignored(judged: Judged, version: str) -> np.ndarray:
     """Objects [P, A] that the ego touches before it moves; v2 resets that list when the traffic policy takes over."""
     if version == "v2":
         return np.zeros((len(judged.states), len(judged.actors.ids)), dtype=bool)
-    return _contacts(judged, 1, (0,))[:, 0, 0]
+    return judged.touching[:, 0]
 
 
-def _no_collision(judged: _Judged, version: str, variant: str) -> Score:
+@dataclass(frozen=True)
+class Contacts:
+    """C first contacts: proposal, object and instant of each (int [C]), and what it was like (bool [C] each).
+
+    At most one of stopped (the ego stands), hit_stopped (the object does), behind, front and lateral is True.
+    """
+
+    proposal: np.ndarray
+    actor: np.ndarray
+    instant: np.ndarray
+    stopped: np.ndarray
+    hit_stopped: np.ndarray
+    behind: np.ndarray
+    front: np.ndarray
+    lateral: np.ndarray
+
+
+def first_contacts(judged: Judged, version: str = "v1", variant: str = "strict") -> Contacts:
+    """The first contact of each pair of proposal and object, over as many instants as both are known."""
     states, actors, vehicle = judged.states, judged.actors, judged.vehicle
-    contact = _contacts(judged, states.shape[1], (0,))[:, :, 0]
-    p, a, k = _first(contact, _ignored(judged, version))
+    p, a, k = _first(judged.touching, _ignored(judged, version))
     ego, pose = states[p, k], actors.xyh[a, k]
     ego_stopped = np.abs(ego[:, VX]) <= STOPPED_MPS
     object_stopped = ~actors.is_agent[a] | (_object_speed(actors, a, k, variant) <= STOPPED_MPS)
@@ -149,26 +184,38 @@ def _no_collision(judged: _Judged, version: str, variant: str) -> Score:
     bumper = (judged.points[p, k, FRONT_LEFT] + judged.points[p, k, FRONT_RIGHT]) / 2
     bumper_half = np.broadcast_to([0.0, vehicle.width_m / 2], (len(p), 2))
     front = boxes_touch(bumper, ego[:, HEADING], bumper_half, pose[:, :2], pose[:, 2], actors.size_lw_m[a] / 2)
-    lateral = ~ego_stopped & ~object_stopped & ~behind & ~front
-    fault = ~ego_stopped & (object_stopped | (~behind & front))
+    moving = ~ego_stopped & ~object_stopped
+    return Contacts(
+        *(p, a, k, ego_stopped, ~ego_stopped & object_stopped),
+        *(moving & behind, moving & ~behind & front, moving & ~behind & ~front),
+    )
+
+
+def no_collision(judged: Judged, version: str = "v1", variant: str = "strict") -> Score:
+    """NC of any number of instants."""
+    states, actors = judged.states, judged.actors
+    contacts = first_contacts(judged, version, variant)
+    p, a, k = contacts.proposal, contacts.actor, contacts.instant
+    lateral, fault = contacts.lateral, contacts.hit_stopped | contacts.front
     value, certain = np.ones(len(states)), np.ones(len(states))
     penalty = np.where(actors.is_agent[a], 0.0, 0.5)
     np.minimum.at(certain, p[fault], penalty[fault])
     if judged.areas is not None:
         fault |= lateral & (judged.areas.multi_lane | judged.areas.non_drivable)[p, k]
         np.minimum.at(value, p[fault], penalty[fault])
-        return value, np.ones(len(states), dtype=bool)
-    unknown = np.ones(len(states))  # without a map, whose fault a lateral contact is cannot be told
+        if judged.lanes_known:
+            return value, np.ones(len(states), dtype=bool)
+        certain = value
+    unknown = np.ones(len(states))  # without lanes, whose fault a lateral contact is cannot be told
     np.minimum.at(unknown, p[lateral], penalty[lateral])
     valid = certain <= unknown
     return np.where(valid, certain, np.nan), valid
 
 
-def _time_to_collision(judged: _Judged, version: str) -> Score:
+def _time_to_collision(judged: Judged, version: str) -> Score:
     states, actors = judged.states, judged.actors
     steps = states.shape[1] if version == "v1" else states.shape[1] - TTC_STEPS[-1]
-    contact = _contacts(judged, steps, TTC_STEPS)
-    contact &= (np.abs(states[:, :steps, VX]) >= TTC_STOPPED_MPS)[:, :, None, None]
+    contact = judged.about_to_touch[:, :steps] & (np.abs(states[:, :steps, VX]) >= TTC_STOPPED_MPS)[:, :, None, None]
     flat = contact.reshape(len(states), steps * len(TTC_STEPS), -1)
     p, a, index = _first(flat, _ignored(judged, version))
     k, h = np.divmod(index, len(TTC_STEPS))
@@ -177,22 +224,22 @@ def _time_to_collision(judged: _Judged, version: str) -> Score:
     failed = np.zeros(len(states), dtype=bool)
     failed[p[ahead]] = True
     valid = np.ones(len(states), dtype=bool)
-    if judged.areas is None:
-        valid[p[beside]] = False
-        valid |= failed
-    else:
+    if judged.areas is not None:
         areas = judged.areas
         tight = areas.multi_lane | areas.non_drivable | areas.rear_axle_in_intersection
         failed[p[beside & tight[p, k]]] = True
+    if not judged.lanes_known:
+        valid[p[beside]] = False
+        valid |= failed
     return np.where(valid, 1.0 - failed, np.nan), valid
 
 
-def _drivable_area(judged: _Judged) -> Score:
+def _drivable_area(judged: Judged) -> Score:
     off = judged.areas.non_drivable.any(axis=1)
     return 1.0 - off, np.ones(len(off), dtype=bool)
 
 
-def _driving_direction(judged: _Judged) -> Score:
+def _driving_direction(judged: Judged) -> Score:
     centre = judged.points[:, :, CENTRE]
     step = np.zeros(centre.shape[:2])
     step[:, 1:] = np.linalg.norm(np.diff(centre, axis=1), axis=-1)
@@ -204,7 +251,7 @@ def _driving_direction(judged: _Judged) -> Score:
     return value, np.ones(len(step), dtype=bool)
 
 
-def _red_lights(judged: _Judged, red_lights: Sequence[Sequence[np.ndarray]]) -> Score:
+def _red_lights(judged: Judged, red_lights: Sequence[Sequence[np.ndarray]]) -> Score:
     samples = judged.states.shape[1]
     lit: dict[int, tuple[np.ndarray, list[int]]] = {}  # a light that stays red is one array, tested once
     for k in range(samples):
@@ -218,7 +265,7 @@ def _red_lights(judged: _Judged, red_lights: Sequence[Sequence[np.ndarray]]) -> 
     return value, np.ones(len(value), dtype=bool)
 
 
-def _lane_keeping(judged: _Judged, centreline: np.ndarray) -> Score:
+def _lane_keeping(judged: Judged, centreline: np.ndarray) -> Score:
     distance = project_on_line(judged.points[:, :, CENTRE], centreline)[1]
     off, frozen = distance > LK_DEVIATION_M, judged.areas.centre_in_intersection
     run, longest = np.zeros(len(off), dtype=np.int64), np.zeros(len(off), dtype=np.int64)
@@ -240,7 +287,7 @@ def progress(progress_m: np.ndarray, multiplier: np.ndarray, version: str) -> np
     return np.where(multiplier == 0.0, 0.0, 1.0) if version == "v1" else np.ones(len(progress_m))
 
 
-def _progress_score(judged: _Judged, centreline: np.ndarray, multiplier: Score, version: str) -> Score:
+def _progress_score(judged: Judged, centreline: np.ndarray, multiplier: Score, version: str) -> Score:
     ends = project_on_line(judged.points[:, [0, -1], CENTRE], centreline)[0]
     valid = np.full(len(ends), multiplier[1].all())  # the best is among all of them, so all must be known
     value = progress(np.maximum(ends[:, 1] - ends[:, 0], 0.0), multiplier[0], version)
@@ -255,12 +302,13 @@ def sub_scores(
     *,
     history: tuple[np.ndarray, np.ndarray] | None = None,
     vehicle: Footprint = PACIFICA,
+    judged: Judged | None = None,
 ) -> dict[str, Score]:
     """Sub-scores of simulated states [P, 41, 7], each (value [P], valid [P]); EP is relative to the P proposals.
 
     `history` is the recorded past for HC, (int64 [H] us, states [H, 7 or 8]). Keys are those of MULTIPLIERS and
     WEIGHTS of the version, but EC, and DDC in v1 too, where it has no weight. Actors must reach as far as a score
-    looks (41 instants, 50 for TTC in v1), otherwise it is not available.
+    looks (41 instants, 50 for TTC in v1), otherwise it is not available. `judged` saves work where it is at hand.
     """
     check_variant(variant)
     if version not in MULTIPLIERS:
@@ -269,20 +317,20 @@ def sub_scores(
         raise ValueError(f"states {states.shape}, expected [P, {STATES}, 7]")
     count = len(states)
     missing = (np.full(count, np.nan), np.zeros(count, dtype=bool))
-    judged = _judge(states, scene, vehicle)
+    judged = judged or judge(states, scene, vehicle)
     mapped, lined = judged.areas is not None, scene.centreline is not None
     instants = scene.actors.present.shape[1]
     needed = STATES + (TTC_STEPS[-1] if version == "v1" else 0)
     scores = {
-        "NC": _no_collision(judged, version, variant) if instants >= STATES else missing,
+        "NC": no_collision(judged, version, variant) if instants >= STATES else missing,
         "TTC": _time_to_collision(judged, version) if instants >= needed else missing,
         "DAC": _drivable_area(judged) if mapped else missing,
-        "DDC": _driving_direction(judged) if mapped else missing,
+        "DDC": judged.direction if judged.lanes_known else missing,
     }
     if version == "v2":
         lights = scene.red_lights
         scores["TLC"] = _red_lights(judged, lights) if lights is not None and len(lights) >= STATES else missing
-        scores["LK"] = _lane_keeping(judged, scene.centreline) if mapped and lined else missing
+        scores["LK"] = _lane_keeping(judged, scene.centreline) if judged.lanes_known and lined else missing
         scores["HC"] = history_comfort(states, *(history or (None, None)), variant)
     else:
         calm = np.all(list(comfort(states, variant, at="rear_axle").values()), axis=0)
@@ -349,24 +397,3 @@ def human_filter(agent: Mapping[str, Score], human: Mapping[str, Score]) -> dict
         known = valid & (human_valid | (value == 1.0))
         filtered[name] = (np.where(known, raised, np.nan), known)
     return filtered
-
-
-def two_stage(first: Score, endpoint_m: np.ndarray, second: Score, starts_m: np.ndarray) -> Score:
-    """First-stage score times the kernel-weighted second stage: s_1 sum_j w_j s_2,j.
-
-    w_j ~ exp(-|endpoint - start_j|^2 / (2 * 0.1 m2)) from the endpoint [2] of the first plan after 4 s to the starts
-    [N, 2] of the second; uniform where they vanish. Not available without a second stage or with a part missing.
-    """
-    values, valid = np.asarray(second[0], dtype=np.float64), np.asarray(second[1])
-    if not len(values) or not valid.all() or not first[1]:
-        return np.float64(np.nan), np.bool_(False)
-    weight = np.exp(-((np.asarray(starts_m) - endpoint_m) ** 2).sum(axis=-1) / (2 * KERNEL_SIGMA2_M2))
-    weight = np.full(len(values), 1.0) if np.isclose(weight.sum(), 0.0) else weight
-    return np.float64(first[0] * (weight * values).sum() / weight.sum()), np.bool_(True)
-
-
-def two_stage_mean(groups: Sequence[tuple[Score, Score]]) -> Score:
-    """Mean over groups of the mean of each (now, 0.5 s before) pair; not available if there is none or one is not."""
-    if not groups or not all(bool(score[1]) for pair in groups for score in pair):
-        return np.float64(np.nan), np.bool_(False)
-    return np.mean([np.mean([score[0] for score in pair]) for pair in groups]), np.bool_(True)

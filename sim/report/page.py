@@ -18,7 +18,7 @@ import numpy as np
 
 from sensors.errors import InputError
 from sim.geometry import corners
-from sim.metrics.driving import METRICS
+from sim.metrics.protocols import PROTOCOLS
 from sim.report.pictures import CAR
 from sim.rollout_log import EpisodeLog, atomic_path, read_episode
 
@@ -42,9 +42,26 @@ LABELS = {  # metric: (words, unit)
     "mean_speed_mps": ("mean speed", "m/s"),
     "max_abs_accel_mps2": ("largest acceleration", "m/s²"),
     "max_abs_jerk_mps3": ("largest jerk", "m/s³"),
+    "route_completion": ("route completion", ""),
+    "at_fault_collision_rate": ("at-fault collision rate", ""),
+    "red_light_rate": ("red-light rate", ""),
+    "comfort_rate": ("comfort rate", ""),
+    "incidents_per_km": ("incidents per km", ""),
     "ade_3s_m": ("average displacement over 3 s", "m"),
     "fde_3s_m": ("displacement at 3 s", "m"),
     "ade_1s_m": ("average displacement over 1 s", "m"),
+    "pdms.compat": ("PDMS, compat", ""),
+    "pdms.strict": ("PDMS, strict", ""),
+    "epdms.compat": ("EPDMS, compat", ""),
+    "epdms.strict": ("EPDMS, strict", ""),
+    "nuplan.score": ("nuPlan", ""),
+    "carla_2_0.driving_score": ("CARLA 2.0 driving score", "%"),
+    "carla_2_1.driving_score": ("CARLA 2.1 driving score", "%"),
+    "hugsim.hd": ("HUGSIM HD", ""),
+    "neuroncap.score": ("NeuroNCAP", "stars"),
+    "alpasim.score": ("AlpaSim", ""),
+    "nuscenes.uniad.l2_3s_m": ("L2 at 3 s, UniAD", "m"),
+    "nuscenes.stp3.l2_3s_m": ("L2 over 3 s, ST-P3 and VAD", "m"),
 }
 COUNTS = {"n_episodes": "episodes", "n_failed": "failed episodes", "n_keyframes": "keyframes scored"}
 PLANS_SHOWN = 24
@@ -57,7 +74,7 @@ LINE_TOLERANCE_M = 0.05  # map lines are thinned to this before they are drawn
 def write_report(run_dir: Path) -> Path:
     """Write RUN/report.html atomically and return its path; a broken run directory is an InputError."""
     run_dir = Path(run_dir)
-    summary = _read_summary(run_dir / "summary.json")
+    summary = read_summary(run_dir / "summary.json")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -72,6 +89,7 @@ def write_report(run_dir: Path) -> Path:
         problems=_problems(summary),
         summary=summary,
         table=_score_table(summary),
+        groups=_groups(_score_table(summary)["rows"]),
         columns=[(key, *LABELS[key]) for key in LABELS if any(key in episode["metrics"] for episode in episodes)],
         episodes=episodes,
         curves=[_curve(name, np.array(points)) for name, points in summary.get("curves", {}).items()],
@@ -84,7 +102,9 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _read_summary(path: Path) -> dict:
+def read_summary(path: Path) -> dict:
+    """What summary.json says, its fields checked; an InputError names the first bad one."""
+
     def no_number(word: str) -> None:
         raise ValueError(f"{word} is not a number of JSON")
 
@@ -140,6 +160,20 @@ def _score_table(summary: dict) -> dict:
     return {"policies": list(policies), "rows": rows}
 
 
+def _groups(rows: list[dict]) -> list[dict]:
+    """The rows by protocol, the plain figures first; of the others, what nobody has stands by name only."""
+    of = {name: key for key, protocol in PROTOCOLS.items() if not protocol.quick for name in protocol.names}
+    groups = []
+    for key in ("", *(key for key, protocol in PROTOCOLS.items() if not protocol.quick)):
+        mine = [row for row in rows if of.get(row["key"], "") == key]
+        shown = [row for row in mine if not key or any(cell and cell["value"] is not None for cell in row["cells"])]
+        lacking = [row["words"] for row in mine if row not in shown]
+        if mine:
+            words = PROTOCOLS[key].words if key else ""
+            groups.append({"words": words, "rows": shown, "lacking": lacking})
+    return groups
+
+
 def _cell(flat: dict, key: str) -> dict | None:
     if key not in flat and f"{key}.n" not in flat:
         return None
@@ -168,8 +202,7 @@ def _episode(run_dir: Path, episode: dict) -> dict:
     shown["plot"] = _bird_eye_plot(log) if log is not None and len(log) else None
     shown["plans"] = _listed_plans(log) if log is not None else []
     shown["seconds"] = float(log.time_s[-1]) if log is not None and len(log) else None
-    results = {} if log is None else {key: metric(log) for key, metric in METRICS[log.kind].items()}
-    shown["metrics"] = {key: value if valid else None for key, (value, valid) in results.items()}
+    shown["metrics"] = {key: value for key, (value, _) in episode.get("scores", {}).items()}
     return shown
 
 

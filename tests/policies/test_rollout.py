@@ -50,7 +50,7 @@ def test_a_policy_that_looks_gives_the_same_drive_filmed_or_not(tiny_checkpoint,
     policy = VlaPolicy(tiny_checkpoint)
     run = Run.create("drive", tmp_path / "run", {}, [3])
     with run.episode("filmed", policy.name, 3, fps=10) as episode:
-        episode.log = drive_episode(policy, quiet_env(policy.image_size, 1.2), 3, episode.media)
+        episode.log = drive_episode(policy, quiet_env(policy.image_size, 1.2), 3, episode)
     plain = drive_episode(policy, quiet_env(policy.image_size, 1.2), 3)
     np.testing.assert_array_equal(episode.log.ego_xyyaw_in_world, plain.ego_xyyaw_in_world)
     row = run.summary["episodes"][0]
@@ -80,13 +80,13 @@ def test_road_lines_are_closed_and_where_the_lanes_are():
         np.testing.assert_array_equal(xy[0], xy[-1])
 
 
-def test_drive_from_the_command_line_scores_both_policies(tmp_path, capsys):
+def test_drive_from_the_command_line_scores_policy_and_baselines(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["--episodes", "2", "--seconds", "2", "--videos", "1", "--image-size", "64x40", "--quiet"]
     assert main(["drive", *arguments, "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["scenes"] == {"asked": 4, "finished": 4, "failed": 0}
-    assert set(summary["policies"]) == {"pure-pursuit", "constant-velocity"}
+    assert summary["scenes"] == {"asked": 6, "finished": 6, "failed": 0}
+    assert set(summary["policies"]) == {"pure-pursuit", "constant-velocity", "ego-status"}
     assert summary["metrics"]["time_on_course_s"] == 2.0
     assert summary["metrics"]["time_on_course_s.n"] == 2
     assert summary["seeds"] == [0, 1]

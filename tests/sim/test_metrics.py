@@ -12,10 +12,11 @@ from sim.metrics.driving import (
     max_abs_accel_mps2,
     max_abs_jerk_mps3,
     mean_speed_mps,
-    summarize,
     time_on_course_s,
 )
 from sim.metrics.open_loop import ade_1s_m, ade_3s_m, fde_3s_m, keyframe_errors, plan_errors
+from sim.metrics.protocols import PROTOCOLS, episode_figures
+from sim.metrics.protocols import summarize as summarize_rows
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
 
 FEW = settings(deadline=None, derandomize=True, max_examples=25)
@@ -42,6 +43,14 @@ def replay(track: np.ndarray, step_s: float = 0.5, error_m: float = 0.0, plan_en
         truth[:, 1] += error_m
         recorder.plan(HALF_S[:plan_end], np.column_stack([truth, np.zeros(plan_end)]))
     return recorder.finish("end of log")
+
+
+def summarize(logs: list[EpisodeLog], seed: int = 0) -> dict[str, float]:
+    """The plain figures of the kinds of log that there are."""
+    names = [name for name in ("drive", "replay") if any(log.kind == name for log in logs)]
+    metrics = [metric for name in names for metric in PROTOCOLS[name].names]
+    rows = [None if log.error else episode_figures(log, names) for log in logs]
+    return summarize_rows(rows, metrics, seed)
 
 
 def straight(frames: int, step_m: float = 2.5) -> np.ndarray:

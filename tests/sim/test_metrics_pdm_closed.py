@@ -169,6 +169,7 @@ def test_pdm_closed_rejects():
         pdm_closed(EGO, replace(road(), centreline=np.zeros((2, 2))))
 
 
+@pytest.mark.slow  # a figure of a quiet machine
 def test_fifteen_proposals_are_simulated_and_scored_in_20_ms():
     rng = np.random.default_rng(0)
     rows = np.column_stack(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sensors.errors import InputError
-from sim.metrics import pdm, pdm_scores
+from sim.metrics import pdm, pdm_scores, pdm_two_stage
 from sim.metrics.pdm_scene import Actors, MapLayers, PdmScene
 
 
@@ -276,16 +276,18 @@ def test_two_stages():
     sure = np.bool_(True)
     starts = np.array([[10.0, 0.0], [10.0, 0.5]])
     near = np.exp(-0.25 / 0.2)
-    value, valid = pdm_scores.two_stage((0.5, sure), starts[0], (np.array([1.0, 0.2]), np.ones(2, bool)), starts)
+    value, valid = pdm_two_stage.two_stage((0.5, sure), starts[0], (np.array([1.0, 0.2]), np.ones(2, bool)), starts)
     assert valid
     assert value == pytest.approx(0.5 * (1.0 + 0.2 * near) / (1 + near))
-    far, _ = pdm_scores.two_stage((1.0, sure), np.array([90.0, 0.0]), (np.array([1.0, 0.2]), np.ones(2, bool)), starts)
+    far, _ = pdm_two_stage.two_stage(
+        (1.0, sure), np.array([90.0, 0.0]), (np.array([1.0, 0.2]), np.ones(2, bool)), starts
+    )
     assert far == pytest.approx(0.6)  # no start is near: uniform
-    assert not pdm_scores.two_stage((1.0, sure), starts[0], (np.zeros(0), np.zeros(0, bool)), np.zeros((0, 2)))[1]
+    assert not pdm_two_stage.two_stage((1.0, sure), starts[0], (np.zeros(0), np.zeros(0, bool)), np.zeros((0, 2)))[1]
     pairs = [((0.2, sure), (0.4, sure)), ((1.0, sure), (0.8, sure))]
-    assert pdm_scores.two_stage_mean(pairs)[0] == pytest.approx(0.6)
-    assert not pdm_scores.two_stage_mean([*pairs, ((np.nan, np.bool_(False)), (1.0, sure))])[1]
-    assert not pdm_scores.two_stage_mean([])[1]
+    assert pdm_two_stage.two_stage_mean(pairs)[0] == pytest.approx(0.6)
+    assert not pdm_two_stage.two_stage_mean([*pairs, ((np.nan, np.bool_(False)), (1.0, sure))])[1]
+    assert not pdm_two_stage.two_stage_mean([])[1]
 
 
 def test_what_a_scene_does_not_hold_is_not_available():

@@ -11,7 +11,7 @@ import pytest
 from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.frames import matrix_from_xy_yaw
-from sim.metrics.driving import summarize
+from sim.metrics.protocols import episode_figures, summarize
 from sim.report.page import write_report
 from sim.report.video import VideoWriter
 from sim.rollout_log import EpisodeLog, EpisodeRecorder, write_episode
@@ -54,10 +54,11 @@ def make_run(run: Path, kind: str = "drive", failed: bool = False) -> dict:
         for seed in (0, 1):
             log = episode(f"{policy}-{seed}", policy, seed, kind, frames=20 + 2 * seed)
             write_episode(run / f"episodes/{log.name}.npz", log)
-            logs.append(log)
+            logs.append((policy, episode_figures(log, [kind])))
             rows.append(
                 {"name": log.name, "policy": policy, "seed": seed, "log": f"episodes/{log.name}.npz", "video": None}
                 | {"sheets": [], "ended_by": log.ended_by, "error": ""}
+                | {"scores": {name: [value, weight] for name, (value, ok, weight) in logs[-1][1].items() if ok}}
             )
     with VideoWriter(run / "media/a.mp4", 10) as video:
         for k in range(15):
@@ -74,8 +75,8 @@ def make_run(run: Path, kind: str = "drive", failed: bool = False) -> dict:
         "git_commit": "0123456789abcdef",
         "seeds": [0, 1],
         "scenes": {"asked": 4, "finished": 4 - failed, "failed": int(failed)},
-        "metrics": summarize(logs),
-        "policies": {p: summarize([log for log in logs if log.policy == p]) for p in ("first", "second")},
+        "metrics": summarize([figures for _, figures in logs]),
+        "policies": {p: summarize([figures for name, figures in logs if name == p]) for p in ("first", "second")},
         "episodes": rows,
     }
     (run / "summary.json").write_text(json.dumps(summary))

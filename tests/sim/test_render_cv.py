@@ -7,8 +7,10 @@ from sensors.camera import Camera
 from sensors.errors import InputError
 from sensors.frames import apply, inverse, matrix, matrix_from_xy_yaw
 from sim.render_cv import Images, RendererCv
-from sim.scene import GROUND, PROP_INSTANCE, SEMANTIC, Backdrop, Faces, Scene, actor_faces, backdrop, scene_at
+from sim.scene import GROUND, PROP_INSTANCE, Backdrop, Scene, actor_solids, backdrop, scene_at
 from sim.sensing import EXPOSURE_BEFORE_US, nuscenes_rig
+from sim.solids import SEMANTIC, Faces
+from sim.weather import Weather
 from sim.world import Actor, World
 
 RIG = nuscenes_rig(96, 54)
@@ -22,7 +24,7 @@ def car(x, y, yaw=0.0, instance=1, size=(4.5, 1.85, 1.55)):
 
 
 def scene_of(*actors):
-    faces = actor_faces(actors, np.array([a.pose for a in actors]).reshape(-1, 3))
+    faces = actor_solids(actors, np.array([a.pose for a in actors]).reshape(-1, 3))
     return Scene(EMPTY, faces, np.zeros((0, 4, 2)))
 
 
@@ -39,7 +41,7 @@ def driven():
         world.step(0.5, world.ego.curvature_1pm)
     back = backdrop(world.road, 5)
     times = world.time_us - EXPOSURE_BEFORE_US
-    scenes = [scene_at(world, back, int(t)) for t in times]
+    scenes = [scene_at(world, back, int(t), Weather()) for t in times]
     poses = np.stack([world.ego_at(int(t)).T_world_from_ego for t in times])
     return RIG, RendererCv(RIG).render(scenes, poses), scenes, poses
 
@@ -54,7 +56,7 @@ def seen_points(camera: Camera, images: Images, n: int, T_world_from_ego) -> np.
 def slow_twin(camera: Camera, scene: Scene, T_world_from_ego):
     """Depth, semantic and instance of one camera, pixel by pixel and face by face (ground: class unknown, None)."""
     T_world_from_cam = T_world_from_ego @ camera.T_ego_from_cam
-    eye, faces = T_world_from_cam[:3, 3], Faces.join([scene.backdrop.props, scene.moving])
+    eye, faces = T_world_from_cam[:3, 3], Faces.join([scene.backdrop.props, scene.moving.faces])
     rays = camera.pixel_rays()
     depth = np.full(rays.shape[:2], np.inf)
     face = np.full(rays.shape[:2], -2)  # -2 sky, -1 ground
@@ -160,7 +162,7 @@ def test_extent_of_the_mask_is_that_of_the_projected_faces(lens):
     camera = replace(nuscenes_rig(160, 96)[0], distortion=lens[0], coefficients=lens[1])
     scene = scene_of(car(12, -1.0, 0.5))
     images = RendererCv([camera]).render([scene], level(1))
-    uv, _ = camera.project(apply(inverse(camera.T_ego_from_cam), scene.moving.corners_m.reshape(-1, 3)))
+    uv, _ = camera.project(apply(inverse(camera.T_ego_from_cam), scene.moving.faces.corners_m.reshape(-1, 3)))
     rows, columns = np.nonzero(images.semantic[0] == SEMANTIC["vehicle"])
     assert [columns.min(), rows.min()] == pytest.approx(uv.min(axis=0), abs=1.0)
     assert [columns.max(), rows.max()] == pytest.approx(uv.max(axis=0), abs=1.0)

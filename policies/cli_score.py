@@ -1,0 +1,63 @@
+"""The verbs of a finished run: score it again, compare two, write the report again."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from policies.scores import compare_runs, differences, score_run, table, to_json
+from sensors.errors import InputError
+from sim.metrics.protocols import PROTOCOLS, QUICK, get_protocol
+from sim.report.page import write_report
+
+EPILOGS = {
+    "report": """example:
+  vla report runs/20260101-120000-drive                  write its report.html again""",
+    "score": """examples:
+  vla score runs/20260101-120000-drive                   every protocol, from the logs alone
+  vla score runs/20260101-120000-drive --protocol pdm nuplan""",
+    "compare": """example:
+  vla compare runs/mine runs/theirs                      on their common scenes, paired""",
+}
+
+
+def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare them; `verb` makes one subcommand from (name, function, help)."""
+    sub = verb("report", _report, "write the report of a finished run again")
+    sub.add_argument("run_directory", type=Path, metavar="RUN")
+
+    sub = verb("score", _score, "score a finished run again, from its logs alone")
+    sub.add_argument("run_directory", type=Path, metavar="RUN")
+    words = f"all (default) or some of {', '.join(PROTOCOLS)}; a drive or replay scores {', '.join(QUICK)} by itself"
+    sub.add_argument("--protocol", nargs="+", default=["all"], metavar="NAME", help=words)
+
+    sub = verb("compare", _compare, "say of each metric whether two runs differ, over the scenes that both have")
+    sub.add_argument("run_directory", type=Path, metavar="RUN_A")
+    sub.add_argument("other_directory", type=Path, metavar="RUN_B")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+
+
+def _report(options: argparse.Namespace) -> int:
+    print(f"report: {write_report(options.run_directory)}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    names = tuple(PROTOCOLS) if "all" in options.protocol else tuple(dict.fromkeys(options.protocol))
+    for name in names:
+        get_protocol(name)
+    run = score_run(options.run_directory, names)
+    print(run.headline(), *table(run.summary), sep="\n")
+    print(f"report: {write_report(run.path)}")
+    return 0 if run.whole else 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    words, found = compare_runs(options.run_directory, options.other_directory)
+    if not found:
+        came = "no metric that both have on two scenes or more"
+        fix = "Run vla score on both; an interval needs two common scenes."
+        raise InputError(options.other_directory, "scores", came, "figures to compare", fix)
+    print(*words, *differences(found), sep="\n")
+    if options.json:
+        options.json.write_text(to_json(found))
+    return 0

@@ -1,0 +1,291 @@
+"""The privileged driver of the town: it follows the route by the rules and says why it does what it does."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from policies.baselines import PLAN_TIME_S
+from policies.protocol import Plan, Privileged
+from policies.town_view import (
+    Limit,
+    Others,
+    about_to_touch,
+    at_lights,
+    in_the_way,
+    right_of_way,
+    walkers_near,
+)
+from sensors.clip import Clip
+from sensors.errors import InputError
+from sensors.frames import wrap
+from sim.geometry import OpenLine
+from sim.town_world import TownWorld
+
+DT_S = 0.1
+LOOKAHEAD_S, MIN_LOOKAHEAD_M, MAX_LOOKAHEAD_M = 0.6, 3.0, 12.0
+MAX_CURVATURE_1PM = 0.2
+MAX_ACCEL_MPS2, COMFORTABLE_BRAKING_MPS2, HARDEST_BRAKING_MPS2 = 1.8, 2.5, -6.0
+HEADWAY_S, STANDSTILL_GAP_M = 1.2, 2.5
+SPEED_HORIZON_S = 0.5
+TOUCH_S = 2.6  # how far ahead predicted positions are trusted
+CHANGE_S, MIN_CHANGE_M = 3.0, 9.0  # a lane change takes this long, at least this far
+END_GAP_M = 14.0  # who must change lanes waits this far before the lane's end
+PARKED_S, QUEUE_M = 5.0, 22.0  # standing this long, and not in a queue before a junction: it is parked
+ROOM_TO_TURN_M = 9.0
+PASS_ASIDE_M, PASS_RAMP_M, PASS_MPS, ONCOMING_SIGHT_M = 0.9, 9.0, 5.0, 90.0
+
+
+class TownExpert:
+    """Plans four seconds ahead along the route.
+
+    Lateral: pure pursuit (Coulter 1992) on the lane's line; a lane change and the way round a parked car are smooth
+    offsets of it. Longitudinal: the least of a comfortable speed and the intelligent driver model (Treiber et al. 2000)
+    to every limit of policies.town_view. The plan's reason is the limit that binds.
+    """
+
+    name = "town-expert"
+    privileged = True
+    needs_images = False
+    clip_steps = 1
+    image_size = None
+
+    def __init__(self):
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        self._target = ""  # lane whose line is followed instead of the ego's own, during a lane change
+        self._blend: tuple[str, float, float, float] | None = None  # lane, start s, length, offset at the start
+        self._standing: dict[int, int] = {}  # actor -> since when
+        self._pass: tuple[int, str] | None = None  # parked actor that is being passed, on this lane's line
+
+    def plan(self, clip: Clip, privileged: Privileged) -> Plan:
+        world = privileged.world
+        if not isinstance(world, TownWorld):
+            raise InputError("--policy town-expert", "world", type(world).__name__, "a town", "Use it with vla drive.")
+        others = Others.around(world)
+        self._note_standing(world, others)
+        changing = self._choose_lane(world, others)
+        path, s_m, speeds = self._path(world, others)
+        limits = [
+            *in_the_way(world, others, path, s_m),
+            *at_lights(world, world.ego.speed_mps),
+            *right_of_way(world, others, world.ego.speed_mps),
+            *walkers_near(world, others, path, s_m, world.ego.speed_mps),
+            *changing,
+        ]
+        limits = [self._further_back(world, others, limit) for limit in limits]
+        limits = [limit for limit in limits if self._pass is None or limit.actor != self._pass[0]]
+        for _ in range(3):
+            rows, reason = self._drive(world, path, s_m, speeds, limits)
+            ahead = np.arange(2, round(TOUCH_S / DT_S), 2)
+            touch = about_to_touch(world, others, rows[ahead - 1, :3], ahead * DT_S)
+            if touch is None:
+                break
+            m, actor, frontal = touch
+            gap = float(rows[ahead[m] - 1, 4]) - 1.5
+            stops_in_m = world.ego.speed_mps**2 / (-2 * HARDEST_BRAKING_MPS2)
+            if not frontal and stops_in_m > gap:  # too late to stay out of its way, not to get out of it
+                break
+            if any(limit.actor == actor and limit.gap_m <= gap and limit.speed_mps == 0 for limit in limits):
+                break
+            kind = world.actors[others.index[actor]].category.split(".")[1]
+            limits.append(Limit(gap, 0.0, f"brake: {kind} comes too near, {max(gap, 0):.0f} m", actor, True))
+        chosen = rows[np.round(PLAN_TIME_S / DT_S).astype(int) - 1]
+        ego = world.ego
+        c, s = np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)
+        to = chosen[:, :2] - (ego.x_m, ego.y_m)
+        in_ego = np.column_stack(
+            [c * to[:, 0] + s * to[:, 1], c * to[:, 1] - s * to[:, 0], wrap(chosen[:, 2] - ego.yaw_rad)]
+        )
+        return Plan(PLAN_TIME_S, in_ego, chosen[:, 3], reason=reason)
+
+    # Where to drive --------------------------------------------------------------------------------
+
+    def _choose_lane(self, world: TownWorld, others: Others) -> list[Limit]:
+        """Decide on a lane change; returns limits that come from having to wait for one."""
+        route, place = world.route, world.place
+        if self._target and (place.first_lane == self._target or route.beside(self._target, 0) is None):
+            if abs(place.lateral_m) < 0.5 or place.first_lane != self._target:
+                self._target = ""
+        elif self._target and world.network.lanes[place.first_lane].edge != world.network.lanes[self._target].edge:
+            self._target = ""
+        followed = route.followed(place.first_lane)
+        limits = []
+        if not followed.ends_well:
+            gap = followed.line.length_m - END_GAP_M - place.s_m - world.params.front_m
+            needed = route.shifts[route.position[followed.lanes[-1]]][followed.lanes[-1]]
+            where = "left" if needed > 0 else "right"
+            if not self._target:
+                limits.append(Limit(gap, 0.0, f"wait: no room to change to the {where}", standstill=True))
+        shift = route.shifts[route.position[place.lane]].get(place.lane, 0)
+        if shift and not self._target and place.lane == place.first_lane:
+            self._try_lane(world, others, int(np.sign(shift)))
+        return limits if not self._target else []
+
+    def _try_lane(self, world: TownWorld, others: Others, left: int) -> bool:
+        """Begin a change to the next lane if those who drive there leave room for it."""
+        place, lane = world.place, world.route.beside(world.place.lane, left)
+        if lane is None:
+            return False
+        line = world.network.lanes[lane].line
+        room_m = line.length_m - place.s_m
+        if room_m < MIN_CHANGE_M:
+            return False
+        speed = world.ego.speed_mps
+        at = line.project(others.poses[:, :2])
+        same = (np.abs(at.lateral_m) < 2.2) & (np.cos(others.poses[:, 2] - at.heading_rad) > 0)
+        same &= (at.s_m > 0.01) & (at.s_m < line.length_m - 0.01)
+        mine = float(line.project(np.array([world.ego.x_m, world.ego.y_m])).s_m) + world.params.centre_m
+        gap = np.abs(at.s_m - mine) - others.size_m[:, 0] / 2 - world.params.length_m / 2
+        behind = at.s_m < mine
+        faster = np.where(behind, others.speed_mps - speed, speed - others.speed_mps)
+        needed = 2.0 + 0.4 * np.where(behind, others.speed_mps, speed) + 2.0 * np.maximum(faster, 0.0)
+        if (same & (gap < needed)).any():
+            return False
+        self._target = lane
+        return True
+
+    def _path(self, world: TownWorld, others: Others) -> tuple[OpenLine, float, np.ndarray]:
+        """The line to drive, the ego's place on it and the comfortable speeds at its points."""
+        place, ego = world.place, world.ego
+        lane = self._target or place.first_lane
+        followed = world.route.followed(lane)
+        at = followed.line.project(np.array([ego.x_m, ego.y_m]), place.s_m if lane == place.first_lane else None)
+        s_m, offset = float(at.s_m), float(at.lateral_m)
+        if self._blend is not None and self._blend[0] != lane:
+            self._blend = None
+        if self._blend is None and self._target:
+            self._blend = (lane, s_m, max(CHANGE_S * ego.speed_mps, MIN_CHANGE_M), offset)
+        line, aside = followed.line, np.zeros(len(followed.line.s_m))
+        if self._blend is not None:
+            _, start, length, first = self._blend
+            aside += first * (1 - _smooth((line.s_m - start) / length))
+            if s_m > start + length:
+                self._blend = None
+        aside += self._way_round(world, others, line, s_m, lane)
+        low = max(int(np.searchsorted(line.s_m, s_m - 15.0)) - 1, 0)
+        high = int(np.searchsorted(line.s_m, s_m + 110.0)) + 1
+        high, low = max(high, low + 2), min(low, len(line.s_m) - 2)
+        path = OpenLine((line.offset(aside) if aside.any() else line.points)[low:high])
+        speeds = followed.speed_mps[low:high].copy()
+        if self._pass is not None:
+            speeds = np.minimum(speeds, PASS_MPS)
+        return path, float(path.project(np.array([ego.x_m, ego.y_m])).s_m), speeds
+
+    def _further_back(self, world: TownWorld, others: Others, limit: Limit) -> Limit:
+        """Behind who stands on the open road one stops with room to drive round it."""
+        if limit.actor < 0 or limit.standstill or limit.speed_mps > 0.1 or others.walks[limit.actor]:
+            return limit
+        stood_s = (world.time_us - self._standing.get(int(others.index[limit.actor]), world.time_us)) * 1e-6
+        end = min((gap_m for gap_m, _ in world.place.stop_lines if gap_m > 0), default=np.inf)
+        if stood_s < 1.0 or end - limit.gap_m < QUEUE_M + 5.0 or self._target or self._pass is not None:
+            return limit
+        return replace(limit, gap_m=limit.gap_m - ROOM_TO_TURN_M)
+
+    def _note_standing(self, world: TownWorld, others: Others) -> None:
+        still = {int(k) for k, v in zip(others.index, others.speed_mps, strict=True) if v < 0.1}
+        self._standing = {k: self._standing.get(k, world.time_us) for k in still}
+
+    def _way_round(self, world: TownWorld, others: Others, line: OpenLine, s_m: float, lane: str) -> np.ndarray:
+        """Offsets [P] to the left past a parked vehicle ahead, if there is one and nobody comes towards."""
+        none = np.zeros(len(line.s_m))
+        if not len(others.index):
+            return none
+        at = line.project(others.poses[:, :2])
+        half = (others.size_m[:, 1] + world.params.width_m) / 2
+        if self._pass is None:
+            since = np.array([world.time_us - self._standing.get(int(k), world.time_us) for k in others.index]) * 1e-6
+            front = s_m + world.params.front_m
+            blocks = (np.abs(at.lateral_m) < half + 0.3) & (since > PARKED_S) & ~others.walks
+            blocks &= (at.s_m > front) & (at.s_m < front + 25.0)
+            blocks &= np.cos(others.poses[:, 2] - at.heading_rad) > 0.9
+            for a in np.flatnonzero(blocks)[np.argsort(at.s_m[blocks])][:1]:
+                end = min((d for d, _ in world.place.stop_lines if d > 0), default=np.inf) + front
+                if end - float(at.s_m[a]) < QUEUE_M or world.network.lanes[world.place.lane].kind != "road":
+                    continue
+                queue = (np.abs(at.lateral_m) < 1.5) & (at.s_m > at.s_m[a] + 0.1) & (at.s_m < at.s_m[a] + 16.0)
+                if queue.any():
+                    continue
+                if any(self._try_lane(world, others, left) for left in (1, -1)) or self._oncoming(
+                    world, others, line, s_m
+                ):
+                    return none
+                self._pass = (int(a), lane)
+                self._parked = int(others.index[a])
+        if self._pass is None:
+            return none
+        here = np.flatnonzero(others.index == self._parked)
+        if not len(here) or lane != self._pass[1]:
+            self._pass = None
+            return none
+        a = int(here[0])
+        self._pass = (a, lane)
+        start, end = (float(at.s_m[a]) + side * others.size_m[a, 0] / 2 for side in (-1, 1))
+        if s_m > end + PASS_RAMP_M or others.speed_mps[a] > 1.0:
+            self._pass = None
+            return none
+        out = float(at.lateral_m[a]) + half[a] + PASS_ASIDE_M
+        rise = _smooth((line.s_m - (start - 3.0 - PASS_RAMP_M)) / PASS_RAMP_M)
+        # The rear axle is back in its lane well after the bumper has passed.
+        return out * rise * (1 - _smooth((line.s_m - (end + 3.0)) / PASS_RAMP_M))
+
+    @staticmethod
+    def _oncoming(world: TownWorld, others: Others, line: OpenLine, s_m: float) -> bool:
+        at = line.project(others.poses[:, :2])
+        towards = np.cos(others.poses[:, 2] - at.heading_rad) < -0.5
+        beside = (at.lateral_m > 1.0) & (at.lateral_m < 6.0)
+        ahead = (at.s_m > s_m - 3.0) & (at.s_m < s_m + ONCOMING_SIGHT_M)
+        return bool((towards & beside & ahead & ~others.walks).any())
+
+    # How fast ---------------------------------------------------------------------------------------
+
+    def _drive(
+        self, world: TownWorld, path: OpenLine, s_m: float, speeds: np.ndarray, limits: Sequence[Limit]
+    ) -> tuple[np.ndarray, str]:
+        """Poses, speed and distance [40, 5] of the next four seconds at DT_S, and the reason for the first of them."""
+        ego = world.ego
+        pose, speed, driven = np.array([ego.x_m, ego.y_m, ego.yaw_rad]), ego.speed_mps, 0.0
+        reason, rows = "", []
+        for step in range(round(PLAN_TIME_S[-1] / DT_S)):
+            wanted = float(np.interp(s_m + driven + speed * SPEED_HORIZON_S, path.s_m, speeds))
+            accel, why = min((wanted - speed) / SPEED_HORIZON_S, MAX_ACCEL_MPS2), "drive: free road"
+            for limit in limits:
+                gap = limit.gap_m + limit.speed_mps * step * DT_S - driven
+                bound = self._following(speed, gap, limit.speed_mps, limit.standstill)
+                if bound < accel:
+                    accel, why = bound, limit.reason
+            reason = reason or why
+            faster = max(speed + max(accel, HARDEST_BRAKING_MPS2) * DT_S, 0.0)
+            arc = 0.5 * (speed + faster) * DT_S
+            curvature = self._curvature(pose, path, s_m + driven, speed)
+            middle = pose[2] + 0.5 * curvature * arc
+            pose = pose + np.array([arc * np.cos(middle), arc * np.sin(middle), curvature * arc])
+            speed, driven = faster, driven + arc
+            rows.append((*pose, speed, driven))
+        return np.array(rows), reason
+
+    @staticmethod
+    def _curvature(pose: np.ndarray, path: OpenLine, near_m: float, speed_mps: float) -> float:
+        reach = float(np.clip(LOOKAHEAD_S * speed_mps, MIN_LOOKAHEAD_M, MAX_LOOKAHEAD_M))
+        x, y = path.at(near_m + reach)[0] - pose[:2]
+        left = -np.sin(pose[2]) * x + np.cos(pose[2]) * y
+        return float(np.clip(2 * left / max(x * x + y * y, 1.0), -MAX_CURVATURE_1PM, MAX_CURVATURE_1PM))
+
+    @staticmethod
+    def _following(speed_mps: float, gap_m: float, leader_mps: float, standstill: bool) -> float:
+        """a (1 - (g*/g)^2) with g* = g0 + v T + v dv / (2 sqrt(a b)); before a line there is no g0 and no v T."""
+        approach = speed_mps * (speed_mps - leader_mps) / (2 * np.sqrt(MAX_ACCEL_MPS2 * COMFORTABLE_BRAKING_MPS2))
+        if standstill:
+            # Constant braking to the line, once it takes more than comfortable; creeping up to it before.
+            if gap_m < 0.3:
+                return HARDEST_BRAKING_MPS2 if speed_mps > 0.5 else -2.0
+            needed = speed_mps**2 / (2 * gap_m)
+            return -needed if needed > 0.55 * COMFORTABLE_BRAKING_MPS2 or gap_m < 2.0 else np.inf
+        wanted_m = STANDSTILL_GAP_M + max(0.0, speed_mps * HEADWAY_S + approach)
+        return float(MAX_ACCEL_MPS2 * (1 - (wanted_m / max(gap_m, 0.1)) ** 2))
+
+
+def _smooth(share: np.ndarray) -> np.ndarray:
+    """0 below 0, 1 above 1, and a half cosine between."""
+    return 0.5 - 0.5 * np.cos(np.pi * np.clip(share, 0.0, 1.0))

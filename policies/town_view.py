@@ -1,0 +1,237 @@
+"""What limits the speed of a careful driver in a town: the privileged view behind the expert.
+
+Each function looks at the world along the ego's path and yields limits: something at a distance ahead of the front
+bumper that one must not reach, how fast it goes itself, and why, in words.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sensors.frames import wrap
+from sim.geometry import OpenLine, corners, overlap
+from sim.road_network import Link
+from sim.town_world import TownWorld
+
+SIGHT_M = 80.0
+ASIDE_M = 0.35  # free space beside the ego's flanks
+STOP_BEFORE_M = 1.0  # of a stop line
+HARD_BRAKING_MPS2 = 4.5  # what others brake with at a red light
+LATE_BRAKING_MPS2 = 3.0  # amber is passed if stopping would take more
+MIN_MPS, ACCEL_MPS2 = 3.0, 1.5  # how fast one assumes to get through a junction
+GAP_BEFORE_S, GAP_AFTER_S = 1.6, 1.2  # between the ego and who has right of way
+CROSSING_ASIDE_M, CROSSING_AHEAD_M = 1.6, 1.5
+WAITS_MPS = 0.8
+
+
+@dataclass(frozen=True)
+class Limit:
+    """gap_m ahead of the front bumper; its speed_mps along the path; standstill: one may stop right at it."""
+
+    gap_m: float
+    speed_mps: float
+    reason: str
+    actor: int = -1
+    standstill: bool = False
+
+
+@dataclass(frozen=True)
+class Others:
+    """The A actors within SIGHT_M: index in world.actors, poses [A, 3], speeds [A], turn rates [A], sizes [A, 2]."""
+
+    index: np.ndarray
+    poses: np.ndarray
+    speed_mps: np.ndarray
+    yaw_rate_radps: np.ndarray
+    size_m: np.ndarray
+    walks: np.ndarray
+
+    @classmethod
+    def around(cls, world: TownWorld) -> "Others":
+        now, before = world.traffic.now, world.traffic.before
+        away = np.hypot(now.poses_m[:, 0] - world.ego.x_m, now.poses_m[:, 1] - world.ego.y_m)
+        index = np.flatnonzero((away < SIGHT_M) & now.present & before.present)
+        turn = wrap(now.poses_m[index, 2] - before.poses_m[index, 2]) / 0.1
+        turn = np.where(now.speed_mps[index] > 0.5, np.clip(turn, -0.6, 0.6), 0.0)
+        size = np.array([world.actors[k].size_lwh_m[:2] for k in index]).reshape(-1, 2)
+        walks = np.array([world.actors[k].category.startswith("human") for k in index], bool)
+        return cls(index, now.poses_m[index], now.speed_mps[index], turn, size, walks)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return np.concatenate([self.poses, self.size_m], axis=1)
+
+    def boxes_after(self, seconds: np.ndarray) -> np.ndarray:
+        """Boxes [M, A, 5] if everybody keeps speed and turn rate."""
+        t = seconds[:, None]
+        half_turn = 0.5 * self.yaw_rate_radps * t
+        chord = self.speed_mps * t * np.sinc(half_turn / np.pi)
+        yaw = self.poses[:, 2] + half_turn
+        x, y = self.poses[:, 0] + chord * np.cos(yaw), self.poses[:, 1] + chord * np.sin(yaw)
+        size = np.broadcast_to(self.size_m, (len(seconds), *self.size_m.shape))
+        return np.concatenate([np.stack([x, y, self.poses[:, 2] + 2 * half_turn], axis=-1), size], axis=-1)
+
+
+def in_the_way(world: TownWorld, others: Others, path: OpenLine, s_m: float) -> Iterator[Limit]:
+    """Everyone who stands or drives in the corridor that the ego is about to sweep."""
+    if not len(others.index):
+        return
+    boxes = others.boxes
+    points = np.concatenate([corners(boxes), boxes[:, None, :2]], axis=1)  # [A, 5, 2]
+    at = path.project(points)
+    half = world.params.width_m / 2 + ASIDE_M
+    low, high = at.lateral_m.min(axis=1), at.lateral_m.max(axis=1)
+    front_m = s_m + world.params.front_m
+    nearest = at.s_m.min(axis=1)
+    along = others.speed_mps * np.cos(others.poses[:, 2] - at.heading_rad[:, 4])
+    ends = (at.s_m[:, 4] <= 0.01) | (at.s_m[:, 4] >= path.length_m - 0.01)
+    for a in np.flatnonzero((low < half) & (high > -half) & (at.s_m[:, 4] > front_m - 0.5) & ~ends):
+        kind = world.actors[others.index[a]].category.split(".")[1]
+        gap = float(nearest[a] - front_m)
+        # An oncoming car will have come closer when the ego gets there; a crossing one gives no way.
+        yield Limit(gap, max(float(along[a]), 0.0), f"follow: {kind}, {gap:.0f} m", int(a))
+
+
+def at_lights(world: TownWorld, speed_mps: float) -> Iterator[Limit]:
+    """Red and amber lights, and stop signs, before their lines."""
+    for gap_m, link in world.place.stop_lines:
+        if gap_m < -0.3 or not link.light:
+            continue
+        state = world.lights[link.light][link.light_index]
+        room = max(gap_m - STOP_BEFORE_M, 0.05)
+        can_stop = speed_mps**2 / (2 * room) < LATE_BRAKING_MPS2
+        if state in "ru" or (state in "yY" and can_stop):
+            colour = "amber" if state in "yY" else "red"
+            yield Limit(gap_m - STOP_BEFORE_M, 0.0, f"stop: {colour} light, {gap_m:.0f} m", standstill=True)
+
+
+def right_of_way(world: TownWorld, others: Others, speed_mps: float) -> Iterator[Limit]:
+    """Vehicles that have right of way over the ego's next links, or are still in their way."""
+    network = world.network
+    for gap_m, link in world.place.stop_lines:
+        junction = network.junctions.get(link.junction)
+        if gap_m > 45.0 or junction is None or not 0 <= link.index < len(junction.foes):
+            continue
+        ours = world.lights[link.light][link.light_index] if link.light else "m"
+        hold_m = gap_m - STOP_BEFORE_M
+        if len(link.inner) > 1 and (ours in "gG" or gap_m < 0):  # one may wait inside the junction
+            hold_m = gap_m + network.lanes[link.inner[0]].length_m - 0.3
+        if hold_m < -1.0:
+            continue
+        inside_m = sum(network.lanes[lane].length_m for lane in link.inner)
+        reach_s = _travel_s(max(hold_m, 0.0), speed_mps)
+        clear_s = _travel_s(gap_m + inside_m + world.params.length_m, speed_mps)
+        for a in np.flatnonzero(~others.walks):
+            came = _foe(world, int(others.index[a]), link)
+            if came is None:
+                continue
+            foe, left_m = came
+            speed = float(others.speed_mps[a])
+            foe_inside_m = sum(network.lanes[lane].length_m for lane in foe.inner)
+            gives_way = link.index in junction.yields_to[foe.index]
+            if left_m <= 0:  # it is in the junction
+                waits = gives_way and speed < WAITS_MPS
+                out_s = (left_m + foe_inside_m + others.size_m[a, 0] + 2.0) / max(speed, 2.0)
+                if waits or out_s < reach_s - 0.3:
+                    continue
+            else:
+                theirs = world.lights[foe.light][foe.light_index] if foe.light else "M"
+                stops = speed < 2.0 or left_m > speed**2 / (2 * HARD_BRAKING_MPS2) + 0.5
+                held = theirs in "ruyY" and stops
+                runs = theirs in "ru" and not stops  # it will not stop any more, whoever has right of way
+                if held or not (runs or (foe.index in junction.yields_to[link.index] and ours != "G")):
+                    continue
+                there_s = left_m / max(speed, 4.0 if theirs in "gG" else 1.5)
+                gone_s = (left_m + foe_inside_m + others.size_m[a, 0]) / max(speed, 3.0)
+                if there_s > clear_s + GAP_BEFORE_S or gone_s + GAP_AFTER_S < reach_s:
+                    continue
+            yield Limit(hold_m, 0.0, f"give way: vehicle from {_side(world, others, a)}, {hold_m:.0f} m", int(a), True)
+            break
+
+
+def _foe(world: TownWorld, actor: int, link: Link) -> tuple[Link, float] | None:
+    """The link of the same junction that a vehicle is on or about to take if it crosses ours, and how far it begins."""
+    network, name = world.network, world.actors[actor].id
+    lane = world.traffic.lane_of(name)
+    if lane in network.link_into:
+        foe = network.link_into[lane]
+        if foe.junction != link.junction or foe.index not in network.junctions[foe.junction].foes[link.index]:
+            return None
+        at = network.lanes[lane].line.project(world.traffic.now.poses_m[actor, :2]).s_m
+        return foe, -float(at) - sum(network.lanes[x].length_m for x in foe.inner[: foe.inner.index(lane)])
+    if lane not in network.links or network.junction_of_edge[network.lanes[lane].edge] != link.junction:
+        return None
+    ahead = world.traffic.next_edges(name)[1:2]
+    for foe in network.links[lane]:
+        if network.lanes[foe.to_lane].edge in ahead and foe.index in network.junctions[link.junction].foes[link.index]:
+            line = network.lanes[lane].line
+            left = line.length_m - float(line.project(world.traffic.now.poses_m[actor, :2]).s_m)
+            return foe, left - world.actors[actor].size_lwh_m[0] / 2 + 0.01
+    return None
+
+
+def _side(world: TownWorld, others: Others, a: int) -> str:
+    to = others.poses[a, :2] - (world.ego.x_m, world.ego.y_m)
+    bearing = float(wrap(np.arctan2(to[1], to[0]) - world.ego.yaw_rad))
+    return "the left" if bearing > 0.4 else "the right" if bearing < -0.4 else "ahead"
+
+
+def _travel_s(distance_m: float, speed_mps: float) -> float:
+    """Seconds for a distance, speeding up gently to what one dares in a junction."""
+    top = max(speed_mps, 7.0)
+    up_m = (top**2 - speed_mps**2) / (2 * ACCEL_MPS2)
+    if distance_m <= up_m:
+        return float((np.sqrt(speed_mps**2 + 2 * ACCEL_MPS2 * distance_m) - speed_mps) / ACCEL_MPS2)
+    return float((top - speed_mps) / ACCEL_MPS2 + (distance_m - up_m) / top)
+
+
+def walkers_near(world: TownWorld, others: Others, path: OpenLine, s_m: float, speed_mps: float) -> Iterator[Limit]:
+    """Pedestrians who are in the ego's way when it gets there: on crossings, and wherever they walk into the road."""
+    walks = np.flatnonzero(others.walks)
+    if not len(walks):
+        return
+    at = path.project(others.poses[walks, :2])
+    front_m = s_m + world.params.front_m
+    half = world.params.width_m / 2
+    for k, a in enumerate(walks):
+        ahead = float(at.s_m[k]) - front_m
+        if not -1.0 < ahead < 45.0 or abs(float(at.lateral_m[k])) > 9.0 or at.s_m[k] >= path.length_m - 0.01:
+            continue
+        turn = float(others.poses[a, 2] - at.heading_rad[k])
+        sideways, side = float(others.speed_mps[a]) * np.sin(turn), float(at.lateral_m[k])
+        names = world.town_map.under(float(others.poses[a, 0]), float(others.poses[a, 1]))
+        arrive_s = max(ahead, 0.0) / max(speed_mps, 2.0)
+        when_there = side + sideways * np.array([0.0, 0.5 * arrive_s, arrive_s, arrive_s + 1.2])
+        closing = side * sideways < 0
+        near = half + (CROSSING_ASIDE_M if closing else 0.5)
+        crosses = (when_there.min() < near) and (when_there.max() > -near)
+        if crosses and (names or abs(side) < near or (closing and abs(side) < half + 3.0)):
+            yield Limit(ahead - CROSSING_AHEAD_M, 0.0, f"stop: pedestrian, {max(ahead, 0):.0f} m", int(a), True)
+
+
+def about_to_touch(
+    world: TownWorld, others: Others, plan: np.ndarray, seconds: np.ndarray
+) -> tuple[int, int, bool] | None:
+    """Whom the ego, driving poses [M, 3] of its rear axle at these times, first comes too near to.
+
+    Returns the instant at which the ego first reaches into the band that the other sweeps in all this time, the other,
+    and whether the ego's front is what meets it.
+    """
+    if not len(others.index):
+        return None
+    forward = np.stack([np.cos(plan[:, 2]), np.sin(plan[:, 2])], axis=-1)
+    mine = np.concatenate([plan[:, :2] + world.params.centre_m * forward, plan[:, 2:]], axis=1)
+    size = np.broadcast_to([world.params.length_m + 0.6, world.params.width_m + 0.4], (len(plan), 2))
+    mine = np.concatenate([mine, size], axis=1)
+    theirs = others.boxes_after(seconds)
+    hits = overlap(mine[:, None], theirs)
+    along = ((theirs[..., :2] - mine[:, None, :2]) * forward[:, None]).sum(-1)
+    # Who comes from behind in the same direction sees the ego.
+    hits &= (along > -0.5) | (np.cos(theirs[..., 2] - plan[:, None, 2]) < 0.7)
+    if not hits.any():
+        return None
+    first = int(np.argmax(hits.any(axis=1)))
+    actor = int(np.argmax(hits[first]))
+    swept = overlap(mine[:, None], theirs[None, :, actor]).any(axis=1)
+    return int(np.argmax(swept)), actor, bool(along[first, actor] > 0)

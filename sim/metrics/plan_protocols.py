@@ -1,0 +1,143 @@
+"""PDMS and EPDMS of an episode: every plan of its log, simulated and judged against what the others then did.
+
+A plan is scored where the log knows the others for as long as the score looks: at every plan of a drive, which is
+followed for 5 s after its end, and up to 5 s before the end of a recording. An episode's figure is the mean of its
+plans. Some cannot be judged where a map has no lanes (whose fault is a touch from the side?): they are left out, and if
+they are more than a tenth, the figure is not available.
+
+What differs from NAVSIM, which scores single moments of a recording: others are replayed in v2 as in v1 (they have
+reacted to the ego that drove, not to the plan); the first plan, without a past, has no EPDMS; the second and third have
+a history shorter than 1.5 s; there is no second stage, whose synthetic scenes a log does not hold.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sim.metrics.log_view import LogView
+from sim.metrics.pdm import HEADING, STEER, VX, YAW_RATE, resample_plan, rollout
+from sim.metrics.pdm_closed import foresee, proposal_scores, proposals
+from sim.metrics.pdm_scene import STATES, PdmScene
+from sim.metrics.pdm_scores import TTC_STEPS, Score, extended_comfort, human_filter, judge, sub_scores, total
+
+HORIZON_S = 4.0
+LEAST_JUDGED = 0.9
+HISTORY_S, HISTORY_STEP_S = (1.5, 1.0, 0.5, 0.0), 0.5
+INSTANTS = {"v1": STATES + TTC_STEPS[-1], "v2": STATES}
+Figure = tuple[float, bool]
+
+
+def plan_frames(view: LogView, version: str) -> np.ndarray:
+    """The frames whose plans the log can judge: the others are known for long enough."""
+    known_s = (view.log.scene_time_us[-1] - view.log.time_us) * 1e-6
+    frames = np.unique(view.log.plan_frame)
+    return frames[known_s[frames] >= (INSTANTS[version] - 1) * 0.1 - 1e-6]
+
+
+def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v2")) -> dict[str, list[Figure]]:
+    """PDMS ("v1") and EPDMS ("v2") of each of the plans, (value, valid)."""
+    frames = plan_frames(view, "v2")
+    late = set(frames) - set(plan_frames(view, "v1"))
+    nothing = {version: [(float("nan"), False)] * len(frames) for version in versions}
+    plans = [_reference(view, int(frame)) for frame in frames]
+    if not len(frames) or view.layers is None or view.way_m is None or any(plan is None for plan in plans):
+        return nothing
+    vehicle = view.vehicle(variant)
+    starts = np.stack([_start(view, int(frame), variant) for frame in frames])
+    scenes = [view.scene(int(frame)) for frame in frames]
+    foreseen = [foresee(start, scene, vehicle) for start, scene in zip(starts, scenes, strict=True)]
+    offered = [
+        proposals(start, seen, view.limit_mps, variant, vehicle) for start, seen in zip(starts, foreseen, strict=True)
+    ]
+    poses = np.concatenate([np.stack(offered), np.stack(plans)[:, None]], axis=1)  # [Q, 15 + 1, 41, 3]
+    each = poses.shape[1]
+    states = rollout(
+        poses.reshape(-1, STATES, 3),
+        np.repeat(starts[:, VX], each),
+        initial=np.repeat(starts, each, axis=0),
+        variant=variant,
+        vehicle=vehicle,
+    ).reshape(*poses.shape[:3], 7)
+    totals: dict[str, list[Figure]] = {version: [] for version in versions}
+    for q, frame in enumerate(frames):
+        judged = judge(states[q, :-1], foreseen[q], vehicle)
+        pairs = {}
+        for version in versions:
+            if version == "v2" and (q == 0 or scenes[q].red_lights is None or not view.layers.lanes_known):
+                totals[version] += [] if q == 0 else [(float("nan"), False)]
+                continue
+            if version == "v1" and frame in late:
+                continue
+            score = proposal_scores(states[q, :-1], foreseen[q], version, variant, vehicle, judged)
+            best = int(np.argmax(score))
+            both = states[q, [best, -1]]
+            pairs[best] = pairs.get(best) or judge(both, scenes[q], vehicle)
+            past = _history(view, int(frame), variant) if version == "v2" else None
+            scores = sub_scores(both, scenes[q], version, variant, history=past, vehicle=vehicle, judged=pairs[best])
+            mine = {name: (value[1], valid[1]) for name, (value, valid) in scores.items()}
+            if version == "v2":
+                apart_s = float(view.log.time_us[frame] - view.log.time_us[frames[q - 1]]) * 1e-6
+                mine["EC"] = extended_comfort(states[q, -1], states[q - 1, -1], apart_s, variant)
+                mine = _filtered(view, int(frame), scenes[q], mine, variant)
+            value, valid = total(mine, version)
+            totals[version].append((float(value), bool(valid)))
+    return totals
+
+
+def pdm_scores(view: LogView) -> dict[str, tuple[float, bool, float]]:
+    """pdms.compat, pdms.strict, epdms.compat, epdms.strict: (mean over judged plans, valid, how many plans).
+
+    Not available where fewer than LEAST_JUDGED of the plans can be judged; `pdms.judged_share` says how many can.
+    """
+    figures, share = {}, float("nan")
+    for variant in ("compat", "strict"):
+        totals = plan_totals(view, variant)
+        for name, version in (("epdms", "v2"), ("pdms", "v1")):
+            values = [value for value, valid in totals[version] if valid]
+            share = len(values) / max(len(totals[version]), 1)
+            valid = share >= LEAST_JUDGED
+            figures[f"{name}.{variant}"] = (float(np.mean(values)) if valid else float("nan"), valid, len(values))
+    return figures | {"pdms.judged_share": (share, True, len(totals["v1"]))}
+
+
+def _reference(view: LogView, frame: int) -> np.ndarray | None:
+    """Poses [41, 3] of the plan made at a frame, from the present one on; None where it ends before 4 s."""
+    time_s, xyyaw = view.log.plan_at(frame)
+    if time_s[-1] < HORIZON_S - 1e-6:
+        return None
+    knots = np.concatenate([view.log.ego_xyyaw_in_world[frame][None], xyyaw])
+    return resample_plan(knots, np.append(0.0, time_s))
+
+
+def _start(view: LogView, frame: int, variant: str) -> np.ndarray:
+    """State [7] from which a plan is simulated; NAVSIM knows neither wheel angle nor yaw rate of the recording."""
+    state = view.states[frame, :7].copy()
+    if variant == "compat":
+        state[[STEER, YAW_RATE]] = 0.0
+    return state
+
+
+def _history(view: LogView, frame: int, variant: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The recorded past of a frame as HC takes it, 0.5 s apart: (time_us [H], states [H, 8]); None without one."""
+    log = view.log
+    at_us = log.time_us[frame] - (np.array(HISTORY_S) * 1e6).astype(np.int64)
+    at_us = at_us[at_us >= log.time_us[0] - 1000]
+    frames = np.unique([int(np.abs(log.time_us - t).argmin()) for t in at_us])
+    if len(frames) < 2:
+        return None
+    states = view.states[frames].copy()
+    states[:, HEADING] = np.unwrap(states[:, HEADING])
+    return log.time_us[frames], states if variant == "compat" else states[:, :7]
+
+
+def _filtered(view: LogView, frame: int, scene: PdmScene, scores: dict[str, Score], variant: str) -> dict[str, Score]:
+    """The human filter, where there is a recorded human."""
+    log = view.log
+    time_s = (log.human_time_us - log.time_us[frame]) * 1e-6
+    if not len(time_s) or time_s[-1] < HORIZON_S - 1e-6:
+        return scores
+    start = _start(view, frame, variant)
+    poses = resample_plan(log.human_xyyaw_in_world, time_s)
+    states = rollout(poses, start[VX], initial=start, variant=variant, vehicle=view.vehicle(variant))
+    human = sub_scores(states[None], scene, "v2", variant, vehicle=view.vehicle(variant))
+    return human_filter(scores, {name: (value[0], valid[0]) for name, (value, valid) in human.items()})

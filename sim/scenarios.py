@@ -1,0 +1,116 @@
+"""Scenarios of the town and suites of them: which town, which seed, how much traffic, which hazard, which weather."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sensors.errors import InputError
+from sim.hazards import HAZARDS
+from sim.weather import WEATHERS
+
+ROUTE_M = (320.0, 650.0)
+SHORT_ROUTE_M, HAZARD_ROUTE_M = (150.0, 320.0), (150.0, 700.0)
+MERGE_ROUTE_M = (600.0, 1700.0)  # the ramps are far apart
+HAZARD_LENGTH = 100
+# No town or seed of one suite is another's: the last town is only in the test.
+SEEN_TOWNS, UNSEEN_TOWN = ("grid", "irregular", "ring"), "oldtown"
+FIRST_SEED = {"town-smoke": 1, "town-val": 100_000, "town-test": 200_000, "hazard": 300_000, "town-train": 1_000_000}
+LENGTH = {"town-smoke": 5, "town-val": 200, "town-test": 200, "town-train": 100_000}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One episode of the town, whole but for who drives it.
+
+    town       name of a shipped town, or the path of a network
+    vehicles, walkers  how many others live in the town
+    route_m    shortest and longest route
+    hazard     name in sim.hazards.HAZARDS, "" for none in particular
+    weather    name in sim.weather.WEATHERS
+    time_limit_s  long enough to wait at every light of the route
+    """
+
+    name: str
+    town: str
+    seed: int
+    vehicles: int = 60
+    walkers: int = 40
+    route_m: tuple[float, float] = ROUTE_M
+    hazard: str = ""
+    weather: str = "clear"
+    time_limit_s: float = 240.0
+
+    def validate(self) -> "Scenario":
+        """Self, or an InputError that names the first bad field."""
+        for name in ("vehicles", "walkers"):
+            if not 0 <= getattr(self, name) <= 500:
+                raise InputError(f"scenario {self.name}", name, getattr(self, name), "a number from 0 to 500")
+        if not 0 < self.route_m[0] < self.route_m[1]:
+            raise InputError(f"scenario {self.name}", "route_m", self.route_m, "(shortest, longest) in metres")
+        if self.hazard and self.hazard not in HAZARDS:
+            raise InputError(f"scenario {self.name}", "hazard", self.hazard, *_one_of(self.hazard, HAZARDS))
+        if self.weather not in WEATHERS:
+            raise InputError(f"scenario {self.name}", "weather", self.weather, *_one_of(self.weather, WEATHERS))
+        if not self.time_limit_s > 0:
+            raise InputError(f"scenario {self.name}", "time_limit_s", self.time_limit_s, "a time above 0 s")
+        return self
+
+
+def _smoke(k: int) -> Scenario:
+    town = (*SEEN_TOWNS, "grid", "irregular")[k]
+    return Scenario(f"town-smoke/{k}", town, FIRST_SEED["town-smoke"] + k, 40, 20, SHORT_ROUTE_M, time_limit_s=120.0)
+
+
+def _train(k: int) -> Scenario:
+    vehicles, walkers = 30 + 10 * (k // 3 % 5), 20 + 20 * (k // 15 % 3)
+    return Scenario(f"town-train/{k}", SEEN_TOWNS[k % 3], FIRST_SEED["town-train"] + k, vehicles, walkers)
+
+
+def _val(k: int) -> Scenario:
+    return Scenario(f"town-val/{k}", SEEN_TOWNS[k % 3], FIRST_SEED["town-val"] + k)
+
+
+def _test(k: int) -> Scenario:
+    return Scenario(f"town-test/{k}", (*SEEN_TOWNS, UNSEEN_TOWN)[k % 4], FIRST_SEED["town-test"] + k)
+
+
+def _of_hazard(name: str) -> Callable[[int], Scenario]:
+    town = {"merge": "ring", "roundabout": "ring"}.get(name, "grid")
+    first = FIRST_SEED["hazard"] + HAZARD_LENGTH * list(HAZARDS).index(name)
+    route_m = MERGE_ROUTE_M if name == "merge" else HAZARD_ROUTE_M
+    vehicles = 60 if name in ("unprotected-left", "merge", "roundabout") else 25
+
+    def scenario(k: int) -> Scenario:
+        return Scenario(f"hazard-{name}/{k}", town, first + k, vehicles, 15, route_m, name)
+
+    return scenario
+
+
+SUITES: dict[str, Callable[[int], Scenario]] = {
+    "town-smoke": _smoke,
+    "town-train": _train,
+    "town-val": _val,
+    "town-test": _test,
+    **{f"hazard-{name}": _of_hazard(name) for name in HAZARDS},
+}
+
+
+def get_scenario(name: str) -> Scenario:
+    """The scenario SUITE/NUMBER."""
+    suite, _, number = name.partition("/")
+    length = suite_length(suite)
+    if not number.isdecimal() or int(number) >= length:
+        raise InputError("scenario", "name", name, f"{suite}/0 to {suite}/{length - 1}")
+    return SUITES[suite](int(number))
+
+
+def suite_length(suite: str) -> int:
+    """How many scenarios a suite has; an unknown one is an InputError that names the nearest."""
+    if suite not in SUITES:
+        raise InputError("suite", "name", suite, *_one_of(suite, SUITES))
+    return LENGTH.get(suite, HAZARD_LENGTH)
+
+
+def _one_of(came: str, names: Iterable[str]) -> tuple[str, str]:
+    near = difflib.get_close_matches(came, names, 1)
+    return f"one of {', '.join(names)}", f"Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,168 @@
+"""What can go wrong in a town, and what can go right: events with the instant they begin.
+
+    collision        two footprints overlap; fault "other" if the ego stood still or was hit from behind, else "ego"
+    off_road         a wheel has left lanes and junctions
+    wrong_way        no lane under the rear axle leads the ego's way (within 90 degrees), for a while, outside junctions
+    stop_line        the front bumper passes a stop line at red, or one of a stop sign without having stood still
+    red_light        so does the rear axle, the light still being red
+    speeding         faster than SPEEDING of the limit for SPEEDING_S
+    blocked          has not got on for BLOCKED_S
+    route_left       more than ROUTE_LEFT_M beside the route
+    route_completed  the goal is reached
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sim.geometry import overlap
+from sim.road_network import Link
+from sim.town_map import TownMap
+from sim.vehicle import EgoState, VehicleParams
+from sim.world import PERIOD_US, Actor, Event
+
+TOWN_EVENTS = (
+    "collision",
+    "off_road",
+    "wrong_way",
+    "stop_line",
+    "red_light",
+    "speeding",
+    "blocked",
+    "route_left",
+    "route_completed",
+)
+NEAR_M = 14.0  # no footprint reaches an ego this far from its centre
+STANDS_MPS, STOPPED_WITHIN_M = 0.3, 6.0
+SPEEDING, SPEEDING_S = 1.1, 1.0
+WRONG_WAY_S = 0.5  # lanes and junctions meet with gaps, in which the nearest lane may be another
+BLOCKED_S, BLOCKED_M = 120.0, 2.0
+ROUTE_LEFT_M = 9.0
+WHEEL_M = 0.1  # wheels stand this far inside the car's flanks
+RED = "ru"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the ego's rear axle is on its route.
+
+    lane          the route's lane it is on or nearest to, inner ones too
+    s_m           on the line that starts with `first_lane`; lateral_m left of it, heading_error_rad against it
+    progress_m    from the start along the route
+    limit_mps     legal limit here
+    stop_lines    (distance from the front bumper, negative behind it, link) of the links ahead and just passed
+    """
+
+    lane: str
+    first_lane: str
+    s_m: float
+    lateral_m: float
+    heading_error_rad: float
+    progress_m: float
+    limit_mps: float
+    stop_lines: tuple[tuple[float, Link], ...]
+
+
+@dataclass
+class Rules:
+    """Remembers what is going on already, so that an event is told once, when it begins."""
+
+    town: TownMap
+    params: VehicleParams
+    length_m: float
+    _going_on: set[str] = field(default_factory=set)
+    _front: dict[str, float] = field(default_factory=dict)
+    _ran: dict[str, Link] = field(default_factory=dict)
+    _stood_before: set[str] = field(default_factory=set)
+    _fast_s: float = 0.0
+    _wrong_s: float = 0.0
+    _furthest: tuple[float, float] = (0.0, 0.0)  # progress, and the seconds since
+    _touching: frozenset[str] = frozenset()
+
+    def collisions(
+        self,
+        times_us: np.ndarray,
+        egos: tuple[EgoState, ...],
+        actors: tuple[Actor, ...],
+        boxes: np.ndarray,
+        speeds: np.ndarray,
+    ) -> list[Event]:
+        """Overlaps at M instants with actors [M, A, 5] at speeds [A], each told when it begins."""
+        begun, touching = [], self._touching
+        mine = np.array([ego.footprint(self.params) for ego in egos])
+        hits = overlap(mine[:, None], boxes)
+        for m in np.flatnonzero(hits.any(axis=1)):
+            now = frozenset(actors[a].id for a in np.flatnonzero(hits[m]))
+            for a in np.flatnonzero(hits[m]):
+                if actors[a].id not in touching:
+                    begun.append(
+                        self._collision(int(times_us[m]), egos[m], actors[a].id, boxes[m, a], float(speeds[a]))
+                    )
+            touching = touching | now
+        self._touching = frozenset(actors[a].id for a in np.flatnonzero(hits[-1]))
+        return begun
+
+    def _collision(self, time_us: int, ego: EgoState, actor: str, box: np.ndarray, speed_mps: float) -> Event:
+        forward = np.array([np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)])
+        along = float((box[:2] - (ego.x_m, ego.y_m)) @ forward) - self.params.centre_m
+        own = forward * ego.speed_mps
+        other = speed_mps * np.array([np.cos(box[2]), np.sin(box[2])])
+        from_behind = along < -self.params.length_m / 2 and float((other - own) @ forward) > 0
+        fault = "other" if ego.speed_mps < STANDS_MPS or from_behind else "ego"
+        return Event("collision", time_us, actor, float(np.linalg.norm(own - other)), fault)
+
+    def others(self, time_us: int, ego: EgoState, place: Place, lights: dict[str, str]) -> list[Event]:
+        """All other events that begin at the end of a period."""
+        kinds = [*self._at_lines(ego, place, lights)]
+        dt_s = PERIOD_US * 1e-6
+        self._fast_s = self._fast_s + dt_s if ego.speed_mps > SPEEDING * place.limit_mps else 0.0
+        self._wrong_s = self._wrong_s + dt_s if self._wrong_way(ego) else 0.0
+        at_m, since_s = self._furthest
+        moved = abs(place.progress_m - at_m) > BLOCKED_M
+        self._furthest = (place.progress_m, 0.0) if moved else (at_m, since_s + dt_s)
+        states = {
+            "off_road": not self.town.drivable(self._wheels(ego)).all(),
+            "wrong_way": self._wrong_s >= WRONG_WAY_S,
+            "speeding": self._fast_s >= SPEEDING_S,
+            "blocked": self._furthest[1] >= BLOCKED_S,
+            "route_left": abs(place.lateral_m) > ROUTE_LEFT_M,
+            "route_completed": place.progress_m >= self.length_m,
+        }
+        kinds += [kind for kind, true in states.items() if true and kind not in self._going_on]
+        self._going_on = {kind for kind, true in states.items() if true}
+        return [Event(kind, time_us, "", ego.speed_mps) for kind in kinds]
+
+    def _wheels(self, ego: EgoState) -> np.ndarray:
+        c, s = np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)
+        x = np.array([0.0, 0.0, self.params.wheelbase_m, self.params.wheelbase_m])
+        y = (self.params.width_m / 2 - WHEEL_M) * np.array([1.0, -1.0, 1.0, -1.0])
+        return np.stack([ego.x_m + c * x - s * y, ego.y_m + s * x + c * y], axis=-1)
+
+    def _wrong_way(self, ego: EgoState) -> bool:
+        names = self.town.under(ego.x_m, ego.y_m)
+        network = self.town.network
+        if not names or any(name in network.junctions for name in names):
+            return False
+        at = np.array([ego.x_m, ego.y_m])
+        headings = np.array([network.lanes[name].line.project(at).heading_rad for name in names])
+        return bool((np.cos(headings - ego.yaw_rad) < 0).all())
+
+    def _at_lines(self, ego: EgoState, place: Place, lights: dict[str, str]) -> Iterator[str]:
+        back_m = self.params.front_m
+        front = {link.from_lane: distance for distance, link in place.stop_lines}
+        for distance, link in place.stop_lines:
+            name, before = link.from_lane, self._front.get(link.from_lane, np.inf)
+            if ego.speed_mps < STANDS_MPS and 0 <= distance < STOPPED_WITHIN_M:
+                self._stood_before.add(name)
+            red = bool(link.light) and lights[link.light][link.light_index] in RED
+            if before > 0 >= distance and before < np.inf:
+                if red:
+                    self._ran[name] = link
+                if red or (link.stop_sign and name not in self._stood_before):
+                    yield "stop_line"
+            if name in self._ran and distance <= -back_m:
+                del self._ran[name]
+                if red:
+                    yield "red_light"
+        self._front = front

@@ -1,0 +1,255 @@
+"""The town's world: routes, traffic around the ego, the same episode from the same seed, and the rules."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sensors.clip import ROUTE_COMMANDS
+from sensors.errors import InputError
+from sim.road_network import network_path
+from sim.scenarios import SUITES, UNSEEN_TOWN, Scenario, get_scenario, suite_length
+from sim.town_map import town_map
+from sim.town_route import Route, comfortable_speed_mps, command, instruction, smooth_line
+from sim.town_rules import Rules
+from sim.town_world import TownWorld
+from sim.vehicle import EgoState, VehicleParams
+from sim.world import Actor
+
+QUIET = Scenario("quiet", "grid", 3, vehicles=0, walkers=0)
+BUSY = Scenario("busy", "grid", 5, vehicles=50, walkers=30)
+
+
+@pytest.fixture
+def world():
+    made = TownWorld()
+    yield made
+    made.close()
+
+
+def follow(world: TownWorld, speed_mps: float, steps: int, lights: bool = False):
+    """Drive along the route's line at a constant wanted speed, blind to all else; yields each step's events."""
+    for _ in range(steps):
+        followed, ego = world.route.followed(world.place.first_lane), world.ego
+        x, y = followed.line.at(world.place.s_m + 4.0)[0] - (ego.x_m, ego.y_m)
+        left = -np.sin(ego.yaw_rad) * x + np.cos(ego.yaw_rad) * y
+        fastest = min(speed_mps, float(np.interp(world.place.s_m + 3.0, followed.line.s_m, followed.speed_mps)))
+        for gap_m, link in world.place.stop_lines:
+            if lights and link.light and gap_m > 0 and world.lights[link.light][link.light_index] in "ruy":
+                fastest = min(fastest, float(np.sqrt(2 * max(gap_m - 1.5, 0.0))))
+        yield world.step(float(np.clip((fastest - ego.speed_mps) / 0.3, -6, 3)), 2 * left / (x * x + y * y))
+
+
+def test_a_quiet_route_is_completed_and_its_commands_are_given(world: TownWorld) -> None:
+    world.reset(replace(QUIET, seed=7))
+    commands, kinds, instructions = set(), [], set()
+    for events in follow(world, 9.0, 2500, lights=True):
+        commands.add(world.command)
+        instructions.add(world.instruction)
+        kinds += [event.kind for event in events]
+        if "route_completed" in kinds:
+            break
+    assert kinds == ["route_completed"]
+    assert commands <= set(ROUTE_COMMANDS)
+    assert len(commands) > 1
+    assert any("at the traffic lights" in text for text in instructions)
+    assert abs(world.place.progress_m - world.route.length_m) < 2.0
+
+
+def test_progress_never_jumps(world: TownWorld) -> None:
+    world.reset(replace(QUIET, town="ring", seed=2))
+    before = world.place.progress_m
+    for _ in follow(world, 8.0, 300):
+        now = world.place.progress_m
+        assert -0.3 < now - before < 3.5
+        before = now
+    assert before > 100.0
+
+
+def test_passing_a_red_light_is_told_in_two_steps(world: TownWorld) -> None:
+    found = []
+    for seed in range(8):
+        world.reset(replace(QUIET, seed=seed))
+        for events in follow(world, 12.0, 200):
+            found += [event.kind for event in events]
+        if "red_light" in found:
+            break
+    assert "red_light" in found
+    assert found.index("stop_line") < found.index("red_light")
+
+
+def test_who_drives_off_the_road_is_told_so(world: TownWorld) -> None:
+    world.reset(QUIET)
+    kinds = []
+    for _ in range(80):
+        kinds += [event.kind for event in world.step(2.0, -0.05)]
+    assert "off_road" in kinds
+    assert "route_left" in kinds
+    assert kinds.count("off_road") == 1
+
+
+def test_speeding_and_standing_for_ever_are_told(world: TownWorld) -> None:
+    world.reset(QUIET)
+    kinds = [event.kind for _ in range(1210) for event in world.step(-1.0, 0.0)]
+    assert kinds == ["blocked"]
+    world.reset(replace(QUIET, town="oldtown"), speed_mps=16.0)
+    assert "speeding" in [event.kind for _ in range(20) for event in world.step(1.0, 0.0)]
+
+
+def test_traffic_keeps_clear_of_an_ego_that_stands_in_its_way(world: TownWorld) -> None:
+    world.reset(BUSY)
+    events = [event for _ in range(600) for event in world.step(-1.0, 0.0)]
+    assert [event for event in events if event.kind == "collision"] == []
+    present = world.traffic.now.present
+    assert present.sum() > 60
+    moved = np.hypot(*(world.traffic.now.poses_m - world.traffic.before.poses_m)[present, :2].T)
+    assert 0.5 < moved.max() < 3.0
+
+
+def test_positions_between_two_steps_of_sumo_lie_between_them(world: TownWorld) -> None:
+    world.reset(BUSY)
+    world.step(0.0, 0.0)
+    ends = [world.poses_at(world.time_us - back)[0] for back in (100_000, 0)]
+    middle = world.poses_at(world.time_us - 50_000)[0]
+    assert np.allclose(middle[:, :2], (ends[0][:, :2] + ends[1][:, :2]) / 2)
+    assert len(world.boxes_at(world.time_us)) == world.traffic.now.present.sum()
+    with pytest.raises(ValueError, match="not within"):
+        world.poses_at(world.time_us + 1)
+
+
+PROGRAM = """
+import hashlib, numpy as np
+from sim.scenarios import Scenario
+from sim.town_world import TownWorld
+world, digest = TownWorld(), hashlib.sha256()
+for seed in (9, 5):  # an episode before must not matter
+    world.reset(Scenario("x", "irregular", seed, 40, 30))
+    for k in range(150):
+        world.step(1.0 if k < 40 else -0.2, 0.001)
+ego = np.array([world.ego.x_m, world.place.progress_m])
+for array in (world.traffic.now.poses_m, world.traffic.now.speed_mps, ego):
+    digest.update(array.tobytes())
+print(digest.hexdigest(), "".join(world.lights.values()))
+"""
+
+
+def test_same_seed_same_episode_in_two_processes_and_after_another_episode() -> None:
+    texts = [PROGRAM, PROGRAM, PROGRAM.replace("(9, 5)", "(5,)")]
+    running = [subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) for text in texts]
+    outputs = {process.communicate(timeout=100)[0] for process in running}
+    assert len(outputs) == 1
+    assert len(outputs.pop()) > 64
+
+
+def test_traffic_rejects_a_second_simulation_in_one_process(world: TownWorld) -> None:
+    world.reset(QUIET)
+    second = TownWorld()
+    with pytest.raises(InputError, match="one at a time"):
+        second.reset(QUIET)
+    world.close()
+    second.reset(QUIET)
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"town": "gird"}, "Did you mean grid"),
+        ({"vehicles": -1}, "vehicles: came -1"),
+        ({"walkers": 1000}, "walkers: came 1000"),
+        ({"route_m": (300.0, 200.0)}, "route_m"),
+        ({"route_m": (9e5, 1e6)}, "route: came none found"),
+        ({"weather": "ran"}, "Did you mean rain"),
+        ({"time_limit_s": 0.0}, "time_limit_s"),
+    ],
+)
+def test_reset_rejects(world: TownWorld, change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        world.reset(replace(QUIET, **change))
+
+
+def test_reset_rejects_a_speed_or_a_way_that_cannot_be(world: TownWorld) -> None:
+    with pytest.raises(InputError, match="initial_speed_mps"):
+        world.reset(QUIET, speed_mps=float("nan"))
+    with pytest.raises(InputError, match="an edge that follows"):
+        world.reset(QUIET, way=("A0A1", "D1D2"))
+
+
+# Routes and suites -------------------------------------------------------------------------------
+
+
+def test_a_route_changes_lanes_only_where_it_must() -> None:
+    network = town_map(network_path("grid")).network
+    for seed in range(30):
+        way = network.random_walk(np.random.default_rng(seed), list(network.edges)[seed], 500.0)
+        if len(set(way)) < len(way):
+            continue
+        route = Route(network, way)
+        for k, edge in enumerate(way[:-1]):
+            for lane in network.edges[edge]:
+                link, shift = route.link_from(lane), route.shifts[k][lane]
+                assert shift or link is not None
+                there = route.beside(lane, shift)
+                assert there is not None
+                assert network.lanes[route.link_from(there).to_lane].edge == way[k + 1]
+
+
+def test_a_turn_is_announced_and_then_made() -> None:
+    network = town_map(network_path("grid")).network
+    link = next(k for links in network.links.values() for k in links if k.direction == "left" and k.light)
+    edges = tuple(network.lanes[name].edge for name in (link.from_lane, link.to_lane))
+    route = Route(network, edges)
+    end = network.lanes[link.from_lane].length_m
+    assert command(route, link.from_lane, end - 60.0) == "follow"
+    assert command(route, link.from_lane, end - 20.0) == "left"
+    assert instruction(route, link.from_lane, end - 20.0) == "In 20 metres, turn left at the traffic lights."
+    assert command(route, link.from_lane, route.followed(link.from_lane).line.length_m - 5.0) == "follow"
+
+
+def test_comfortable_speed_slows_before_a_curve_and_keeps_the_limit() -> None:
+    network = town_map(network_path("grid")).network
+    link = next(k for links in network.links.values() for k in links if k.direction == "right")
+    line, starts = smooth_line([network.lanes[name] for name in (link.from_lane, *link.inner, link.to_lane)])
+    speed = comfortable_speed_mps(line, np.full(len(line.s_m), 13.9))
+    assert speed.max() <= 13.9
+    assert float(np.interp(starts[1], line.s_m, speed)) < 8.0
+    assert (speed**2 * np.abs(line.curvature_1pm) <= 2.0 + 1e-9).all()
+    slowing = -np.diff(speed**2) / 2 / np.diff(line.s_m)
+    assert slowing.max() <= 1.5 + 1e-6
+
+
+def test_suites_share_no_seed_and_one_town_is_kept_for_the_test() -> None:
+    drawn = {name: [SUITES[name](k) for k in range(min(suite_length(name), 500))] for name in SUITES}
+    seeds = [scenario.seed for scenarios in drawn.values() for scenario in scenarios]
+    assert len(set(seeds)) == len(seeds)
+    assert {s.town for s in drawn["town-test"]} > {s.town for s in drawn["town-train"]}
+    assert all(s.town != UNSEEN_TOWN for name in drawn for s in drawn[name] if name != "town-test")
+    assert suite_length("town-smoke") == 5
+    assert all(s.validate().name == f"{name}/{k}" for name in drawn for k, s in enumerate(drawn[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("town-tset/1", "Did you mean town-test"), ("town-smoke/5", "town-smoke/4")]
+)
+def test_get_scenario_rejects(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        get_scenario(name)
+
+
+# Fault -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ego_mps", "x_m", "other_mps", "fault"),
+    [(8.0, 4.5, 0.0, "ego"), (0.0, 4.5, 0.0, "other"), (5.0, -2.5, 9.0, "other"), (5.0, 1.4, 9.0, "ego")],
+)
+def test_fault_of_a_collision(ego_mps: float, x_m: float, other_mps: float, fault: str) -> None:
+    rules = Rules(town_map(network_path("grid")), VehicleParams(), 100.0)
+    ego = EgoState(0.0, 0.0, 0.0, ego_mps)
+    boxes = np.array([[[x_m, 0.0, 0.0, 4.5, 1.8]]])
+    actor = Actor("a", 1, "vehicle.car", (4.5, 1.8, 1.5), (0, 0, 0), None)
+    (event,) = rules.collisions(np.array([1]), (ego,), (actor,), boxes, np.array([other_mps]))
+    assert (event.fault, event.actor, event.speed_mps) == (fault, "a", abs(ego_mps - other_mps))
+    assert rules.collisions(np.array([2]), (ego,), (actor,), boxes, np.array([other_mps])) == []
