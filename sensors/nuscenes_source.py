@@ -153,20 +153,24 @@ class NuscenesSource:
 
 
 def read_jpeg(path: Path, width: int, height: int) -> np.ndarray:
-    """RGB uint8 [height, width, 3]; a file that is cut off, no JPEG or of another size is an InputError.
+    """RGB uint8 [height, width, 3] of a file; see `decode_jpeg`."""
+    return decode_jpeg(path.read_bytes(), path, width, height)
+
+
+def decode_jpeg(data: bytes, where: object, width: int, height: int) -> np.ndarray:
+    """RGB uint8 [height, width, 3]; bytes that are cut off, no JPEG or of another size are an InputError.
 
     OpenCV fills what a cut file lacks with grey and says nothing, so the end of the image is looked for first. The
     orientation tag is ignored: the calibration speaks of the stored pixels.
     """
-    data = path.read_bytes()
     if not jpeg_is_complete(data):
-        raise InputError(path, "image", f"{len(data)} bytes without the end of a JPEG", "a complete JPEG file")
+        raise InputError(where, "image", f"{len(data)} bytes without the end of a JPEG", "a complete JPEG")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise InputError(path, "image", f"{len(data)} bytes that do not decode", "a complete JPEG file")
+        raise InputError(where, "image", f"{len(data)} bytes that do not decode", "a complete JPEG")
     if image.shape[:2] != (height, width):
-        came, expected = f"{image.shape[1]} x {image.shape[0]} px", f"{width} x {height} px as sample_data.json says"
-        raise InputError(path, "image size", came, expected)
+        came, expected = f"{image.shape[1]} x {image.shape[0]} px", f"{width} x {height} px, as its calibration says"
+        raise InputError(where, "image size", came, expected)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -15,7 +15,6 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from sensors import frames
@@ -23,7 +22,7 @@ from sensors.camera import Camera
 from sensors.clip import Clip, VehicleState
 from sensors.errors import InputError
 from sensors.imu import ImuWindow
-from sensors.nuscenes_source import jpeg_is_complete
+from sensors.nuscenes_source import decode_jpeg
 
 STRIDE_US = 500_000  # between steps, as between the keyframes of nuScenes
 OFF_STRIDE_US = STRIDE_US // 4  # how far a step may be off it; the keyframes of nuScenes lie 0.4 to 0.6 s apart
@@ -63,16 +62,7 @@ def image_from_compressed(message, camera: Camera) -> np.ndarray:
     codec = message.format.rpartition(";")[2].split()[:1]
     if codec not in (["jpeg"], ["jpg"]):
         raise InputError(where, "format", repr(message.format), "jpeg", "Set the camera driver's image format to jpeg.")
-    data = bytes(message.data)
-    if not jpeg_is_complete(data):
-        raise InputError(where, "data", f"{len(data)} bytes", "a whole JPEG, from its start to its end marker")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise InputError(where, "data", f"{len(data)} bytes that do not decode", "a whole JPEG")
-    if image.shape[:2] != (camera.height, camera.width):
-        came, expected = f"{image.shape[1]} x {image.shape[0]} px", f"{camera.width} x {camera.height} px"
-        raise InputError(where, "size", came, f"{expected}, as in its CameraInfo")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return decode_jpeg(bytes(message.data), where, camera.width, camera.height)
 
 
 def camera_from_info(info, name: str, T_ego_from_cam: np.ndarray) -> Camera:

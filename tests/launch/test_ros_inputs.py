@@ -130,7 +130,7 @@ def test_report_counts_rates_and_refusals(recorded):
     assert report["CAM_FRONT"].rate_hz == pytest.approx(11, abs=0.1)
     assert report["CAM_FRONT"].refused["stamp not increasing"] == 1
     assert report["CAM_FRONT"].refused["header.frame_id"] == 1
-    assert report["CAM_BACK"].refused["data"] == 1
+    assert report["CAM_BACK"].refused["image"] == 1
     assert report["CAM_BACK"].age_ms is None
     assert report["imu"].refused["linear_acceleration"] == 1
     assert inputs.clip(*now)[0].image_mask[-1].tolist() == [name != "CAM_BACK" for name in CAMERAS]

@@ -89,10 +89,10 @@ def test_image_is_the_jpeg_in_rgb(form):
         ("png", lambda data: data, "format"),
         ("", lambda data: data, "format"),
         ("16UC1; compressedDepth png", lambda data: data, "format"),
-        ("jpeg", lambda data: data[:-40], "data"),
-        ("jpeg", lambda data: b"", "data"),
-        ("jpeg", lambda data: b"\x00" * 500, "data"),
-        ("jpeg", lambda data: fake.jpeg(a_picture(height=48)), "size"),
+        ("jpeg", lambda data: data[:-40], "image"),
+        ("jpeg", lambda data: b"", "image"),
+        ("jpeg", lambda data: b"\x00" * 500, "image"),
+        ("jpeg", lambda data: fake.jpeg(a_picture(height=48)), "image size"),
     ],
 )
 def test_image_rejects(form, change, field):
