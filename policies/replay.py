@@ -66,7 +66,9 @@ def replay_scene(
     for frame in range(len(source.frame_times_us(scene))):
         where = f"{scene} keyframe {frame}"
         clip, future = source.clip(scene, frame).validate(where), source.future(scene, frame)
-        seen = clip.with_masked(np.ones_like(clip.image_mask)) if mask_cameras else clip
+        seen = clip.last(policy.clip_steps)
+        if mask_cameras:
+            seen = seen.with_masked(np.ones_like(seen.image_mask))
         plan = policy.plan(seen, Privileged(future=future) if policy.privileged else NOTHING).validate(where)
         pose = clip.T_world_from_ego_now
         recorder.frame(clip.now_us, frames.xy_yaw(pose), speed_at_now(clip), None, future.boxes_now)

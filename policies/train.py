@@ -115,7 +115,7 @@ class Trainer:
                     errors.append(np.linalg.norm((plan - truth)[:, :2], axis=1))
         within = self.val_set.time_s <= 3.0
         ade = float(np.mean([error[within].mean() for error in errors]))
-        return {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.n": len(losses)}
+        return {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
 
     def _one_step(self) -> dict:
         config, start = self.recipe.train, time.perf_counter()

@@ -107,6 +107,13 @@ class Clip:
             raise InputError(where, "command", self.command, f"one of {', '.join(ROUTE_COMMANDS)}")
         return self
 
+    def last(self, steps: int) -> "Clip":
+        """The clip of the newest `steps` steps only; asking for more than there are is an InputError."""
+        if not 1 <= steps <= self.steps:
+            raise InputError("clip", "steps", steps, f"1 to {self.steps}")
+        names = ("images", "image_mask", "time_us", "T_world_from_ego")
+        return replace(self, **{name: getattr(self, name)[self.steps - steps :] for name in names})
+
     def with_masked(self, mask: np.ndarray) -> "Clip":
         """The clip with the images where bool [T, N] `mask` is True taken away (zeros, image_mask False)."""
         images = self.images.copy()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,9 @@ import pytest
 
 from policies.cli import main
 from policies.replay import MASK_FLAG
+from vla.checkpoint import save
+from vla.config import ModelConfig
+from vla.model import DrivingModel
 
 DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
 needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
@@ -87,6 +91,13 @@ def test_vla_on_real_images_and_without(tmp_path, tiny_checkpoint, capsys):
     assert not (tmp_path / "refused").exists()
     assert main(["replay", *data, "--scene", "scene-0103", MASK_FLAG, "--out", str(tmp_path / "blind")]) == 0
     assert json.loads((tmp_path / "blind" / "summary.json").read_text())["metrics"]["n_keyframes"] == 34
+
+
+@needs_data
+def test_a_policy_of_one_step_is_replayed_beside_baselines_of_two(tmp_path):
+    save(tmp_path / "one", DrivingModel(replace(ModelConfig.tiny(), steps=1)))
+    arguments = ["--scene", "scene-0061", "--policy", "vla", "--checkpoint", str(tmp_path / "one"), "--quiet"]
+    assert main(["replay", "--dataroot", str(DATAROOT), *arguments, "--out", str(tmp_path / "run")]) == 0
 
 
 @needs_data

@@ -62,7 +62,7 @@ def test_training_learns_scores_and_reports(course_dataroot, tmp_path):
     assert [record["step"] for record in records] == list(range(1, 41))
     assert sum(r["loss"] for r in records[-5:]) < 0.8 * sum(r["loss"] for r in records[:5])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["metrics"]["val.n"] > 0
+    assert summary["metrics"]["val.keyframes"] > 0
     assert summary["metrics"]["train.examples"] > 0
     assert summary["config"]["train"]["steps"] == 40
     assert "train.jsonl" not in report.read_text()

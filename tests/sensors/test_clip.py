@@ -109,6 +109,17 @@ def test_masking_takes_images_away_and_nothing_else():
     assert not twice.image_mask.any()
 
 
+def test_the_last_steps_of_a_clip():
+    whole = clip()
+    last = whole.last(1).validate()
+    assert last.steps == 1
+    np.testing.assert_array_equal(last.images[0], whole.images[-1])
+    np.testing.assert_array_equal(last.time_us[0], whole.time_us[-1])
+    for steps in (0, T + 1):
+        with pytest.raises(InputError, match=f"1 to {T}"):
+            whole.last(steps)
+
+
 def test_a_clip_has_no_future():
     assert not {"future", "boxes", "boxes_now"} & set(Clip.__dataclass_fields__)
 
