@@ -5,6 +5,7 @@ usable; the message says what came, what was expected and how to fix it.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"vla {options.verb}: interrupted; what was finished is kept", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # who reads our output, `head` for example, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
 
 def _parser() -> argparse.ArgumentParser:
