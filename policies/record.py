@@ -95,16 +95,15 @@ def drive_scene(seed: int, keyframes: int, image_size: tuple[int, int], progress
         history.append(observation)
         observations.append(observation)
         pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
-        speed_mps = float(observation["vehicle"][0])
+        speed_mps, boxes = float(observation["vehicle"][0]), world.boxes_at(now_us)
         planned = step % REPLAN_EVERY == 0
         if planned:
             plan = expert.plan(history.clip(), Privileged(world=world)).validate(f"expert seed {seed} step {step}")
             tracker.follow(plan, pose, now_us, speed_mps)
-            boxes = world.boxes_at(now_us)
             taken.append((observation | {"images": env.capture().rgb}, boxes, plan.in_world(pose)))
         command = tracker.command(pose, now_us, speed_mps)
         action = (command.accel_mps2, command.curvature_1pm + bursts.at(step * 0.1))
-        recorder.frame(now_us, frames.xy_yaw(pose), speed_mps, action, world.boxes_at(now_us))
+        recorder.frame(now_us, frames.xy_yaw(pose), speed_mps, action, boxes)
         if planned:
             recorder.plan(plan.time_s, plan.in_world(pose))
             if progress is not None:
