@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from policies.control import PlanTracker
 from policies.expert import PurePursuit
 from policies.media import EpisodeMedia
 from policies.protocol import Privileged
@@ -27,6 +26,7 @@ from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
 from sim.roads import Road
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
 from sim.surroundings import of_course
+from sim.tracker import PlanTracker
 
 LOCATION = "course"
 MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from policies.control import PlanTracker
 from policies.protocol import NOTHING, Policy, Privileged
 from policies.runs import Episode, Run
 from sensors import frames
@@ -13,6 +12,7 @@ from sensors.gym_source import ClipHistory
 from sim.env import CourseEnv
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
 from sim.surroundings import of_course
+from sim.tracker import PlanTracker
 from sim.world import PERIOD_US, World
 
 REPLAN_EVERY = 5  # control periods: a new plan each 0.5 s, the interval of nuScenes' keyframes

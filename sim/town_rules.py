@@ -1,14 +1,14 @@
 """What can go wrong in a town, and what can go right: events with the instant they begin.
 
-    collision        two footprints overlap; fault "other" if the ego stood still or was hit from behind, else "ego"
-    off_road         a wheel has left lanes and junctions
-    wrong_way        no lane under the rear axle leads the ego's way (within 90 degrees), for a while, outside junctions
-    stop_line        the front bumper passes a stop line at red, or one of a stop sign without having stood still
-    red_light        so does the rear axle, the light still being red
-    speeding         faster than SPEEDING of the limit for SPEEDING_S
-    blocked          has not got on for BLOCKED_S
-    route_left       more than ROUTE_LEFT_M beside the route
-    route_completed  the goal is reached
+collision        two footprints overlap; fault "other" if the ego stood still or was hit from behind, else "ego"
+off_road         a wheel has left lanes and junctions
+wrong_way        no lane under the rear axle leads the ego's way (within 90 degrees), for a while, outside junctions
+stop_line        the front bumper passes a stop line at red, or one of a stop sign without having stood still
+red_light        so does the rear axle, the light still being red
+speeding         faster than SPEEDING of the limit for SPEEDING_S
+blocked          has not got on for BLOCKED_S
+route_left       more than ROUTE_LEFT_M beside the route
+route_completed  the goal is reached
 """
 
 from collections.abc import Iterator

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from policies.control import PlanTracker
 from policies.protocol import NOTHING, Privileged
 from policies.town_expert import TownExpert
 from sensors.errors import InputError
 from sim.scenarios import get_scenario
 from sim.town_world import TownWorld
+from sim.tracker import PlanTracker
 
 
 @pytest.fixture

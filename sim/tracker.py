@@ -1,17 +1,61 @@
-"""From a plan to (acceleration, curvature): the tracker between two plans."""
+"""A plan, and the tracker that turns it into (acceleration, curvature) until the next one comes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from policies.protocol import Plan
 from sensors import frames
+from sensors.errors import InputError
+
+MAX_PLAN_SPEED_MPS = 70.0
 
 PREVIEW_S = 0.5  # how far ahead in time the speed is tracked
 LOOKAHEAD_S, MIN_LOOKAHEAD_M = 0.6, 3.0
 STOP_ACCEL_MPS2 = -3.0  # once the plan has run out, and to hold a stop
 SAMPLES_PER_S = 20
 MIN_DISTANCE_M = 1e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the rear axle shall be, in the ego frame of the clip's `now`.
+
+    time_s        float64 [K]     after now, increasing, > 0
+    xyyaw_in_ego  float64 [K, 3]  m, m, rad
+    speed_mps     float64 [K]
+    tokens        the action tokens it was decoded from, if any
+    reason        why, in words; may be empty
+    latency_ms    stage -> milliseconds
+    """
+
+    time_s: np.ndarray
+    xyyaw_in_ego: np.ndarray
+    speed_mps: np.ndarray
+    tokens: tuple[int, ...] = ()
+    reason: str = ""
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+    def validate(self, where: object = "plan") -> "Plan":
+        """Self, or an InputError: a plan that is not finite, not in order of time or not drivable is never followed."""
+        K = len(self.time_s)
+        for name, shape in (("time_s", (K,)), ("xyyaw_in_ego", (K, 3)), ("speed_mps", (K,))):
+            value = getattr(self, name)
+            if not K or value.shape != shape:
+                raise InputError(where, name, f"shape {value.shape}", f"{shape} with K >= 1")
+            if not np.isfinite(value).all():
+                raise InputError(where, name, value, "finite numbers")
+        if (np.diff(self.time_s, prepend=0.0) <= 0).any():
+            raise InputError(where, "time_s", self.time_s, "increasing times after now")
+        step_mps = np.linalg.norm(np.diff(self.xyyaw_in_ego[:, :2], axis=0, prepend=0.0), axis=1) / np.diff(
+            self.time_s, prepend=0.0
+        )
+        if step_mps.max() > MAX_PLAN_SPEED_MPS:
+            raise InputError(where, "xyyaw_in_ego", f"{step_mps.max():.1f} m/s", f"at most {MAX_PLAN_SPEED_MPS} m/s")
+        return self
+
+    def in_world(self, T_world_from_ego_now: np.ndarray) -> np.ndarray:
+        """The poses as x, y, yaw [K, 3] in the world frame."""
+        return frames.xy_yaw(T_world_from_ego_now @ frames.matrix_from_xy_yaw(*self.xyyaw_in_ego.T))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from policies.control import PlanTracker, hermite
-from policies.protocol import Plan
 from sensors import frames
+from sim.tracker import Plan, PlanTracker, hermite
 from sim.vehicle import EgoState, VehicleParams, step
 
 TIME_S = np.arange(1, 9) * 0.5
