@@ -12,6 +12,8 @@ from pathlib import Path
 import threadpoolctl
 
 from policies.baselines import ConstantVelocity, Log
+from policies.cli_bench import EPILOGS as BENCH_EPILOGS
+from policies.cli_bench import add_bench_verb
 from policies.cli_score import EPILOGS as SCORE_EPILOGS
 from policies.cli_score import add_score_verbs
 from policies.doctor import examine
@@ -46,6 +48,7 @@ EPILOGS = {
   vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
   vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061""",
     **SCORE_EPILOGS,
+    **BENCH_EPILOGS,
     "doctor": """example:
   vla doctor --dataroot /data/nuscenes --version v1.0-mini""",
 }
@@ -123,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_arguments(sub)
 
     add_score_verbs(verb)
+    add_bench_verb(verb)
 
     sub = verb("doctor", _doctor, "say what is installed, what is missing, and what a dataroot holds and lacks")
     sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot to look into")

@@ -1,0 +1,55 @@
+"""The verb `vla bench`: the figures of one area, measured here and now, flat: {"name": number}."""
+
+import argparse
+import difflib
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from policies.bench.town import town_figures
+from policies.runs import git_commit, package_version, write_json
+from sensors.errors import InputError
+
+BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = {"sim": town_figures}
+EPILOGS = {
+    "bench": """examples:
+  vla bench sim --quick --json sim.json                  within a minute on two cores that are otherwise idle
+  vla bench sim                                          every figure of the simulator"""
+}
+
+
+def add_bench_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare it; `verb` makes one subcommand from (name, function, help)."""
+    sub = verb("bench", _bench, "measure the figures of one area on this machine")
+    sub.add_argument("name", metavar="NAME", help=f"one of: {', '.join(BENCHES)}")
+    sub.add_argument("--quick", action="store_true", help="only the main figures, with short measurements")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+
+
+def get_bench(name: str) -> Callable[[bool, Callable[[str], None]], dict[str, float]]:
+    """What measures the figures of an area; an unknown one is an InputError that names the nearest."""
+    if name not in BENCHES:
+        near = difflib.get_close_matches(name, BENCHES, 1)
+        raise InputError(
+            "bench", "name", name, f"one of {', '.join(BENCHES)}", f"Did you mean {near[0]}?" if near else ""
+        )
+    return BENCHES[name]
+
+
+def _bench(options: argparse.Namespace) -> int:
+    measure, begun = get_bench(options.name), time.monotonic()
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise InputError("--json", "file", options.json, "a file in a folder that exists")
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - begun:5.1f} s] {text}", file=sys.stderr, flush=True)
+
+    say(f"{platform.machine()}, Python {platform.python_version()}, vla-drive {package_version()} {git_commit()[:9]}")
+    figures = measure(options.quick, say)
+    for name, value in figures.items():
+        print(f"{name:40s} {value:10.4g}")
+    if options.json is not None:
+        write_json(options.json, figures)
+    return 0
