@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from policies.bench.pinned import run_pinned
-from policies.control import PlanTracker
 from policies.protocol import Privileged
 from policies.town_expert import TownExpert
 from sensors.errors import InputError
 from sensors.gym_source import ClipHistory
 from sim.gl_device import gl_name
 from sim.town_env import TownEnv
+from sim.tracker import PlanTracker
 
 JOBS = "policies.bench.town_jobs"
 USUAL, BUSY = "town-train/0", "town-val/0"  # 30 vehicles and 20 walkers; 60 and 40
