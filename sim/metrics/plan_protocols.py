@@ -16,7 +16,8 @@ import numpy as np
 
 from sim.metrics.log_view import LogView
 from sim.metrics.pdm import HEADING, STEER, VX, YAW_RATE, resample_plan, rollout
-from sim.metrics.pdm_closed import foresee, proposal_scores, proposals
+from sim.metrics.pdm_closed import foresee, proposal_scores
+from sim.metrics.pdm_proposals import proposals
 from sim.metrics.pdm_scene import STATES, PdmScene
 from sim.metrics.pdm_scores import TTC_STEPS, Score, extended_comfort, human_filter, judge, sub_scores, total
 
@@ -46,10 +47,8 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
     starts = np.stack([_start(view, int(frame), variant) for frame in frames])
     scenes = [view.scene(int(frame)) for frame in frames]
     foreseen = [foresee(start, scene, vehicle) for start, scene in zip(starts, scenes, strict=True)]
-    offered = [
-        proposals(start, seen, view.limit_mps, variant, vehicle) for start, seen in zip(starts, foreseen, strict=True)
-    ]
-    poses = np.concatenate([np.stack(offered), np.stack(plans)[:, None]], axis=1)  # [Q, 15 + 1, 41, 3]
+    offered = proposals(starts, foreseen, view.limit_mps, variant, vehicle)
+    poses = np.concatenate([offered, np.stack(plans)[:, None]], axis=1)  # [Q, 15 + 1, 41, 3]
     each = poses.shape[1]
     states = rollout(
         poses.reshape(-1, STATES, 3),

@@ -5,15 +5,8 @@ import numpy as np
 import pytest
 
 from sim.metrics import pdm, pdm_scores
-from sim.metrics.pdm_closed import (
-    OFFSETS_M,
-    SPEED_SHARES,
-    constant_velocity,
-    idm_acceleration,
-    parallel_paths,
-    pdm_closed,
-    proposals,
-)
+from sim.metrics.pdm_closed import constant_velocity, pdm_closed
+from sim.metrics.pdm_proposals import OFFSETS_M, SPEED_SHARES, idm_acceleration, parallel_paths, proposals
 from sim.metrics.pdm_scene import Actors, MapLayers, PdmScene, ego_points
 
 EGO = np.array([0.0, 0.2, 0.01, 8.0, 0.0, 0.0, 0.0])
@@ -96,8 +89,8 @@ def slow_progress(ego, scene, limit, lateral, share):
 @pytest.mark.parametrize("bend", [0.0, 0.004])
 def test_proposals_equal_their_slow_twin(items, red, bend):
     scene = road(*items, red=red, bend=bend)
-    poses = proposals(EGO, replace(scene, actors=constant_velocity(scene.actors)), 12.0)
     scene = replace(scene, actors=constant_velocity(scene.actors))
+    poses = proposals(EGO[None], [scene], 12.0)[0]
     for p in range(15):
         s, _, along, path = slow_progress(EGO, scene, 12.0, p // 5, SPEED_SHARES[p % 5])
         expected = np.stack([np.interp(s, along, path[:, i]) for i in range(3)], axis=-1)
