@@ -11,13 +11,16 @@ zero is always a centre, exactly, and so are both limits. A value belongs to the
 is the last one.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from sensors.errors import InputError
 from vla.config import ModelConfig
 
 SMOOTH_M = 0.05  # labels: metres of distance error that a step of 1 m/s2 between two intervals is worth
-STANDSTILL_M = 0.05  # labels: curvature fades to zero below this arc; a path with less than this left has stopped
+STANDSTILL_MPS = 0.1  # labels: curvature fades to zero below this speed
+STANDSTILL_M = 0.05  # labels: a path with less than this left has stopped
 
 
 def integrate(v0_mps, accel_mps2, curvature_1pm, dt_s: float):
@@ -51,6 +54,37 @@ def bin_centres(low: float, high: float, fine: float, bins: int) -> np.ndarray:
     return np.concatenate([below, [0.0], above])
 
 
+def unicycle_labels(xy_yaw: np.ndarray, v0_mps: float, dt_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """(acceleration [K], curvature [K]) that drive along poses xy_yaw [K, 3] of the ego frame at dt ... K dt.
+
+    The inverse of `integrate`, regularised: accelerations are a least-squares fit of the distances travelled with a
+    price on their change (noise in v0 or in the poses would otherwise ring through all intervals), and the curvature
+    turn / arc fades to zero at a standstill, where the heading says nothing.
+    """
+    poses = np.asarray(xy_yaw, np.float64)
+    if poses.ndim != 2 or poses.shape[1:] != (3,) or not np.isfinite(poses).all() or not np.isfinite(v0_mps):
+        came = f"shape {poses.shape}, v0 = {v0_mps}"
+        raise InputError("action labels", "xy_yaw, v0_mps", came, "finite poses [K, 3] and speed")
+    poses = np.concatenate([np.zeros((1, 3)), poses])
+    delta = np.diff(poses, axis=0)
+    turn = (delta[:, 2] + np.pi) % (2 * np.pi) - np.pi
+    middle = poses[:-1, 2] + turn / 2
+    chord = delta[:, 0] * np.cos(middle) + delta[:, 1] * np.sin(middle)
+    arc = chord / np.sinc(turn / (2 * np.pi))
+    curvature = turn * arc / (arc**2 + (STANDSTILL_MPS * dt_s) ** 2)
+    v0, steps = max(float(v0_mps), 0.0), len(arc)
+    time_s = dt_s * np.arange(1, steps + 1)
+    accel = _smoothed_inverse(steps, dt_s) @ (np.cumsum(arc) - v0 * time_s)
+    rest = np.cumsum(np.abs(arc)[::-1])[::-1]
+    speed = v0
+    for k in range(steps):
+        # A car that stands still needs no braking, and one that has arrived does not creep on.
+        standing = -speed / dt_s
+        accel[k] = standing if rest[k] < STANDSTILL_M else max(accel[k], standing)
+        speed += accel[k] * dt_s
+    return accel, curvature
+
+
 class ActionTokenizer:
     """Labels of a path, tokens of labels, and back. accel_mps2 [A] and curvature_1pm [C] are the bin centres."""
 
@@ -61,37 +95,12 @@ class ActionTokenizer:
         self.accel_mps2 = bin_centres(c.accel_min_mps2, c.accel_max_mps2, c.accel_fine_mps2, c.accel_bins)
         limit = c.curvature_max_1pm
         self.curvature_1pm = bin_centres(-limit, limit, c.curvature_fine_1pm, c.curvature_bins)
-        self._accel_of_distance = _smoothed_inverse(self.steps, self.dt_s)
 
     def labels(self, xy_yaw: np.ndarray, v0_mps: float) -> tuple[np.ndarray, np.ndarray]:
-        """(acceleration [K], curvature [K]) that drive along poses xy_yaw [K, 3] of the ego frame at dt ... K dt.
-
-        The inverse of `integrate`, regularised: accelerations are a least-squares fit of the distances travelled with
-        a price on their change (noise in v0 or in the poses would otherwise ring through all intervals), and the
-        curvature turn / arc fades to zero at a standstill, where the heading says nothing.
-        """
-        poses = np.asarray(xy_yaw, np.float64)
-        if poses.shape != (self.steps, 3) or not np.isfinite(poses).all() or not np.isfinite(v0_mps):
-            came = f"shape {poses.shape}, v0 = {v0_mps}"
-            raise InputError("action labels", "xy_yaw, v0_mps", came, f"finite poses [{self.steps}, 3] and speed")
-        poses = np.concatenate([np.zeros((1, 3)), poses])
-        delta = np.diff(poses, axis=0)
-        turn = (delta[:, 2] + np.pi) % (2 * np.pi) - np.pi
-        middle = poses[:-1, 2] + turn / 2
-        chord = delta[:, 0] * np.cos(middle) + delta[:, 1] * np.sin(middle)
-        arc = chord / np.sinc(turn / (2 * np.pi))
-        curvature = turn * arc / (arc**2 + STANDSTILL_M**2)
-        v0 = max(float(v0_mps), 0.0)
-        time_s = self.dt_s * np.arange(1, self.steps + 1)
-        accel = self._accel_of_distance @ (np.cumsum(arc) - v0 * time_s)
-        rest = np.cumsum(np.abs(arc)[::-1])[::-1]
-        speed = v0
-        for k in range(self.steps):
-            # A car that stands still needs no braking, and one that has arrived does not creep on.
-            standing = -speed / self.dt_s
-            accel[k] = standing if rest[k] < STANDSTILL_M else max(accel[k], standing)
-            speed += accel[k] * self.dt_s
-        return accel, curvature
+        """(acceleration [K], curvature [K]) that drive along poses xy_yaw [K, 3] of the ego frame at dt ... K dt."""
+        if np.shape(xy_yaw) != (self.steps, 3):
+            raise InputError("action labels", "xy_yaw", f"shape {np.shape(xy_yaw)}", f"[{self.steps}, 3]")
+        return unicycle_labels(xy_yaw, v0_mps, self.dt_s)
 
     def encode(self, accel_mps2: np.ndarray, curvature_1pm: np.ndarray) -> np.ndarray:
         """Tokens int64 [..., 2K], acceleration and curvature in turn, of controls [..., K]; NaN is an InputError."""
@@ -129,6 +138,7 @@ def _nearest(centres: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
 
 
+@lru_cache(maxsize=8)
 def _smoothed_inverse(steps: int, dt_s: float) -> np.ndarray:
     """[K, K] that maps distances beyond v0 t to the accelerations a of  min |W a - d|^2 + SMOOTH_M^2 |diff a|^2."""
     k, j = np.mgrid[:steps, :steps]
