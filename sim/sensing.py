@@ -45,11 +45,19 @@ def nuscenes_rig(width: int, height: int) -> tuple[Camera, ...]:
 def imu_of_motion(time_us: np.ndarray, states: Sequence[EgoState]) -> ImuWindow:
     """What an ideal IMU at the ego origin reads at the ends of the M - 1 intervals between M states.
 
-    On level ground, with a and k constant over an interval:  f = (a, v^2 k, g),  w = (0, 0, v k),  a = dv / dt.
+    On level ground, with a and k constant over an interval:  f = (a, v^2 k, g),  w = (0, 0, v k),  a = dv / dt. Tyres
+    that slip by s = v_y / v add (-v k v_y, d(v_y) / dt) to it.
     """
-    speed = np.array([s.speed_mps for s in states])
-    curvature = np.array([s.curvature_1pm for s in states])[1:]
-    accel = np.diff(speed) / (np.diff(time_us) * 1e-6)
-    zero, end = np.zeros(len(accel)), speed[1:]
-    force = np.stack([accel, end**2 * curvature, np.full(len(accel), GRAVITY_MPS2)], axis=-1)
-    return ImuWindow(time_us[1:].copy(), force, np.stack([zero, zero, end * curvature], axis=-1))
+    motion = np.array([(s.speed_mps, s.curvature_1pm) for s in states])
+    speed, end, curvature = motion[:, 0], motion[1:, 0], motion[1:, 1]
+    dt_s = (time_us[1:] - time_us[:-1]) * 1e-6
+    force, turning = np.empty((len(end), 3)), np.zeros((len(end), 3))
+    force[:, 0] = (end - speed[:-1]) / dt_s
+    force[:, 1] = end**2 * curvature
+    force[:, 2] = GRAVITY_MPS2
+    turning[:, 2] = end * curvature
+    if states[-1].response is not None:
+        aside = speed * [s.slip for s in states]
+        force[:, 0] -= turning[:, 2] * aside[1:]
+        force[:, 1] += np.diff(aside) / dt_s
+    return ImuWindow(time_us[1:].copy(), force, turning)

@@ -113,7 +113,8 @@ class EgoWorld:
             return self.track[k]
         a, b, t = self.track[k], self.track[k + 1], rest * 1e-6
         accel = (b.speed_mps - a.speed_mps) / (SUBSTEP_US * 1e-6)
-        return advance(a, a.speed_mps * t + 0.5 * accel * t * t, a.speed_mps + accel * t, b.curvature_1pm)
+        speed, distance = a.speed_mps + accel * t, a.speed_mps * t + 0.5 * accel * t * t
+        return advance(a, distance, speed, b.curvature_1pm, b.response)
 
     def _place_ego(self, now: EgoState) -> None:
         """Start an episode at this state, after a period of driving steadily."""
@@ -121,13 +122,17 @@ class EgoWorld:
         speed = now.speed_mps
         self.track = (*(advance(now, speed * float(t), speed, now.curvature_1pm) for t in seconds[:-1]), now)
         self.time_us = START_US
+        waits = round(self.params.dead_time_s * 1e6 / SUBSTEP_US)
+        self._commands = [(0.0, now.curvature_1pm)] * waits  # given, and not yet in effect
 
     def _drive_ego(self, accel_mps2: float, curvature_1pm: float) -> None:
         """Ten substeps; time goes on by one period."""
         state, track = self.ego, [self.ego]
-        for _ in range(SUBSTEPS):
-            state = step(state, accel_mps2, curvature_1pm, SUBSTEP_US * 1e-6, self.params)
+        self._commands += [(accel_mps2, curvature_1pm)] * SUBSTEPS
+        for command in self._commands[:SUBSTEPS]:
+            state = step(state, *command, SUBSTEP_US * 1e-6, self.params)
             track.append(state)
+        del self._commands[:SUBSTEPS]
         self.track = tuple(track)
         self.time_us += PERIOD_US
 

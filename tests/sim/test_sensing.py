@@ -4,6 +4,7 @@ import pytest
 from sensors.errors import InputError
 from sensors.frames import apply
 from sim.sensing import EXPOSURE_BEFORE_US, imu_of_motion, nuscenes_rig
+from sim.tyres import Tyres
 from sim.vehicle import EgoState, VehicleParams, step
 from sim.world import PERIOD_US
 
@@ -43,6 +44,22 @@ def test_imu_feels_braking_and_agrees_with_differentiated_positions():
     c, s = np.array([(np.cos(v.yaw_rad), np.sin(v.yaw_rad)) for v in states[1:-1]]).T
     lateral = -s * accel_in_world[:, 0] + c * accel_in_world[:, 1]
     assert imu.accel_mps2[:-1, 1] == pytest.approx(lateral, abs=0.01)
+
+
+def test_imu_feels_what_slipping_tyres_do_as_differentiated_positions_say():
+    params, states = VehicleParams(tyres=Tyres(), accel_lag_s=0.2), [EgoState(0, 0, 0.3, 18.0)]
+    for _ in range(60):
+        states.append(step(states[-1], -1.0, 0.02, 0.01, params))
+    imu = imu_of_motion(np.arange(61, dtype=np.int64) * 10_000, states)
+    xy = np.array([(s.x_m, s.y_m) for s in states])
+    accel_in_world = np.diff(xy, n=2, axis=0) / 0.01**2  # at states 1..59
+    c, s = np.array([(np.cos(v.yaw_rad), np.sin(v.yaw_rad)) for v in states[1:-1]]).T
+    ahead, left = accel_in_world.T
+    in_ego = np.stack([c * ahead + s * left, c * left - s * ahead], axis=1)
+    between = (imu.accel_mps2[:-1, :2] + imu.accel_mps2[1:, :2]) / 2  # of the intervals beside each state
+    assert between[10:] == pytest.approx(in_ego[10:], abs=0.06)
+    assert abs(states[-1].slip) > 0.01
+    assert imu.gyro_radps[:, 2] == pytest.approx([s.yaw_rate_radps for s in states[1:]])
 
 
 def test_rig_has_six_cameras_that_look_where_their_names_say():

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -6,6 +9,7 @@ from hypothesis import strategies as st
 from sensors.errors import InputError
 from sensors.frames import wrap
 from sim.geometry import corners
+from sim.tyres import Tyres
 from sim.vehicle import EgoState, VehicleParams, advance, inverse, step
 
 PARAMS = VehicleParams()
@@ -89,3 +93,86 @@ def test_footprint_surrounds_the_rear_axle():
 def test_step_rejects(command):
     with pytest.raises(InputError, match="finite"):
         step(EgoState(0, 0, 0, 1), *command, 0.1, PARAMS)
+
+
+@properties
+@given(states, st.floats(-6, 3), st.floats(-0.2, 0.2), st.floats(0.01, 1.0), st.floats(0.01, 1.0))
+def test_a_lag_answers_a_step_of_the_command_as_theory_says(state, accel, curvature, accel_lag_s, steering_lag_s):
+    """y = 1 - exp(-t / tau); the speed is its integral. Ten steps or one: the answer is exact, so they agree."""
+    params = replace(UNLIMITED, accel_lag_s=accel_lag_s, steering_lag_s=steering_lag_s)
+    start, t = replace(state, speed_mps=15.0), 0.4
+    ends = []
+    for n in (1, 10):
+        now = start
+        for _ in range(n):
+            now = step(now, accel, curvature, t / n, params)
+        ends.append(now)
+    held = 1 - math.exp(-t / accel_lag_s)
+    wanted, before = (math.atan(params.wheelbase_m * k) for k in (curvature, state.curvature_1pm))
+    for end in ends:
+        assert end.response.accel_mps2 == pytest.approx(accel * held, abs=1e-9)
+        assert end.speed_mps == pytest.approx(15.0 + accel * (t - accel_lag_s * held), abs=1e-9)
+        steering = wanted + (before - wanted) * math.exp(-t / steering_lag_s)
+        assert end.steering_rad(params) == pytest.approx(steering, abs=1e-9)
+        assert end.curvature_1pm == pytest.approx(math.tan(steering) / params.wheelbase_m, abs=1e-9)
+
+
+@properties
+@given(states, st.floats(-8, 5), st.floats(-0.3, 0.3))
+def test_a_very_short_lag_is_none(state, accel, curvature):
+    hurried = replace(PARAMS, accel_lag_s=1e-9, steering_lag_s=1e-9)
+    one, other = (step(state, accel, curvature, 0.1, params) for params in (PARAMS, hurried))
+    for name in ("x_m", "y_m", "yaw_rad", "speed_mps", "curvature_1pm"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-6)
+
+
+def test_a_released_brake_takes_its_time_to_let_go():
+    params, now = replace(PARAMS, accel_lag_s=0.3), EgoState(0, 0, 0, 1.0)
+    for _ in range(10):
+        now = step(now, -6.0, 0.0, 0.1, params)
+    assert now.speed_mps == 0.0
+    assert step(now, 3.0, 0.0, 0.1, params).speed_mps == 0.0
+    for _ in range(10):
+        now = step(now, 3.0, 0.0, 0.1, params)
+    assert now.speed_mps > 0.5
+
+
+def test_slip_moves_the_rear_axle_sideways_and_stays_exact():
+    """Constant speed, turn and slip: the rear axle runs on a circle whose radius is that of the speed it has."""
+    params, speed, steering = replace(PARAMS, tyres=Tyres()), 20.0, 0.02
+    now = EgoState(0.0, 0.0, 0.0, speed)
+    for _ in range(1000):
+        now = step(now, 0.0, math.tan(steering) / params.wheelbase_m, 0.01, params)
+    assert now.slip < -0.005  # the tail hangs out of a left turn
+    places = [now]
+    for _ in range(200):
+        places.append(step(places[-1], 0.0, math.tan(steering) / params.wheelbase_m, 0.01, params))
+    xy = np.array([(p.x_m, p.y_m) for p in places])
+    radius = math.hypot(1.0, now.slip) / now.curvature_1pm
+    course = now.yaw_rad + math.atan(now.slip)
+    centre = xy[0] + radius * np.array([-math.sin(course), math.cos(course)])
+    assert np.hypot(*(xy - centre).T) == pytest.approx(radius, rel=1e-5)
+    assert now.steering_rad(params) == pytest.approx(steering)
+    back = advance(places[-1], -20.0 * 0.01, speed, places[-1].curvature_1pm, places[-1].response)
+    assert (back.x_m, back.y_m) == pytest.approx(tuple(xy[-2]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"accel_lag_s": -0.1}, "accel_lag_s"),
+        ({"steering_lag_s": math.nan}, "steering_lag_s"),
+        ({"dead_time_s": 1.5}, "dead_time_s"),
+        ({"wheelbase_m": 0.0}, "wheelbase_m"),
+        ({"min_accel_mps2": 1.0}, "min_accel_mps2"),
+        ({"max_steering_rad": 1.6}, "max_steering_rad"),
+        ({"tyres": Tyres(friction=0.0)}, "tyres: friction"),
+        ({"tyres": Tyres(front_share=1.0)}, "front_share"),
+        ({"tyres": Tyres(mass_kg=math.nan)}, "mass_kg"),
+    ],
+    ids=str,
+)
+def test_params_reject(fields, message):
+    VehicleParams(tyres=Tyres()).validate()
+    with pytest.raises(InputError, match=message):
+        replace(PARAMS, **fields).validate()

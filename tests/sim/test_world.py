@@ -4,6 +4,7 @@ import pytest
 from sensors.errors import InputError
 from sim.geometry import corners, overlap
 from sim.roads import LANE_WIDTH_M
+from sim.vehicle import VehicleParams
 from sim.world import PERIOD_US, START_US, World
 
 
@@ -180,3 +181,16 @@ def test_reset_rejects(bad):
 def test_step_rejects_nan():
     with pytest.raises(InputError, match="finite"):
         made(0).step(np.nan, 0.0)
+
+
+def test_a_dead_time_delays_commands_by_whole_substeps():
+    late = World(VehicleParams(dead_time_s=0.13))
+    late.reset(0, speed_mps=8.0)
+    for _ in range(2):
+        late.step(2.0, late.ego.curvature_1pm)
+    speeds = [state.speed_mps for state in late.track]
+    assert speeds[:4] == [8.0] * 4  # 100 ms before this period and 30 ms within it
+    assert speeds[4:] == pytest.approx([8.0 + 0.02 * k for k in range(1, 8)])
+    late.reset(0, speed_mps=8.0)  # the commands of the last episode are forgotten
+    late.step(0.0, 0.0)
+    assert late.ego.speed_mps == 8.0
