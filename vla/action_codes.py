@@ -70,7 +70,7 @@ class DctCodes:
         return np.array(self._bpe.encode(self._word(*self._rounded(v0_mps, accel, curvature))).ids, np.int64)
 
     def decode(self, v0_mps: float, codes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """(acceleration [STEPS], curvature [STEPS]). Every list of codes has a meaning; too long a one is an InputError."""
+        """(acceleration [STEPS], curvature [STEPS]). Any codes have a meaning; too many are an InputError."""
         symbols = "".join(self._symbols(int(code)) for code in codes)
         if len(symbols) > 2 * STEPS:
             raise InputError("DctCodes", "codes", f"{len(symbols)} coefficients", f"at most {2 * STEPS}")

@@ -100,7 +100,7 @@ def test_the_codebooks_own_segments_are_exact():
 
 def test_path_error_by_hand():
     wanted = np.column_stack([np.arange(1.0, 5.0), np.zeros(4), np.zeros(4)])
-    got = wanted + [0.3, 0.4, 0.0]
+    got = wanted + np.array([0.3, 0.4, 0.0])
     ade, fde, late = path_error(wanted, got, np.full(4, 2.0))
     assert (ade, fde, late) == pytest.approx((0.5, 0.5, 0.15))
     assert path_error(wanted, got, np.zeros(4))[2] == 0.0
