@@ -1,6 +1,6 @@
 """Images as codes and back: a convolutional autoencoder around a quantiser.
 
-    images [B, T, H, W, 3] -> stem (squares of 4 px) -> halvings up to 1/factor -> past frames -> z -> codes [B, T, h, w]
+    images [B, T, H, W, 3] -> squares of 4 px -> halvings up to 1/factor -> past frames -> z -> codes [B, T, h, w]
     codes -> z_q -> past frames -> doublings -> squares of 4 px -> images
 
 With `temporal_layers` a frame's code also depends on the frames before it, never on later ones, so that codes can be
@@ -9,6 +9,7 @@ made while the car drives. Before a codebook is used for anything it has to pass
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ PEAK = 255.0
 @dataclass(frozen=True)
 class ImageTokenizerConfig:
     """image_width, image_height  px, multiples of factor; factor 8 or 16: px a code; codes: how many there are;
-    code_width: numbers of a code's vector; quantizer: a name in vla.quantizers.QUANTIZERS; channels: of the first stage,
-    twice as many after each halving; blocks: residual blocks a stage; temporal_layers: 0 for single frames."""
+    code_width: numbers of a code's vector; quantizer: a name in vla.quantizers.QUANTIZERS; channels: of the first
+    stage, twice as many after each halving; blocks: residual blocks a stage; temporal_layers: 0 for single frames."""
 
     image_width: int = 160
     image_height: int = 96
@@ -85,7 +86,7 @@ class ImageTokenizer(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             down = [nn.Conv2d(3, widths[0], STEM_PX, STEM_PX), *_blocks(widths[0], c.blocks)]
-            for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+            for narrow, wide in pairwise(widths):
                 down += [nn.Conv2d(narrow, wide, 4, 2, 1), *_blocks(wide, c.blocks)]
             self.down = nn.Sequential(*down)
             self.before = nn.ModuleList(_Past(widths[-1]) for _ in range(c.temporal_layers))
@@ -99,7 +100,7 @@ class ImageTokenizer(nn.Module):
             self.up = nn.Sequential(*up, nn.Conv2d(widths[0], 3 * STEM_PX**2, 3, 1, 1), nn.PixelShuffle(STEM_PX))
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """What becomes of uint8 images [B, T, H, W, 3], and what to minimise: L1 + L2 of pixels, and the codes' losses."""
+        """What becomes of uint8 images [B, T, H, W, 3], and what to minimise: L1 + L2 of pixels, the codes' losses."""
         target = self._checked(images).movedim(-1, 2) / PEAK
         z = self._latents(target)
         quantized = self.quantizer(z)

@@ -1,7 +1,7 @@
 """Vectors to codes and back: three quantisers of one kind.
 
-A quantiser maps vectors z [..., D] to indices [...] of `codes` codes and to the codes' vectors z_q [..., D]. Its forward
-gives z_q with a gradient, so that an encoder before it learns, and named losses that keep the codebook alive:
+A quantiser maps vectors z [..., D] to indices [...] of `codes` codes and to the codes' vectors z_q [..., D]. Its
+forward gives z_q with a gradient, so that an encoder before it learns, and named losses that keep the codebook alive:
 
     ibq   every code gets a gradient, through softmax(z C^T) (Shi et al. 2024, arXiv 2412.02692)
     fsq   no codebook: each number is bounded and rounded to a few levels (Mentzer et al. 2023, arXiv 2309.15505)
