@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.frames import matrix_from_xy_yaw
-from sim.rollout_log import COLUMNS, EpisodeLog, EpisodeRecorder, atomic_path, read_episode, write_episode
+from sim.rollout_log import (
+    COLUMNS,
+    VERSION,
+    EpisodeLog,
+    EpisodeRecorder,
+    atomic_path,
+    read_episode,
+    write_episode,
+)
 
 FEW = settings(deadline=None, derandomize=True, max_examples=15)
 START_US = 1_600_000_000_000_000
@@ -213,7 +221,7 @@ def rewrite(path: Path, **changes: object) -> None:
         ({"head": np.array(json.dumps({"schema": "vla-drive episode log", "version": 1}))}, "version"),
         ({"head": np.array(json.dumps({"schema": "another", "version": 2}))}, "version"),
         (
-            {"head": np.array(json.dumps({"schema": "vla-drive episode log", "version": 2, "name": "a"}))},
+            {"head": np.array(json.dumps({"schema": "vla-drive episode log", "version": VERSION, "name": "a"}))},
             "ego_centre_m",
         ),
         ({"plan_time_s": None}, "plan_time_s"),
