@@ -4,6 +4,7 @@ Everything is in one horizontal frame (x forward or east, y left or north), metr
 positive. A box is (x, y, yaw, length, width): centre, heading of its length, full extents.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -170,6 +171,8 @@ class OpenLine:
     s_m: np.ndarray = field(init=False, repr=False)  # [P]
     heading_rad: np.ndarray = field(init=False, repr=False)  # [P], unwrapped
     curvature_1pm: np.ndarray = field(init=False, repr=False)  # [P]
+    _step: np.ndarray = field(init=False, repr=False)  # [2, P - 1], of each segment; x and y apart, and its square
+    _square: np.ndarray = field(init=False, repr=False)  # [P - 1]
 
     def __post_init__(self):
         if self.points.ndim != 2 or self.points.shape[1:] != (2,) or len(self.points) < 2:
@@ -187,6 +190,8 @@ class OpenLine:
         # A tangent at an end mirrors the next one at the segment between: exact on a circle.
         heading = np.concatenate([[2 * direction[0] - first], inner, [2 * direction[-1] - last]])
         ends = (curvature[0], curvature[-1]) if len(curvature) else (0.0, 0.0)
+        object.__setattr__(self, "_step", np.ascontiguousarray(step.T))
+        object.__setattr__(self, "_square", self._step[0] ** 2 + self._step[1] ** 2)
         object.__setattr__(self, "s_m", np.concatenate([[0.0], np.cumsum(length)]))
         object.__setattr__(self, "heading_rad", heading)
         object.__setattr__(self, "curvature_1pm", np.concatenate([[ends[0]], curvature, [ends[1]]]))
@@ -211,14 +216,10 @@ class OpenLine:
         A route crosses itself: what is nearest in the plane may be far along the line.
         """
         points = np.asarray(points, dtype=np.float64)
-        low, high = 0, len(self.points) - 1
-        if near_s_m is not None:
-            low = min(max(int(np.searchsorted(self.s_m, near_s_m - within_m)) - 1, 0), high - 1)
-            high = max(min(int(np.searchsorted(self.s_m, near_s_m + within_m)), high), low + 1)
-        start = self.points[low : high + 1]
-        step_x, step_y = np.diff(start, axis=0).T
-        to_x, to_y = points[..., 0, None] - start[:-1, 0], points[..., 1, None] - start[:-1, 1]
-        fraction = np.clip((to_x * step_x + to_y * step_y) / (step_x**2 + step_y**2), 0.0, 1.0)
+        low, high = self._stretch(near_s_m, within_m)
+        start, (step_x, step_y) = self.points[low:high], self._step[:, low:high]
+        to_x, to_y = points[..., 0, None] - start[:, 0], points[..., 1, None] - start[:, 1]
+        fraction = np.clip((to_x * step_x + to_y * step_y) / self._square[low:high], 0.0, 1.0)
         away = (to_x - fraction * step_x) ** 2 + (to_y - fraction * step_y) ** 2
         k = np.argmin(away, axis=-1)
 
@@ -232,6 +233,35 @@ class OpenLine:
         s = self.s_m[k] + t * (self.s_m[k + 1] - self.s_m[k])
         heading = self.heading_rad[k] + t * (self.heading_rad[k + 1] - self.heading_rad[k])
         return Projection(s, lateral, wrap(heading), self.curvature_at(s))
+
+    def nearest(
+        self, x_m: float, y_m: float, near_s_m: float | None = None, within_m: float = 30.0
+    ) -> tuple[float, float, float]:
+        """(s_m, lateral_m, heading_rad) of `project` of one point, bit for bit, in a fifth of the time."""
+        low, high = self._stretch(near_s_m, within_m)
+        start, (step_x, step_y) = self.points[low:high], self._step[:, low:high]
+        to_x, to_y = x_m - start[:, 0], y_m - start[:, 1]
+        fraction = (to_x * step_x + to_y * step_y) / self._square[low:high]
+        np.maximum(fraction, 0.0, out=fraction)
+        np.minimum(fraction, 1.0, out=fraction)
+        along, aside = to_x - fraction * step_x, to_y - fraction * step_y
+        along *= along
+        aside *= aside
+        along += aside
+        k = int(along.argmin())
+        t = float(fraction[k])
+        left = float(step_x[k]) * float(to_y[k]) - float(step_y[k]) * float(to_x[k]) >= 0
+        lateral = math.sqrt(along[k]) * (1.0 if left else -1.0)
+        (s, next_s), (heading, next_heading) = (v[k + low : k + low + 2].tolist() for v in (self.s_m, self.heading_rad))
+        return s + t * (next_s - s), lateral, float(wrap(heading + t * (next_heading - heading)))
+
+    def _stretch(self, near_s_m: float | None, within_m: float) -> tuple[int, int]:
+        """The first segment to look at and the one after the last."""
+        low, high = 0, len(self.points) - 1
+        if near_s_m is not None:
+            low = min(max(int(self.s_m.searchsorted(near_s_m - within_m)) - 1, 0), high - 1)
+            high = max(min(int(self.s_m.searchsorted(near_s_m + within_m)), high), low + 1)
+        return low, high
 
     def offset(self, left_m: np.ndarray) -> np.ndarray:
         """Points [P, 2] moved along their left normals, all by one number or each by its own [P]."""

@@ -34,7 +34,7 @@ class Followed:
     ends_well: bool
 
     def lane_at(self, s_m: float) -> str:
-        return self.lanes[max(int(np.searchsorted(self.starts_m, s_m, side="right")) - 1, 0)]
+        return self.lanes[max(int(self.starts_m.searchsorted(s_m, side="right")) - 1, 0)]
 
 
 @dataclass(frozen=True)

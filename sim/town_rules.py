@@ -11,6 +11,7 @@ route_left       more than ROUTE_LEFT_M beside the route
 route_completed  the goal is reached
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -33,7 +34,6 @@ TOWN_EVENTS = (
     "route_left",
     "route_completed",
 )
-NEAR_M = 14.0  # no footprint reaches an ego this far from its centre
 STANDS_MPS, STOPPED_WITHIN_M = 0.3, 6.0
 SPEEDING, SPEEDING_S = 1.1, 1.0
 WRONG_WAY_S = 0.5  # lanes and junctions meet with gaps, in which the nearest lane may be another
@@ -88,10 +88,12 @@ class Rules:
         boxes: np.ndarray,
         speeds: np.ndarray,
     ) -> list[Event]:
-        """Overlaps at M instants with actors [M, A, 5] at speeds [A], each told when it begins."""
+        """Overlaps at M instants with boxes [M, A, 5] of who is near, at speeds [A], each told when it begins."""
         begun, touching = [], self._touching
-        mine = np.array([ego.footprint(self.params) for ego in egos])
-        hits = overlap(mine[:, None], boxes)
+        if not actors:
+            self._touching = frozenset()
+            return begun
+        hits = overlap(self._footprints(egos)[:, None], boxes)
         for m in np.flatnonzero(hits.any(axis=1)):
             now = frozenset(actors[a].id for a in np.flatnonzero(hits[m]))
             for a in np.flatnonzero(hits[m]):
@@ -102,6 +104,13 @@ class Rules:
             touching = touching | now
         self._touching = frozenset(actors[a].id for a in np.flatnonzero(hits[-1]))
         return begun
+
+    def _footprints(self, egos: tuple[EgoState, ...]) -> np.ndarray:
+        """EgoState.footprint of M states at once [M, 5]."""
+        x, y, yaw = np.array([(ego.x_m, ego.y_m, ego.yaw_rad) for ego in egos]).T
+        length, width = np.full((2, len(egos)), [[self.params.length_m], [self.params.width_m]])
+        centre_m = self.params.centre_m
+        return np.stack([x + centre_m * np.cos(yaw), y + centre_m * np.sin(yaw), yaw, length, width], axis=-1)
 
     def _collision(self, time_us: int, ego: EgoState, actor: str, box: np.ndarray, speed_mps: float) -> Event:
         forward = np.array([np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)])
@@ -134,19 +143,17 @@ class Rules:
         return [Event(kind, time_us, "", ego.speed_mps) for kind in kinds]
 
     def _wheels(self, ego: EgoState) -> np.ndarray:
-        c, s = np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)
-        x = np.array([0.0, 0.0, self.params.wheelbase_m, self.params.wheelbase_m])
-        y = (self.params.width_m / 2 - WHEEL_M) * np.array([1.0, -1.0, 1.0, -1.0])
-        return np.stack([ego.x_m + c * x - s * y, ego.y_m + s * x + c * y], axis=-1)
+        c, s, half = math.cos(ego.yaw_rad), math.sin(ego.yaw_rad), self.params.width_m / 2 - WHEEL_M
+        at = ((x, y) for x in (0.0, self.params.wheelbase_m) for y in (half, -half))
+        return np.array([(ego.x_m + c * x - s * y, ego.y_m + s * x + c * y) for x, y in at])
 
     def _wrong_way(self, ego: EgoState) -> bool:
         names = self.town.under(ego.x_m, ego.y_m)
         network = self.town.network
         if not names or any(name in network.junctions for name in names):
             return False
-        at = np.array([ego.x_m, ego.y_m])
-        headings = np.array([network.lanes[name].line.project(at).heading_rad for name in names])
-        return bool((np.cos(headings - ego.yaw_rad) < 0).all())
+        headings = (network.lanes[name].line.nearest(ego.x_m, ego.y_m)[2] for name in names)
+        return all(math.cos(heading - ego.yaw_rad) < 0 for heading in headings)
 
     def _at_lines(self, ego: EgoState, place: Place, lights: dict[str, str]) -> Iterator[str]:
         back_m = self.params.front_m

@@ -4,6 +4,8 @@ Time advances in control periods of 0.1 s as in `sim.world`; the others move in 
 seed gives the same episode, bit for bit, in any process.
 """
 
+import math
+
 import numpy as np
 
 from sensors.clip import Boxes
@@ -14,7 +16,7 @@ from sim.road_network import NetLane, network_path
 from sim.scenarios import Scenario
 from sim.town_map import TownMap, town_map
 from sim.town_route import Route, command, instruction
-from sim.town_rules import NEAR_M, Place, Rules
+from sim.town_rules import Place, Rules
 from sim.traffic_sumo import SumoTraffic
 from sim.vehicle import EgoState, VehicleParams
 from sim.world import PERIOD_US, START_US, SUBSTEPS, Actor, EgoWorld, Event
@@ -22,6 +24,7 @@ from sim.world import PERIOD_US, START_US, SUBSTEPS, Actor, EgoWorld, Event
 START_M = 12.0  # of the first edge; its lanes are longer than this
 LINES_AHEAD = 2  # stop lines that are told
 TRIES = 2000
+FASTEST_M = 6.0  # nobody moves further in a period; who comes out of nothing has not moved
 
 
 class TownWorld(EgoWorld):
@@ -60,6 +63,7 @@ class TownWorld(EgoWorld):
         )
         self.actors: tuple[Actor, ...] = self.traffic.actors
         self._size = np.array([a.size_lwh_m for a in self.actors]).reshape(-1, 3)
+        self._reach_m = np.hypot(self._size[:, 0], self._size[:, 1]) / 2
         self.events: tuple[Event, ...] = ()
         self.rules = Rules(self.town_map, self.params, self.route.length_m)
         self.place = self._locate()
@@ -150,11 +154,9 @@ class TownWorld(EgoWorld):
     def _locate(self) -> Place:
         """The ego on its route. It changes line at the next road lane, and with more than half of it in another one."""
         route, ego = self.route, self.ego
-        at = np.array([ego.x_m, ego.y_m])
         for _ in range(3):
             followed = route.followed(self._first_lane)
-            found = followed.line.project(at, self._s_m)
-            self._s_m, lateral = float(found.s_m), float(found.lateral_m)
+            self._s_m, lateral, heading = followed.line.nearest(ego.x_m, ego.y_m, self._s_m)
             lane = followed.lane_at(self._s_m)
             if self.network.lanes[lane].kind != "road":
                 break
@@ -177,7 +179,7 @@ class TownWorld(EgoWorld):
             self._first_lane,
             self._s_m,
             lateral,
-            float(wrap(ego.yaw_rad - found.heading_rad)),
+            float(wrap(ego.yaw_rad - heading)),
             route.progress_m(lane, float(share)),
             self.network.lanes[lane].speed_limit_mps
             if self.network.lanes[lane].kind == "road"
@@ -186,17 +188,25 @@ class TownWorld(EgoWorld):
         )
 
     def _collisions(self) -> list[Event]:
-        ego = self.ego
-        now = self.traffic.now.poses_m
-        near = np.flatnonzero(np.hypot(now[:, 0] - ego.x_m, now[:, 1] - ego.y_m) < NEAR_M + ego.speed_mps * 0.1)
+        now, before = self.traffic.now, self.traffic.before
+        near = np.flatnonzero(self._may_touch(now.poses_m, before.poses_m))
         if not len(near):
-            return []
-        times = self.track_time_us[1:]
+            return self.rules.collisions(self.track_time_us, self.track, (), np.zeros((0, 0, 5)), np.zeros(0))
         share = np.arange(1, SUBSTEPS + 1)[:, None, None] / SUBSTEPS
-        step = now[near] - self.traffic.before.poses_m[near]
+        step = now.poses_m[near] - before.poses_m[near]
         step[:, 2] = wrap(step[:, 2])
-        poses = now[near] - (1 - share) * np.where(self.traffic.before.present[near, None], step, 0.0)
+        poses = now.poses_m[near] - (1 - share) * np.where(before.present[near, None], step, 0.0)
         size = np.broadcast_to(self._size[near, :2], (*poses.shape[:2], 2))
         actors = tuple(self.actors[k] for k in near)
         boxes = np.concatenate([poses, size], axis=-1)
-        return self.rules.collisions(times, self.track[1:], actors, boxes, self.traffic.now.speed_mps[near])
+        return self.rules.collisions(self.track_time_us[1:], self.track[1:], actors, boxes, now.speed_mps[near])
+
+    def _may_touch(self, now_m: np.ndarray, before_m: np.ndarray) -> np.ndarray:
+        """Whose footprint [A] may reach the ego's in this period: their circumscribed circles, as far as both moved."""
+        ego, was, params = self.ego, self.track[0], self.params
+        x_m, y_m = (v + params.centre_m * turn(ego.yaw_rad) for v, turn in ((ego.x_m, math.cos), (ego.y_m, math.sin)))
+        turned_m = params.length_m * abs(wrap(ego.yaw_rad - was.yaw_rad))
+        mine_m = math.hypot(params.length_m, params.width_m) / 2 + math.hypot(ego.x_m - was.x_m, ego.y_m - was.y_m)
+        moved = now_m - before_m
+        apart_m = np.hypot(now_m[:, 0] - x_m, now_m[:, 1] - y_m) - self._reach_m - (mine_m + turned_m)
+        return apart_m < np.minimum(np.hypot(moved[:, 0], moved[:, 1]), FASTEST_M)

@@ -8,6 +8,7 @@ centres. Everything follows from the seed.
 
 import weakref
 from dataclasses import dataclass
+from itertools import chain
 
 import libsumo
 import numpy as np
@@ -23,12 +24,14 @@ EGO = "ego"
 SETTLE_STEPS = 20  # lets those who start anywhere find their speed and gaps before the ego's first instant
 LOOK_AHEAD_EDGES = 4  # a way with fewer edges left is made longer
 EXTEND_EVERY_STEPS = 30
+NEAR_ROAD_M = 30.0  # the ego is on a lane that is this near; SUMO's own 100 m take it ten times as long to look for one
 CLEAR_M = 9.0  # no vehicle starts this near to the ego
 WAY_M, WALK_M = 2500.0, 350.0
 MAX_WALK_MPS = 4.0
 FAR = 1e5  # where those are who are not in the town
 OWN_LANE_CHANGES = 1621  # SUMO's default mode
 BLINK_RIGHT, BLINK_LEFT, BRAKE_LIGHT = 1, 2, 8
+DOMAINS = libsumo.vehicle, libsumo.person
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ class SumoTraffic:
         self.actors = tuple(made)
         self._index = {actor.id: k for k, actor in enumerate(made)}
         self._half = np.array([a.size_lwh_m[0] / 2 if a.category.startswith("vehicle") else 0.0 for a in made])
-        self._on_foot, self._last_m = np.array([a.category == PEDESTRIAN for a in made], bool), None
-        self._steps = 0
+        self._on_foot, self._last_m = np.flatnonzero([a.category == PEDESTRIAN for a in made]), None
+        self._steps, self._listed = 0, None
         for _ in range(SETTLE_STEPS):
             self._put(ego)
             libsumo.simulationStep()
@@ -232,7 +235,7 @@ class SumoTraffic:
     def _put(self, ego: EgoState) -> None:
         front = self._params.front_m
         x, y = ego.x_m + front * np.cos(ego.yaw_rad), ego.y_m + front * np.sin(ego.yaw_rad)
-        libsumo.vehicle.moveToXY(EGO, "", -1, float(x), float(y), float(90.0 - np.degrees(ego.yaw_rad)), 2)
+        libsumo.vehicle.moveToXY(EGO, "", -1, float(x), float(y), float(90.0 - np.degrees(ego.yaw_rad)), 2, NEAR_ROAD_M)
         libsumo.vehicle.setSpeed(EGO, ego.speed_mps)
 
     def _add_extras(self, extras: tuple[Extra, ...]) -> list[Actor]:
@@ -309,30 +312,37 @@ class SumoTraffic:
     # Reading ---------------------------------------------------------------------------------------
 
     def _read(self) -> Snapshot:
-        count = len(self.actors)
+        vehicles, people = libsumo.vehicle.getIDList(), libsumo.person.getIDList()
+        if (vehicles, people) != self._listed:
+            self._listed = vehicles, people
+            self._names = tuple(name for name in vehicles if name != EGO), people
+            self._vehicle_ids, self._person_ids = (frozenset(names) for names in self._names)
+            self._rows = np.array([self._index[name] for name in chain(*self._names)], np.intp)
+        count, rows = len(self.actors), self._rows
         poses, speed, present = np.full((count, 3), FAR), np.zeros(count), np.zeros(count, bool)
-        self._vehicle_ids = set(libsumo.vehicle.getIDList()) - {EGO}
-        self._person_ids = set(libsumo.person.getIDList())
-        vehicle, person, index = libsumo.vehicle, libsumo.person, self._index
-        rows, values = [], []
-        for of, names in ((vehicle, self._vehicle_ids), (person, self._person_ids)):
-            for name in names:
-                x, y = of.getPosition(name)
-                rows.append(index[name])
-                values.append((x, y, of.getAngle(name), of.getSpeed(name)))
-        if rows:
-            rows, values = np.array(rows), np.array(values)
-            yaw = wrap(np.radians(90.0 - values[:, 2]))
-            back = self._half[rows, None] * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
-            poses[rows] = np.column_stack([values[:, :2] - back, yaw])
-            speed[rows], present[rows] = values[:, 3], True
+        if len(rows):
+            at, angle, speeds = self._values("getPosition", 2), self._values("getAngle"), self._values("getSpeed")
+            yaw = wrap(np.radians(90.0 - angle))
+            poses[rows, 0] = at[::2] - self._half[rows] * np.cos(yaw)
+            poses[rows, 1] = at[1::2] - self._half[rows] * np.sin(yaw)
+            poses[rows, 2] = yaw
+            speed[rows], present[rows] = speeds, True
             # SUMO knows no speed of a pedestrian who was put somewhere; nobody walks far in a step.
-            if self._last_m is not None:
-                moved = np.hypot(*(poses - self._last_m)[:, :2].T) / STEP_S
-                speed = np.where(self._on_foot & present & (moved < MAX_WALK_MPS), moved, speed)
+            if self._last_m is not None and len(self._on_foot):
+                moved = np.hypot(*(poses[self._on_foot] - self._last_m[self._on_foot])[:, :2].T) / STEP_S
+                walks = present[self._on_foot] & (moved < MAX_WALK_MPS)
+                speed[self._on_foot[walks]] = moved[walks]
             self._last_m = poses
         state = libsumo.trafficlight.getRedYellowGreenState
         return Snapshot(poses, speed, present, {name: state(name) for name in self._lights})
+
+    def _values(self, getter: str, size: int = 1) -> np.ndarray:
+        """What SUMO says of everybody who is there, vehicles first, as float64 [size * K]."""
+        of_vehicles, of_people = (
+            map(getattr(of, getter), names) for of, names in zip(DOMAINS, self._names, strict=True)
+        )
+        each = chain(of_vehicles, of_people)
+        return np.fromiter(chain.from_iterable(each) if size > 1 else each, np.float64, size * len(self._rows))
 
     def signals(self) -> np.ndarray:
         """Lamps int64 [A] that vehicles show now: bits BLINK_RIGHT, BLINK_LEFT, BRAKE_LIGHT."""

@@ -53,3 +53,13 @@ def test_line_rejects_one_point_and_equal_neighbours() -> None:
         OpenLine(np.zeros((1, 2)))
     with pytest.raises(InputError, match="equal neighbours"):
         OpenLine(np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_nearest_of_one_point_is_its_projection_bit_for_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    line = OpenLine(np.cumsum(rng.normal((0.8, 0.2), 0.4, (60, 2)), axis=0))
+    x, y = rng.normal(20, 15, 2)
+    for near in (None, float(rng.uniform(-5, 60))):
+        found = line.project(np.array([x, y]), near, 8.0)
+        assert line.nearest(x, y, near, 8.0) == (found.s_m, found.lateral_m, found.heading_rad)

@@ -9,6 +9,7 @@ import pytest
 
 from sensors.clip import ROUTE_COMMANDS
 from sensors.errors import InputError
+from sim.geometry import overlap
 from sim.road_network import network_path
 from sim.scenarios import SUITES, UNSEEN_TOWN, Scenario, get_scenario, suite_length
 from sim.town_map import town_map
@@ -253,3 +254,28 @@ def test_fault_of_a_collision(ego_mps: float, x_m: float, other_mps: float, faul
     (event,) = rules.collisions(np.array([1]), (ego,), (actor,), boxes, np.array([other_mps]))
     assert (event.fault, event.actor, event.speed_mps) == (fault, "a", abs(ego_mps - other_mps))
     assert rules.collisions(np.array([2]), (ego,), (actor,), boxes, np.array([other_mps])) == []
+
+
+def test_footprints_of_a_period_are_those_of_its_states() -> None:
+    rules = Rules(town_map(network_path("grid")), VehicleParams(), 100.0)
+    egos = tuple(EgoState(3.0 * k, -7.0 + k, 0.3 * k - 3.0, 5.0) for k in range(20))
+    assert np.array_equal(rules._footprints(egos), [ego.footprint(rules.params) for ego in egos])
+
+
+def test_whoever_touches_the_ego_is_near_enough_to_be_looked_at(world: TownWorld) -> None:
+    world.reset(BUSY)
+    rng, tested = np.random.default_rng(0), 0
+    for _ in range(200):
+        events = world.step(0.0, 0.0)
+        poses = np.column_stack(
+            [
+                rng.normal((world.ego.x_m, world.ego.y_m), 4.0, (len(world.actors), 2)),
+                rng.uniform(-3, 3, len(world.actors)),
+            ]
+        )
+        boxes = np.column_stack([poses, world._size[:, :2]])
+        hits = overlap(world.ego.footprint(world.params), boxes)
+        assert world._may_touch(poses, poses)[hits].all()
+        tested += hits.sum()
+    assert tested > 1000
+    assert events == ()
