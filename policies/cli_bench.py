@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from policies.bench.tokens import token_figures
 from policies.bench.town import town_figures
 from policies.runs import git_commit, package_version, write_json
 from sensors.errors import InputError
 
-BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = {"sim": town_figures}
+BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = {
+    "sim": town_figures,
+    "tokens": token_figures,
+}
 EPILOGS = {
     "bench": """examples:
   vla bench sim --quick --json sim.json                  within a minute on two cores that are otherwise idle
