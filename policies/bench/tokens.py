@@ -1,4 +1,4 @@
-"""What action tokens lose: chunks of the expert's driving, encoded and decoded by each kind; towns never seen in between."""
+"""What action tokens lose: chunks of driving by the expert, encoded and decoded by each kind, in a town never seen."""
 
 from collections.abc import Callable
 from dataclasses import replace
