@@ -12,7 +12,7 @@ import threadpoolctl
 from policies.runs import Run
 from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS, Difference, Figure, compare_figures
-from sim.report.page import read_summary
+from sim.report.summary import read_summary
 
 WORTH_A_POOL = 4  # logs; a worker takes seconds to start
 

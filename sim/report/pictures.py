@@ -29,6 +29,14 @@ PLAN, PLAN_EDGE = (38, 166, 255), (235, 247, 255)
 PAPER, INK, FAINT = (24, 27, 32), (226, 230, 235), (98, 106, 118)
 ROAD, CENTRE, TRACK = (96, 104, 117), (52, 57, 65), (150, 158, 170)
 EGO, ACTOR, PERSON = (245, 247, 250), (240, 164, 70), (240, 98, 120)
+ALARM = (214, 60, 48)
+# part of the name of a map line's kind: colour, thickness in px; the first that fits
+LINE_STYLES = {
+    "edge": (ROAD, 2),
+    "route": ((24, 74, 112), 5),
+    "red": (ALARM, 2),
+    "": (tuple(c // 2 + 14 for c in ROAD), 1),
+}
 
 
 def draw_plan(image: np.ndarray, camera: Camera, T_capture_from_now: np.ndarray, xy_in_ego_m: np.ndarray) -> np.ndarray:
@@ -125,7 +133,7 @@ def bird_eye_image(
 ) -> np.ndarray:
     """Raster uint8 [h, w, 3] seen from above, ego's x axis up, of `size_px` (h, w).
 
-    lines (kind, xy in world [V, 2]), boxes in the world, plan xy_in_ego_m [K, 2], track driven so far [M, 2] in world.
+    In the world: lines (kind of LINE_STYLES, xy [V, 2]), boxes, the track so far [M, 2]. In ego: the plan [K, 2].
     """
     height, width = size_px
     scale = height / (ahead_m + behind_m)  # px per metre
@@ -143,9 +151,7 @@ def bird_eye_image(
         cv2.polylines(image, [pixels(xy_in_ego)], False, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
 
     for kind, xy in lines:
-        polyline(
-            from_world(xy), ROAD if "edge" in kind else tuple(c // 2 + 14 for c in ROAD), 2 if "edge" in kind else 1
-        )
+        polyline(from_world(xy), *next(style for name, style in LINE_STYLES.items() if name in kind))
     if track_in_world_m is not None and len(track_in_world_m):
         polyline(from_world(track_in_world_m), TRACK, 1)
     for k in range(len(boxes) if boxes is not None else 0):
@@ -167,6 +173,14 @@ def beside(mosaic_image: np.ndarray, bird_eye: np.ndarray, caption: str = "") ->
     width = round(bird_eye.shape[1] * height / bird_eye.shape[0])
     right = cv2.resize(bird_eye, (width + width % 2, height), interpolation=cv2.INTER_AREA)
     return np.concatenate([mosaic_image, _label(right, caption) if caption else right], axis=1)
+
+
+def captioned(image: np.ndarray, words: str, alarm: bool = False) -> np.ndarray:
+    """A copy with words in the upper left corner; in a frame of the colour of alarm once something went wrong."""
+    out = _label(image, words, ALARM if alarm else PAPER)
+    if alarm:
+        cv2.rectangle(out, (0, 0), (out.shape[1] - 1, out.shape[0] - 1), ALARM, 6)
+    return out
 
 
 def _ribbon(xy_in_ego_m: np.ndarray, width_m: float) -> np.ndarray | None:
@@ -224,11 +238,11 @@ def _no_image(height: int, width: int, words: str) -> np.ndarray:
     return tile
 
 
-def _label(tile: np.ndarray, words: str) -> np.ndarray:
-    """A copy with words on a dark strip in the upper left corner and a thin frame."""
+def _label(tile: np.ndarray, words: str, paper: tuple[int, int, int] = PAPER) -> np.ndarray:
+    """A copy with words on a strip in the upper left corner and a thin frame."""
     tile = tile.copy()
     (w, h), base = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)
-    cv2.rectangle(tile, (0, 0), (w + 11, h + base + 6), PAPER, -1)
+    cv2.rectangle(tile, (0, 0), (w + 11, h + base + 6), paper, -1)
     cv2.putText(tile, words, (6, h + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
     cv2.rectangle(tile, (0, 0), (tile.shape[1] - 1, tile.shape[0] - 1), PAPER, 1)
     return tile
