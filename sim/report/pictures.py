@@ -34,7 +34,9 @@ ALARM = (214, 60, 48)
 LINE_STYLES = {
     "edge": (ROAD, 2),
     "route": ((24, 74, 112), 5),
-    "red": (ALARM, 2),
+    "red": (ALARM, 3),
+    "amber": ((235, 180, 50), 3),
+    "green": ((50, 180, 80), 3),
     "": (tuple(c // 2 + 14 for c in ROAD), 1),
 }
 

@@ -55,7 +55,8 @@ class Browser:
 
     def _listen(self, method: str, params: dict) -> None:
         if method == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(params["exceptionDetails"])[:400])
+            details = params["exceptionDetails"]
+            self.complaints.append(details.get("exception", {}).get("description", details["text"]))
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
             self.complaints.append(json.dumps(params["args"])[:400])
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
@@ -70,6 +71,11 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url=page.resolve().as_uri())
         self.run("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+
+    def close(self) -> None:
+        self.call("Page.close")
+        self._to.close()
+        self._from.close()
 
     def run(self, script: str) -> object:
         """The value of a JavaScript expression; a promise is awaited."""
@@ -111,7 +117,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     try:
         page = Browser(ours_out, ours_in)
         yield page
-        page.call("Page.close")
+        page.close()
     finally:
         process.terminate()
         process.wait(20)

@@ -181,10 +181,10 @@ def test_the_report_films_failures_once_and_says_what_it_left_out(tmp_path: Path
 def test_what_does_not_fit_is_linked_or_left_out_in_words(tmp_path: Path, monkeypatch):
     make_run(tmp_path)
     monkeypatch.setattr("sim.report.page.EMBEDDED_BYTES", 1000)
-    monkeypatch.setattr("sim.report.page.DRAWN_BYTES", 10_000)
+    monkeypatch.setattr("sim.report.page.DRAWN_BYTES", 5_000)
     page = write_report(tmp_path).read_text()
     assert 'src="media/a.mp4"' in page
-    assert "4 films and pictures are not in this page but beside it" in page
+    assert "3 films and pictures are not in this page but beside it" in page
     assert "media-src data: &#39;self&#39; file:" in page or "media-src data: 'self' file:" in page
     left_out = page.count("<article") - page.count('class="timeline"')
     assert 0 < left_out < 4

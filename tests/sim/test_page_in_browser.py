@@ -54,10 +54,10 @@ def test_a_broken_page_is_noticed(page: Browser, report: Path, tmp_path: Path):
     page.complaints.clear()
     page.open(broken)
     assert any("undefined_thing" in complaint for complaint in page.complaints)
-    assert any("Content Security Policy" in complaint for complaint in page.complaints)
+    assert any("Content Security Policy" in complaint for complaint in page.complaints), page.complaints
 
 
-@pytest.mark.parametrize(("place", "width", "shortest_s"), [("#failures ~ .clips", 480, 3.0), ("article", 96, 1.4)])
+@pytest.mark.parametrize(("place", "width", "shortest_s"), [("#failures ~ .clips", 480, 2.0), ("article", 96, 1.4)])
 def test_videos_play(opened: Browser, place: str, width: int, shortest_s: float):
     opened.run(f"document.querySelector('{place} video').scrollIntoView()")
     script = f"""(async () => {{
