@@ -63,7 +63,7 @@ def table(summary: dict) -> list[str]:
         flats = [summary["policies"][policy] for policy in policies]
         cells = [f"{flat[name]:{width}.3f}" if name in flat else f"{'not available':>{width}s}" for flat in flats]
         low, high = own.get(f"{name}.ci95_low"), own.get(f"{name}.ci95_high")
-        interval = "" if low is None else f"  {low:.3f} to {high:.3f}"
+        interval = f"  {low:.3f} to {high:.3f}" if None not in (low, high) and own[f"{name}.n"] > 1 else ""
         lines.append(f"  {name:34s} " + " ".join(cells) + f" {own[f'{name}.n']:5d}{interval}")
     for protocol in PROTOCOLS.values():  # in one word where all of it is
         if len(protocol.names) > 1 and set(protocol.names) <= set(lacking):

@@ -71,15 +71,16 @@ METRICS = {
 def mean_with_interval(
     name: str, values: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int
 ) -> dict[str, float]:
-    """Flat: `name` (the weighted mean), `name.n` (always), `name.ci95_low`, `name.ci95_high`.
+    """Flat: `name.n` (always), and where n > 0 `name` (the weighted mean), `name.ci95_low`, `name.ci95_high`.
 
-    The interval is the percentile bootstrap over the values (Efron 1979), absent where n < 2.
+    The interval is the percentile bootstrap over the values (Efron 1979). Of a single value every resample is the
+    value itself: its interval has no width, which says that nothing is known of the spread.
     """
     n = len(values)
     flat: dict[str, float] = {f"{name}.n": n}
     if n:
         flat[name] = float(np.average(values, weights=weights))
-    if n >= 2 and resamples:
+    if n and resamples:
         draws = rng.integers(0, n, (resamples, n))
         means = (values * weights)[draws].sum(axis=1) / weights[draws].sum(axis=1)
         low, high = np.percentile(means, (2.5, 97.5))

@@ -1,9 +1,10 @@
 """PDMS and EPDMS of an episode: every plan of its log, simulated and judged against what the others then did.
 
 A plan is scored where the log knows the others for as long as the score looks: at every plan of a drive, which is
-followed for 5 s after its end, and up to 5 s before the end of a recording. An episode's figure is the mean of its
-plans. Some cannot be judged where a map has no lanes (whose fault is a touch from the side?): they are left out, and if
-they are more than a tenth, the figure is not available.
+followed for 5 s after its end, and up to 5 s before the end of a recording. The plan is the unit, as a scene is
+NAVSIM's: an episode's figure is the mean of the plans that can be judged. Where a map has no lanes some cannot (whose
+fault is a touch from the side?). `pdms.judged_share` says how many could: times that share, the figure is what it would
+be if all others had scored 0.
 
 What differs from NAVSIM, which scores single moments of a recording: others are replayed in v2 as in v1 (they have
 reacted to the ego that drove, not to the plan); the first plan, without a past, has no EPDMS; the second and third have
@@ -22,7 +23,6 @@ from sim.metrics.pdm_scene import STATES, PdmScene
 from sim.metrics.pdm_scores import TTC_STEPS, Score, extended_comfort, human_filter, judge, sub_scores, total
 
 HORIZON_S = 4.0
-LEAST_JUDGED = 0.9
 HISTORY_S, HISTORY_STEP_S = (1.5, 1.0, 0.5, 0.0), 0.5
 INSTANTS = {"v1": STATES + TTC_STEPS[-1], "v2": STATES}
 Figure = tuple[float, bool]
@@ -84,19 +84,19 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
 
 
 def pdm_scores(view: LogView) -> dict[str, tuple[float, bool, float]]:
-    """pdms.compat, pdms.strict, epdms.compat, epdms.strict: (mean over judged plans, valid, how many plans).
+    """pdms.compat, pdms.strict, epdms.compat, epdms.strict: (mean over judged plans, any, how many).
 
-    Not available where fewer than LEAST_JUDGED of the plans can be judged; `pdms.judged_share` says how many can.
+    And `pdms.judged_share` of all its plans.
     """
-    figures, share = {}, float("nan")
+    figures = {}
     for variant in ("compat", "strict"):
         totals = plan_totals(view, variant)
         for name, version in (("epdms", "v2"), ("pdms", "v1")):
             values = [value for value, valid in totals[version] if valid]
-            share = len(values) / max(len(totals[version]), 1)
-            valid = share >= LEAST_JUDGED
-            figures[f"{name}.{variant}"] = (float(np.mean(values)) if valid else float("nan"), valid, len(values))
-    return figures | {"pdms.judged_share": (share, True, len(totals["v1"]))}
+            mean = float(np.mean(values)) if values else float("nan")
+            figures[f"{name}.{variant}"] = (mean, bool(values), len(values))
+    share = len(values) / max(len(totals["v1"]), 1)
+    return figures | {"pdms.judged_share": (share, bool(totals["v1"]), len(totals["v1"]))}
 
 
 def _reference(view: LogView, frame: int) -> np.ndarray | None:

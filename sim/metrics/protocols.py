@@ -24,6 +24,7 @@ from sim.rollout_log import EpisodeLog, read_episode
 Figure = tuple[float, bool, float]  # value, valid, weight
 NOT_AVAILABLE: Figure = (float("nan"), False, 0.0)
 RESAMPLES = 2000
+PER_KM, BETWEEN_KM = "incidents_per_km", "km_between_incidents"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ def _simple(kind: str) -> Callable[[Prepared], dict[str, tuple]]:
 
 def _plain(prepared: Prepared) -> dict[str, tuple]:
     figures = drive_protocols.plain(prepared.drive)
-    per_km = figures["incidents_per_km"]
-    return figures | {"incidents_per_km": (*per_km, float(prepared.drive.step_m.sum()) / 1000)}
+    return figures | {PER_KM: (*figures[PER_KM], float(prepared.drive.step_m.sum()) / 1000)}
 
 
 def _pdm(prepared: Prepared) -> dict[str, tuple]:
@@ -70,7 +70,7 @@ def _pdm(prepared: Prepared) -> dict[str, tuple]:
     return {n: (v, ok, count if prepared.log.kind == "replay" else 1) for n, (v, ok, count) in figures.items()}
 
 
-PLAIN = ("route_completion", "at_fault_collision_rate", "red_light_rate", "comfort_rate", "incidents_per_km")
+PLAIN = ("route_completion", "at_fault_collision_rate", "red_light_rate", "comfort_rate", PER_KM, BETWEEN_KM)
 PDM = ("pdms.compat", "pdms.strict", "epdms.compat", "epdms.strict", "pdms.judged_share")
 B2D = ("driving_score", "success_rate", "efficiency", "comfort_compat", "comfort_strict")
 L2 = tuple(f"l2_{s}s_m" for s in (1, 2, 3)) + tuple(f"{n}_{s}s" for n in ("obj_col", "obj_box_col") for s in (1, 2, 3))
@@ -157,7 +157,19 @@ def summarize(
         known = [row[metric] for row in whole if metric in row and row[metric][1]]
         values, weights = np.array([k[0] for k in known]), np.array([k[2] for k in known], dtype=np.float64)
         flat |= driving.mean_with_interval(metric, values, weights, np.random.default_rng(seed), resamples)
-    return flat
+    return flat | _between_incidents(flat) if f"{PER_KM}.n" in flat else flat
+
+
+def _between_incidents(flat: dict[str, float]) -> dict[str, float]:
+    """Kilometres between incidents, of a run: the inverse of incidents per km, and of its interval where that is not 0.
+
+    A run without an incident has no such figure, however far it went.
+    """
+    inverse = {f"{BETWEEN_KM}.n": flat[f"{PER_KM}.n"]}
+    for mine, other in (("", ""), (".ci95_low", ".ci95_high"), (".ci95_high", ".ci95_low")):
+        if flat.get(PER_KM, 0.0) > 0.0 and flat.get(PER_KM + other, 0.0) > 0.0:
+            inverse[BETWEEN_KM + mine] = 1.0 / flat[PER_KM + other]
+    return inverse
 
 
 @dataclass(frozen=True)

@@ -224,10 +224,10 @@ def test_interval_is_the_bootstrap_and_repeats() -> None:
     assert summarize(logs, seed=1)["mean_speed_mps.ci95_low"] != low
 
 
-def test_one_episode_has_no_interval() -> None:
+def test_the_interval_of_one_episode_has_no_width() -> None:
     flat = summarize([drive(np.full(11, 5.0))])
     assert flat["distance_m.n"] == 1
-    assert not any("ci95" in key for key in flat)
+    assert flat["distance_m.ci95_low"] == flat["distance_m"] == flat["distance_m.ci95_high"] == pytest.approx(5.0)
 
 
 def test_renaming_the_episode_changes_nothing() -> None:

@@ -176,7 +176,10 @@ def test_a_run_in_two_parts_has_the_scores_of_one():
     whole, first, second = (score(part, names) for part in (logs, logs[:2], logs[2:]))
     for name, (value, valid) in whole.items():
         assert valid == first[name][1] == second[name][1], name
-        if valid and name != "incidents_per_km":  # that one is per km, and the parts are not equally long
+        if valid and name not in (
+            "incidents_per_km",
+            "km_between_incidents",
+        ):  # these are per km, and the parts are not equally long
             assert value == pytest.approx((first[name][0] + second[name][0]) / 2), name
 
 
@@ -282,7 +285,22 @@ def test_summary_is_weighted_with_an_interval():
     assert (flat["n_episodes"], flat["n_failed"], flat["q.n"]) == (5, 1, 0)
     assert flat["m.ci95_low"] == 1.0
     assert flat["m.ci95_high"] == 4.0
-    assert "k.ci95_low" not in flat
+    assert flat["k.ci95_low"] == flat["k"] == 2.0  # of one value no spread is known
+
+
+def test_kilometres_between_incidents_are_the_runs():
+    def run(*episodes):
+        rows = [{"incidents_per_km": (count / km, True, km)} for count, km in episodes]
+        return summarize(rows, ["incidents_per_km", "km_between_incidents"])
+
+    flat = run((1, 0.2), (1, 0.4), (0, 1.4))
+    assert flat["km_between_incidents"] == pytest.approx(1.0)
+    assert flat["km_between_incidents.n"] == 3
+    assert flat["km_between_incidents.ci95_low"] == pytest.approx(0.2)
+    assert "km_between_incidents.ci95_high" not in flat  # some resample has no incident at all
+    none = run((0, 5.0), (0, 1.0))
+    assert none["km_between_incidents.n"] == 2
+    assert "km_between_incidents" not in none
 
 
 def test_compare_is_paired():
