@@ -96,6 +96,12 @@ class LogView:
         """Of each of the actors, in their order."""
         return self.log.actor_category[np.unique(self.log.actor_id, return_index=True)[1]].tolist()
 
+    def vehicles(self, scene: PdmScene) -> np.ndarray:
+        """Which actors of a scene of this log are vehicles with an engine, bool [A]."""
+        rows = [self.actors.ids.index(name) for name in scene.actors.ids]
+        kinds = [self.categories[row] for row in rows]
+        return np.array([k.startswith("vehicle.") and not k.startswith("vehicle.bicycle") for k in kinds], dtype=bool)
+
     @cached_property
     def track_scene(self) -> PdmScene:
         """The surroundings of the driven track: actors at the frames themselves."""
@@ -198,7 +204,7 @@ class LogView:
         )
 
     def _red_lights(self, frame: int, time_s: np.ndarray) -> list[list[np.ndarray]] | None:
-        """The red polygons at instants 0.1 s apart: those of the latest frame; None where lights are unknown."""
+        """Red lanes of the route at instants 0.1 s apart: those of the latest frame; None where lights are unknown."""
         log = self.log
         if log.lights == "unknown":
             return None
@@ -207,4 +213,4 @@ class LogView:
             return [[]] * instants
         frames = frame + np.searchsorted(time_s, np.arange(instants) * DT_S + 1e-6, side="right") - 1
         rows = [slice(*np.searchsorted(log.red_frame, (k, k + 1))) for k in frames]
-        return [[self.layers.lane[lane] for lane in log.red_lane[row]] for row in rows]
+        return [[self.layers.lane[lane] for lane in log.red_lane[row] if log.lane_on_route[lane]] for row in rows]

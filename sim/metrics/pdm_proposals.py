@@ -246,13 +246,13 @@ def _lights_in_corridor(red: list[tuple[list[int], np.ndarray]], corridor) -> li
     """Those of the red polygons that touch the corridor."""
     if not red:
         return []
-    blocks = _outlines(np.column_stack(corridor[:2]), 2 * corridor[2])
+    blocks = box_outlines(np.column_stack(corridor[:2]), 2 * corridor[2])
     low, high = blocks.min(axis=(0, 1)), blocks.max(axis=(0, 1))
     near = [(at, p) for at, p in red if (p.max(axis=0) >= low).all() and (p.min(axis=0) <= high).all()]
     return [(at, polygon) for at, polygon in near if rectangles_touch_polygon(blocks, polygon).any()]
 
 
-def _outlines(pose: np.ndarray, size_lw_m: np.ndarray) -> np.ndarray:
+def box_outlines(pose: np.ndarray, size_lw_m: np.ndarray) -> np.ndarray:
     """Corners [N, 4, 2] of boxes at poses [N, 3]."""
     local = np.array([[0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]]) * size_lw_m[:, None]
     cos, sin = np.cos(pose[:, 2, None]), np.sin(pose[:, 2, None])
@@ -292,7 +292,7 @@ def _leader(now: _InTheWay, lights: list[np.ndarray], paths: Paths, s: np.ndarra
     pose, size = now.pose[c[own]], now.size_lw_m[c[own]]
     half = np.broadcast_to([vehicle.length_m / 2, vehicle.width_m / 2], (len(own), 2))
     touch = boxes_touch(points[car[own], CENTRE], states[car[own], HEADING], half, pose[:, :2], pose[:, 2], size / 2)
-    distance[own] = np.where(touch, 0.0, polygon_distance(corners[own], _outlines(pose, size)))
+    distance[own] = np.where(touch, 0.0, polygon_distance(corners[own], box_outlines(pose, size)))
     for number in np.unique(light[light >= 0]):
         own, polygon = np.flatnonzero(light == number), lights[number]
         apart = polygon_distance(corners[own], np.broadcast_to(polygon, (len(own), *polygon.shape)))

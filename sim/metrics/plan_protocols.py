@@ -6,9 +6,9 @@ NAVSIM's: an episode's figure is the mean of the plans that can be judged. Where
 fault is a touch from the side?). `pdms.judged_share` says how many could: times that share, the figure is what it would
 be if all others had scored 0.
 
-What differs from NAVSIM, which scores single moments of a recording: others are replayed in v2 as in v1 (they have
-reacted to the ego that drove, not to the plan); the first plan, without a past, has no EPDMS; the second and third have
-a history shorter than 1.5 s; there is no second stage, whose synthetic scenes a log does not hold.
+What differs from NAVSIM, which scores single moments of a recording: the first plan, without a past, has no EPDMS; the
+second and third have a history shorter than 1.5 s; there is no second stage, whose synthetic scenes a log does not
+hold (`pdm_two_stage` puts the two together for who has them).
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from sim.metrics.pdm_closed import foresee, proposal_scores
 from sim.metrics.pdm_proposals import proposals
 from sim.metrics.pdm_scene import STATES, PdmScene
 from sim.metrics.pdm_scores import TTC_STEPS, Score, extended_comfort, human_filter, judge, sub_scores, total
+from sim.metrics.pdm_traffic import react
 
 HORIZON_S = 4.0
 HISTORY_S, HISTORY_STEP_S = (1.5, 1.0, 0.5, 0.0), 0.5
@@ -58,9 +59,11 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
         vehicle=vehicle,
     ).reshape(*poses.shape[:3], 7)
     totals: dict[str, list[Figure]] = {version: [] for version in versions}
+    answered = scenes
+    if "v2" in versions and view.layers.lanes_known and view.log.lights != "unknown":
+        answered = _answered(view, scenes, states[:, -1], variant)
     for q, frame in enumerate(frames):
         judged = judge(states[q, :-1], foreseen[q], vehicle)
-        pairs = {}
         for version in versions:
             if version == "v2" and (q == 0 or scenes[q].red_lights is None or not view.layers.lanes_known):
                 totals[version] += [] if q == 0 else [(float("nan"), False)]
@@ -70,9 +73,9 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
             score = proposal_scores(states[q, :-1], foreseen[q], version, variant, vehicle, judged)
             best = int(np.argmax(score))
             both = states[q, [best, -1]]
-            pairs[best] = pairs.get(best) or judge(both, scenes[q], vehicle)
+            scene = answered[q] if version == "v2" else scenes[q]
             past = _history(view, int(frame), variant) if version == "v2" else None
-            scores = sub_scores(both, scenes[q], version, variant, history=past, vehicle=vehicle, judged=pairs[best])
+            scores = sub_scores(both, scene, version, variant, history=past, vehicle=vehicle)
             mine = {name: (value[1], valid[1]) for name, (value, valid) in scores.items()}
             if version == "v2":
                 apart_s = float(view.log.time_us[frame] - view.log.time_us[frames[q - 1]]) * 1e-6
@@ -129,6 +132,12 @@ def _history(view: LogView, frame: int, variant: str) -> tuple[np.ndarray, np.nd
     return log.time_us[frames], states if variant == "compat" else states[:, :7]
 
 
+def _answered(view: LogView, scenes: Sequence[PdmScene], states: np.ndarray, variant: str) -> list[PdmScene]:
+    """The scenes [Q] with the others as they answer to simulated states [Q, 41, 7]."""
+    flags = [view.vehicles(scene) for scene in scenes]
+    return react(scenes, flags, states, view.log.surroundings.lanes, variant, view.vehicle(variant))
+
+
 def _filtered(view: LogView, frame: int, scene: PdmScene, scores: dict[str, Score], variant: str) -> dict[str, Score]:
     """The human filter, where there is a recorded human."""
     log = view.log
@@ -138,5 +147,6 @@ def _filtered(view: LogView, frame: int, scene: PdmScene, scores: dict[str, Scor
     start = _start(view, frame, variant)
     poses = resample_plan(log.human_xyyaw_in_world, time_s)
     states = rollout(poses, start[VX], initial=start, variant=variant, vehicle=view.vehicle(variant))
+    (scene,) = _answered(view, [scene], states[None], variant)
     human = sub_scores(states[None], scene, "v2", variant, vehicle=view.vehicle(variant))
     return human_filter(scores, {name: (value[0], valid[0]) for name, (value, valid) in human.items()})
