@@ -35,8 +35,16 @@ class EpisodeMedia:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open_things.__exit__(kind, error, trace)
 
-    def add(self, clip: Clip, plan_in_world: np.ndarray, lines: list[tuple[str, np.ndarray]], boxes: Boxes) -> None:
-        """One moment: the clip's last step, the plan in force x, y, yaw [K, 3] in the world, map lines, actors."""
+    def add(
+        self,
+        clip: Clip,
+        plan_in_world: np.ndarray,
+        lines: list[tuple[str, np.ndarray]],
+        boxes: Boxes,
+        reason: str = "",
+    ) -> None:
+        """One moment: the clip's last step, the plan in force x, y, yaw [K, 3] in the world, map lines, actors, and why
+        the plan is as it is."""
         T_now = clip.T_world_from_ego_now
         points = np.column_stack([plan_in_world[:, :2], np.full(len(plan_in_world), T_now[2, 3])])
         xy = frames.apply(frames.inverse(T_now), points)[:, :2]
@@ -44,7 +52,7 @@ class EpisodeMedia:
         self._track.append(T_now[:2, 3])
         mosaic = clip_mosaic(clip, xy)
         view = bird_eye_image(T_now, lines, boxes, xy, np.array(self._track))
-        self._writer.write(beside(mosaic, view))
+        self._writer.write(beside(mosaic, view, reason or clip.instruction))
         self._last = cv2.imencode(".jpg", mosaic[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
         if self._moments % SHEET_EVERY == 0:
             self._kept.append(self._last)

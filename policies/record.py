@@ -15,7 +15,7 @@ from policies.expert import PurePursuit
 from policies.media import EpisodeMedia
 from policies.protocol import Privileged
 from policies.replay import FILM_HZ
-from policies.rollout import REPLAN_EVERY, quiet_env, road_lines
+from policies.rollout import REPLAN_EVERY, quiet_env
 from policies.runs import Run
 from sensors import frames
 from sensors.camera import Camera
@@ -25,7 +25,7 @@ from sensors.imu import ImuWindow
 from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
 from sim.roads import Road
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
-from sim.surroundings import of_course
+from sim.surroundings import course_lines, of_course
 from sim.tracker import PlanTracker
 
 LOCATION = "course"
@@ -87,7 +87,7 @@ def drive_scene(seed: int, keyframes: int, image_size: tuple[int, int], progress
     }
     observation, _ = env.reset(seed=seed, options=displaced)
     world, expert, tracker, bursts = env.unwrapped.world, PurePursuit(), PlanTracker(), Bursts(rng)
-    history, lines = ClipHistory(env.cameras, expert.clip_steps), road_lines(world)
+    history, lines = ClipHistory(env.cameras, expert.clip_steps), course_lines(world.road)
     around = of_course(world, keyframes * 0.5)
     recorder = EpisodeRecorder(scene_name(seed), "drive", expert.name, seed, lines, around)
     taken, observations = [], []

@@ -1,6 +1,6 @@
-"""Closed loop: a policy drives a world. One function an episode, one for a whole run."""
+"""Closed loop: a policy drives a world, course or town. One function an episode, one for a whole run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -9,115 +9,127 @@ from policies.protocol import NOTHING, Policy, Privileged
 from policies.runs import Episode, Run
 from sensors import frames
 from sensors.gym_source import ClipHistory
-from sim.env import CourseEnv
+from sim.env import CameraEnv, CourseEnv
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
-from sim.surroundings import of_course
+from sim.scenarios import Scenario
+from sim.stage import Stage, begin, why_ended
+from sim.town_env import TownEnv
 from sim.tracker import PlanTracker
-from sim.world import PERIOD_US, World
+from sim.world import PERIOD_US
 
 REPLAN_EVERY = 5  # control periods: a new plan each 0.5 s, the interval of nuScenes' keyframes
 FILM_EVERY = 2  # control periods: 5 pictures a second
 FILM_HZ = 5
 AFTERWARDS_S = 5.0  # the others are followed this much further, so that the last plans can be judged
+COURSE_S = 30.0  # longest episode on the course, unless told otherwise; a town's scenario has its own limit
 
 
-def road_lines(world: World) -> list[tuple[str, np.ndarray]]:
-    """The road's edges and lane centrelines as closed lines (kind, xy [V, 2]), for the log's map."""
-    lines = []
-    for lane in world.road.lanes.values():
-        closed = np.concatenate([lane.line.points, lane.line.points[:1]])
-        lines.append(("centre", closed))
-        for side in (-0.5, 0.5):
-            edge = lane.line.offset(side * lane.width_m)
-            lines.append(("lane_edge", np.concatenate([edge, edge[:1]])))
-    return lines
-
-
-def quiet_env(image_size: tuple[int, int], seconds: float) -> CourseEnv:
-    """An environment that renders when asked (`capture`), not at every step."""
-    return CourseEnv(image_size=image_size, cameras=False, time_limit_s=seconds, render_mode="rgb_array")
+def quiet_env(
+    image_size: tuple[int, int],
+    seconds: float | None = None,
+    scenario: Scenario | None = None,
+    renderer: str = "cv",
+) -> CameraEnv:
+    """An environment that renders when asked (`capture`), not at every step: the course, or a scenario's town."""
+    common = {"image_size": image_size, "cameras": False, "render_mode": "rgb_array", "renderer": renderer}
+    if scenario is None:
+        return CourseEnv(time_limit_s=seconds or COURSE_S, **common)
+    return TownEnv(scenario, time_limit_s=seconds, **common)
 
 
 def drive_episode(
-    policy: Policy, env: CourseEnv, seed: int, episode: Episode | None = None, progress: tqdm | None = None
+    policy: Policy,
+    env: CameraEnv,
+    start: int | Scenario,
+    episode: Episode | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> EpisodeLog:
-    """One seeded episode, from reset to its end, as a log; `episode` films it and keeps what is not finished."""
+    """One episode from a seed of the course or a scenario of the town to its end, as a log.
+
+    `episode` films it and keeps what is not finished; `told` hears now and then how far it is.
+    """
     media = episode.media if episode is not None else None
-    observation, _ = env.reset(seed=seed)
-    world = env.unwrapped.world
-    policy.reset(seed)
+    observation, stage = begin(env, start)
+    world = stage.world
+    policy.reset(stage.seed)
     history = ClipHistory(env.unwrapped.cameras, policy.clip_steps)
     tracker = PlanTracker()
-    lines = road_lines(world)
-    around = of_course(world, env.unwrapped.time_limit_s)
-    recorder = EpisodeRecorder(f"seed-{seed:04d}", "drive", policy.name, seed, lines, around)
+    recorder = EpisodeRecorder(stage.name, "drive", policy.name, stage.seed, stage.lines, stage.around)
     given = Privileged(world=world) if policy.privileged else NOTHING
     ended_by, step, seen = "", 0, 0
     while True:
         replan = step % REPLAN_EVERY == 0
         filmed = media is not None and step % FILM_EVERY == 0
         if filmed or (replan and policy.needs_images):  # pictures that nobody looks at are not rendered
-            observation["images"] = env.capture().rgb
+            observation["images"] = env.unwrapped.capture().rgb
         history.append(observation)
         pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
-        speed_mps = float(observation["vehicle"][0])
-        boxes = world.boxes_at(now_us)
-        xyyaw = frames.xy_yaw(pose)
+        speed_mps, boxes, cue = float(observation["vehicle"][0]), stage.boxes(now_us), stage.cue()
         events = [(event.kind, event.actor, event.speed_mps, event.fault) for event in world.events[seen:]]
         seen = len(world.events)
+        about = (boxes, events, stage.red_lanes(), cue)
         if ended_by:
-            recorder.frame(now_us, xyyaw, speed_mps, None, boxes, events)
-            record_afterwards(recorder, world, tracker)
+            recorder.frame(now_us, frames.xy_yaw(pose), speed_mps, None, *about)
+            record_afterwards(recorder, stage, tracker)
             return recorder.finish(ended_by)
         if replan:
-            plan = policy.plan(history.clip(), given).validate(f"{policy.name} seed {seed} step {step}")
+            plan = policy.plan(history.clip(*cue), given).validate(f"{policy.name} {stage.name} step {step}")
             plan_in_world = plan.in_world(pose)
             tracker.follow(plan, pose, now_us, speed_mps)
         command = tracker.command(pose, now_us, speed_mps)
-        recorder.frame(now_us, xyyaw, speed_mps, (command.accel_mps2, command.curvature_1pm), boxes, events)
+        action = (command.accel_mps2, command.curvature_1pm)
+        recorder.frame(now_us, frames.xy_yaw(pose), speed_mps, action, *about)
         if replan:
-            recorder.plan(plan.time_s, plan_in_world, plan.tokens)
+            recorder.plan(plan.time_s, plan_in_world, plan.tokens, plan.reason)
+            if told is not None:
+                told(f"{policy.name} {stage.name} {step * PERIOD_US * 1e-6:.0f} s")
         if episode is not None:
             episode.keep(recorder)
         if filmed:
-            media.add(history.clip(), plan_in_world, lines, boxes)
-        observation, _, terminated, truncated, _ = env.step(np.array([command.accel_mps2, command.curvature_1pm]))
+            drawn = [*stage.lines, *stage.stop_lines()]
+            media.add(history.clip(*cue), plan_in_world, drawn, boxes, plan.reason)
+        observation, _, terminated, truncated, _ = env.step(np.array(action))
         step += 1
         if terminated or truncated:
-            ended_by = world.events[-1].kind if terminated else "time"
-        if progress is not None:
-            progress.update()
+            ended_by = why_ended([event.kind for event in world.events[seen:]], terminated)
 
 
-def record_afterwards(recorder: EpisodeRecorder, world: World, tracker: PlanTracker) -> None:
+def record_afterwards(recorder: EpisodeRecorder, stage: Stage, tracker: PlanTracker) -> None:
     """What the others do after the end of an episode, the ego carrying on with its last plan (and then stopping)."""
+    world = stage.world
     for _ in range(round(AFTERWARDS_S * 1e6 / PERIOD_US)):
         command = tracker.command(world.ego.T_world_from_ego, world.time_us, world.ego.speed_mps)
         world.step(command.accel_mps2, command.curvature_1pm)
-        recorder.afterwards(world.time_us, world.boxes_at(world.time_us))
+        recorder.afterwards(world.time_us, stage.boxes(world.time_us), stage.red_lanes())
 
 
 def drive(
     run: Run,
     policies: Sequence[Policy],
-    seeds: Sequence[int],
-    seconds: float,
+    starts: Sequence[int | Scenario],
+    seconds: float | None,
     image_size: tuple[int, int],
     videos: int,
+    renderer: str = "cv",
     progress: bool = True,
 ) -> None:
-    """Every policy on every seed; the first policy's first `videos` episodes are filmed."""
-    steps = round(seconds * 10)
-    total = len(policies) * len(seeds) * steps
-    with tqdm(total=total, disable=not progress, unit="step", desc="drive") as bar:
+    """Every policy from every start, seeds of the course or scenarios of the town; the first policy's first `videos`
+    episodes are filmed."""
+    total = len(policies) * len(starts)
+    with tqdm(total=total, disable=not progress, unit="episode", desc="drive", miniters=0, mininterval=1.0) as bar:
+
+        def tell(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(0)
+
         for policy in policies:
-            size = policy.image_size or image_size
-            for k, seed in enumerate(seeds):
-                filmed = policy is policies[0] and k < videos
-                env = quiet_env(size, seconds)
-                name = f"{policy.name}-seed-{seed:04d}"
-                with run.episode(name, policy.name, seed, FILM_HZ * filmed) as episode:
-                    episode.log = drive_episode(policy, env, seed, episode, bar)
-                env.close()
-                done = (policies.index(policy) * len(seeds) + k + 1) * steps
-                bar.update(done - bar.n)
+            of_town = starts[0] if isinstance(starts[0], Scenario) else None
+            env = quiet_env(policy.image_size or image_size, seconds, of_town, renderer)
+            for k, start in enumerate(starts):
+                fps = FILM_HZ if policy is policies[0] and k < videos else 0
+                scene, seed = (start.name, start.seed) if of_town else (f"seed-{start:04d}", start)
+                name = f"{policy.name}-{scene}".replace("/", "-")
+                with run.episode(name, policy.name, seed, fps, scene) as episode:
+                    episode.log = drive_episode(policy, env, start, episode, tell)
+                bar.update()
+            env.close()

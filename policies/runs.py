@@ -106,7 +106,7 @@ class Run:
         return run
 
     @contextmanager
-    def episode(self, name: str, policy: str, seed: int, fps: int = 0) -> Iterator[Episode]:
+    def episode(self, name: str, policy: str, seed: int, fps: int = 0, scene: str = "") -> Iterator[Episode]:
         """One episode of the run: its log and media are written, it is counted, and a failure is recorded, not raised.
 
         This is the border at which any exception becomes a failed scene: one bad scene must not cost the others, and
@@ -115,7 +115,7 @@ class Run:
         scenes = self.summary["scenes"]
         scenes["asked"] += 1
         row = {"name": name, "policy": policy, "seed": seed, "log": None, "video": None, "sheets": []}
-        row |= {"suite": "", "scene": name.removeprefix(f"{policy}-")}
+        row |= {"suite": "", "scene": scene or name.removeprefix(f"{policy}-")}
         try:
             with EpisodeMedia(self.path, name, fps) if fps else nullcontext() as media:
                 episode = Episode(media, self.path / "episodes" / f"{name}.unfinished.npz")

@@ -145,6 +145,12 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, index: np.ndarray) -> "Boxes":
+        """The boxes at these indices [B']."""
+        ids, categories = (tuple(names[k] for k in index) for names in (self.ids, self.categories))
+        arrays = (self.T_world_from_box, self.size_lwh_m, self.velocity_in_world_mps)
+        return Boxes(ids, categories, *(each[index] for each in arrays))
+
 
 @dataclass(frozen=True)
 class Future:

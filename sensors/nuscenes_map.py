@@ -24,9 +24,17 @@ def drivable_area(path: Path, low_m: np.ndarray, high_m: np.ndarray) -> list[tup
     window = np.ascontiguousarray(np.unpackbits(packed[top:bottom], axis=1)[:, left:right])
     if not window.size:
         return []
-    contours, nesting = cv2.findContours(window, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return outlines_of(window, left, top - height)
+
+
+def outlines_of(
+    mask: np.ndarray, column: int, row: int, tolerance_px: float = TOLERANCE_PX
+) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Outlines [V, 2] and their holes [V, 2] in metres of what is not 0 in a mask, whose upper left pixel is at this
+    column of the raster and this row from its lower end (negative above it)."""
+    contours, nesting = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     lines = [
-        (cv2.approxPolyDP(c, TOLERANCE_PX, True)[:, 0] + (left + 0.5, top + 0.5 - height)) / (PX_PER_M, -PX_PER_M)
+        (cv2.approxPolyDP(c, tolerance_px, True)[:, 0] + (column + 0.5, row + 0.5)) / (PX_PER_M, -PX_PER_M)
         for c in contours
     ]
     parents = [] if nesting is None else nesting[0, :, 3]

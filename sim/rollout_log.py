@@ -1,10 +1,7 @@
 """The log of one episode: everything that scoring and the report need, so that a corrected metric needs no new drive.
 
-Columns of a compressed .npz (`sim.log_packing`), never a pickle. Letters: F frames, N instants of the others (the
-frames, and those after the end), A actor rows, Q plan rows, K tokens, E events, I red lights, L map lines, V vertices
-of all lines; and of `sim.surroundings`: M lanes, W vertices of all lanes, P areas, U vertices of all areas, R route
-vertices, H instants of the human's drive. Actors, plans, their tokens, events and lights are in long form: one row
-each, its frame in the `*_frame` column. Images are not kept; a minute at 10 Hz among 100 actors is below 1 MB.
+Columns of a compressed .npz (`sim.log_packing`), never a pickle; `sim.log_schema` lists them. Images are not kept; a
+minute at 10 Hz among 100 actors is below 1 MB.
 """
 
 import json
@@ -23,49 +20,9 @@ import numpy as np
 from sensors.clip import Boxes
 from sensors.errors import InputError
 from sim.log_packing import in_ticks, pack, unpack
-from sim.surroundings import COLUMNS as SURROUNDINGS
-from sim.surroundings import LAYERS, LIGHTS, NUMBERS, Surroundings, split_lines
+from sim.log_schema import COLUMNS, SCHEMA, VERSION, check_columns
+from sim.surroundings import Surroundings, split_lines
 
-SCHEMA, VERSION = "vla-drive episode log", 3
-KINDS = ("drive", "replay")
-# A closed set, since a misspelt event would score as a perfect drive; what each means, the worlds say.
-EVENTS = ("collision", "off_road", "wrong_way", "stop_line", "red_light", "speeding", "blocked", "route_left")
-EVENTS += ("route_completed",)
-FAULTS = ("", "ego", "other")
-
-# column: (dtype, letter of its rows, shape of a row); dtype "U" is a string of any length
-COLUMNS = {
-    "time_us": ("int64", "F", ()),
-    "scene_time_us": ("int64", "N", ()),
-    "ego_xyyaw_in_world": ("float64", "F", (3,)),
-    "speed_mps": ("float64", "F", ()),
-    "action": ("float64", "F", (2,)),
-    "actor_frame": ("int64", "A", ()),
-    "actor_id": ("U", "A", ()),
-    "actor_category": ("U", "A", ()),
-    "actor_xyyaw_in_world": ("float64", "A", (3,)),
-    "actor_size_lw_m": ("float64", "A", (2,)),
-    "actor_speed_mps": ("float64", "A", ()),
-    "plan_frame": ("int64", "Q", ()),
-    "plan_time_s": ("float64", "Q", ()),
-    "plan_xyyaw_in_world": ("float64", "Q", (3,)),
-    "token_frame": ("int64", "K", ()),
-    "token": ("int64", "K", ()),
-    "event_frame": ("int64", "E", ()),
-    "event": ("U", "E", ()),
-    "event_actor": ("U", "E", ()),
-    "event_speed_mps": ("float64", "E", ()),
-    "event_fault": ("U", "E", ()),
-    "red_frame": ("int64", "I", ()),
-    "red_lane": ("int64", "I", ()),
-    "line_kind": ("U", "L", ()),
-    "line_index": ("int64", "V", ()),
-    "line_xy_in_world_m": ("float64", "V", (2,)),
-    **SURROUNDINGS,
-}
-FINITE = ("ego_xyyaw_in_world", "speed_mps", "actor_xyyaw_in_world", "actor_size_lw_m")
-FINITE += ("plan_time_s", "plan_xyyaw_in_world", "line_xy_in_world_m", "lane_width_m", "lane_xy_in_world_m")
-FINITE += ("area_xy_in_world_m", "route_xy_in_world_m", "human_xyyaw_in_world")
 # What zipfile, zlib and numpy raise on damaged bytes; zipfile a RuntimeError where a flag seems to ask for a password.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError)
 UNREADABLE += (ValueError, LookupError, RuntimeError, TypeError, SyntaxError)
@@ -76,6 +33,7 @@ class EpisodeLog:
     """One episode, driven (the policy moved the ego) or replayed (the ego track is the recording).
 
     name, policy, suite   str             the scene, who drove, what the scene belongs to
+    town, weather         str             their names, "" where they have none
     kind                  "drive" or "replay"
     lights                one of sim.surroundings.LIGHTS
     seed                  int
@@ -99,6 +57,10 @@ class EpisodeLog:
     plan_xyyaw_in_world   float64 [Q, 3]
     token_frame           int64   [K]     not decreasing; the action tokens of the plan made at a frame, if it had any
     token                 int64   [K]
+    reason_frame          int64   [Y]     increasing; a frame at which a plan was made that says why
+    reason                str     [Y]     for example "stop: red light, 12 m"
+    cue_frame             int64   [G]     increasing; a frame from which on the two that follow hold, until the next
+    command, instruction  str     [G]     what the route asks for, one of ROUTE_COMMANDS, and in words
     event_frame           int64   [E]     not decreasing
     event                 str     [E]     one of EVENTS
     event_actor           str     [E]     whom a collision was with, else ""
@@ -115,6 +77,8 @@ class EpisodeLog:
     kind: str
     policy: str
     suite: str
+    town: str
+    weather: str
     lights: str
     seed: int
     ended_by: str
@@ -140,6 +104,11 @@ class EpisodeLog:
     plan_xyyaw_in_world: np.ndarray
     token_frame: np.ndarray
     token: np.ndarray
+    reason_frame: np.ndarray
+    reason: np.ndarray
+    cue_frame: np.ndarray
+    command: np.ndarray
+    instruction: np.ndarray
     event_frame: np.ndarray
     event: np.ndarray
     event_actor: np.ndarray
@@ -180,6 +149,15 @@ class EpisodeLog:
         """int64 [K], the action tokens of the plan made at a frame; empty where it had none."""
         return self.token[slice(*np.searchsorted(self.token_frame, (frame, frame + 1)))]
 
+    def reason_at(self, frame: int) -> str:
+        """Why the plan made at a frame is as it is; "" where none was made or none was given."""
+        return next(iter(self.reason[slice(*np.searchsorted(self.reason_frame, (frame, frame + 1)))].tolist()), "")
+
+    def cue_at(self, frame: int) -> tuple[str, str]:
+        """(command, instruction) that hold at a frame; ("", "") where none were given."""
+        k = int(np.searchsorted(self.cue_frame, frame, side="right")) - 1
+        return (str(self.command[k]), str(self.instruction[k])) if k >= 0 else ("", "")
+
     def actors_at(self, frame: int) -> slice:
         """The rows of the actor columns that belong to a frame."""
         return slice(*np.searchsorted(self.actor_frame, (frame, frame + 1)))
@@ -196,62 +174,8 @@ class EpisodeLog:
 
     def validate(self, where: object = "episode log") -> "EpisodeLog":
         """Self, or an InputError that names the first bad column."""
-        for name in ("name", "policy", "suite", "ended_by", "error"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(where, name, repr(getattr(self, name)), "a string")
-        if not isinstance(self.seed, int):
-            raise InputError(where, "seed", repr(self.seed), "an integer")
-        for name in NUMBERS:
-            value = getattr(self, name)
-            if not isinstance(value, float) or not np.isfinite(value):
-                raise InputError(where, name, repr(value), "a finite number")
-        for name, known in (("kind", KINDS), ("lights", LIGHTS)):
-            if getattr(self, name) not in known:
-                raise InputError(where, name, repr(getattr(self, name)), f"one of {', '.join(known)}")
-        rows: dict[str, int] = {}
-        for name, (dtype, letter, shape) in COLUMNS.items():
-            column = getattr(self, name)
-            right = column.dtype.kind == "U" if dtype == "U" else column.dtype == dtype
-            count = rows.setdefault(letter, len(column) if column.ndim else -1)
-            if not right or column.shape != (count, *shape):
-                raise InputError(where, name, f"{column.dtype} {column.shape}", f"{dtype} {(count, *shape)}")
-        for name in FINITE:
-            if not np.isfinite(getattr(self, name)).all():
-                raise InputError(where, name, "NaN or infinity", "finite numbers")
-        self._validate_order(where)
-        for name, known in (("event", EVENTS), ("event_fault", FAULTS), ("area_layer", LAYERS)):
-            unknown = sorted(set(getattr(self, name).tolist()) - set(known))
-            if unknown:
-                raise InputError(where, name, unknown[0], f"one of {', '.join(known)}")
+        check_columns(self, where)
         return self
-
-    def _validate_order(self, where: object) -> None:
-        for name in ("time_us", "scene_time_us", "human_time_us"):
-            time_us = getattr(self, name)
-            if (np.diff(time_us) <= 0).any():
-                frame = int(np.argmax(np.diff(time_us) <= 0)) + 1
-                came = f"{time_us[frame]} after {time_us[frame - 1]}"
-                raise InputError(where, f"{name}[{frame}]", came, "strictly increasing time")
-        if not np.array_equal(self.scene_time_us[: len(self)], self.time_us):
-            raise InputError(where, "scene_time_us", "other instants", "those of time_us first")
-        if len(self.red_lane) and not 0 <= self.red_lane.min() <= self.red_lane.max() < len(self.lane_id):
-            raise InputError(where, "red_lane", self.red_lane, f"inside 0..{len(self.lane_id) - 1}")
-        for name, count in (
-            ("actor_frame", len(self.scene_time_us)),
-            ("red_frame", len(self.scene_time_us)),
-            ("plan_frame", len(self)),
-            ("token_frame", len(self)),
-            ("event_frame", len(self)),
-            ("line_index", len(self.line_kind)),
-            ("lane_index", len(self.lane_id)),
-            ("area_index", len(self.area_layer)),
-        ):
-            column = getattr(self, name)
-            if (np.diff(column) < 0).any() or (len(column) and not 0 <= column[0] <= column[-1] < count):
-                raise InputError(where, name, column, f"not decreasing, inside 0..{count - 1}")
-        same_plan = np.diff(self.plan_frame) == 0
-        if (np.diff(self.plan_time_s)[same_plan] <= 0).any():
-            raise InputError(where, "plan_time_s", "time that stands or runs back", "increasing time within a plan")
 
 
 class EpisodeRecorder:
@@ -287,10 +211,12 @@ class EpisodeRecorder:
         actors: Boxes | None = None,
         events: Sequence[str | tuple[str, str, float, str]] = (),
         red_lanes: Sequence[int] = (),
+        cue: tuple[str, str] = ("", ""),
     ) -> None:
         """One instant: ego pose in the world [3], the action (accel_mps2, curvature_1pm) taken, actors, events, lights.
 
-        An event is its name, or (name, actor, relative speed in m/s, fault); red_lanes: indices of lanes that are red.
+        An event is its name, or (name, actor, relative speed in m/s, fault); red_lanes: indices of lanes that are red;
+        cue: (route command, instruction), kept where it changes.
         """
         rows, frame = self._rows, len(self)
         if len(rows["scene_time_us"]) > frame:
@@ -306,6 +232,10 @@ class EpisodeRecorder:
             rows["event_actor"].append(actor)
             rows["event_speed_mps"].append(float(relative_mps))
             rows["event_fault"].append(fault)
+        if cue != ((rows["command"] or [""])[-1], (rows["instruction"] or [""])[-1]):
+            rows["cue_frame"].append(frame)
+            rows["command"].append(cue[0])
+            rows["instruction"].append(cue[1])
         self.afterwards(time_us, actors, red_lanes)
 
     def afterwards(self, time_us: int, actors: Boxes | None, red_lanes: Sequence[int] = ()) -> None:
@@ -326,8 +256,10 @@ class EpisodeRecorder:
         speed = np.hypot(*np.asarray(actors.velocity_in_world_mps, np.float64).T)
         rows["actor_speed_mps"].extend(in_ticks("actor_speed_mps", speed))
 
-    def plan(self, time_s: np.ndarray, xyyaw_in_world: np.ndarray, tokens: Sequence[int] = ()) -> None:
-        """The plan made at the last frame: times after it [K], poses [K, 3], the action tokens it was decoded from.
+    def plan(
+        self, time_s: np.ndarray, xyyaw_in_world: np.ndarray, tokens: Sequence[int] = (), reason: str = ""
+    ) -> None:
+        """The plan made at the last frame: times after it [K], poses [K, 3], the action tokens it came from, why.
 
         Once per frame, else a ValueError.
         """
@@ -339,6 +271,9 @@ class EpisodeRecorder:
         self._rows["plan_xyyaw_in_world"].extend(np.array(xyyaw_in_world, np.float64))
         self._rows["token_frame"].extend([frame] * len(tokens))
         self._rows["token"].extend(tokens)
+        if reason:
+            self._rows["reason_frame"].append(frame)
+            self._rows["reason"].append(reason)
 
     def finish(self, ended_by: str, error: str = "") -> EpisodeLog:
         """The validated log of what was recorded; `error` is not empty where the episode failed."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sim.geometry import ClosedLine
+from sim.roads import Road
 from sim.vehicle import VehicleParams
 from sim.world import World
 
@@ -31,7 +32,8 @@ COLUMNS = {
     "human_time_us": ("int64", "H", ()),
     "human_xyyaw_in_world": ("float64", "H", (3,)),
 }
-LAYERS = ("drivable", "intersection", "carpark", "roadblock")
+LAYERS = ("drivable", "intersection", "carpark", "roadblock", "crossing", "walkway")
+WORDS = ("suite", "town", "weather", "lights")
 # A route that everyone can finish: the slowest traffic on a course drives at 0.6 of the lane's comfortable speed.
 GOAL_SHARE = 0.6
 BEYOND_M = 110.0  # the route's line goes on past the goal, since plans are scored to the end
@@ -54,6 +56,7 @@ class Surroundings:
     """See the module.
 
     suite         what the scenes belong to, for example "course" or "nuscenes v1.0-mini"; runs compare within one
+    town, weather their names, "" where they have none
     car           size of the ego
     lights        one of LIGHTS
     lanes         tuple of Lane; () where unknown
@@ -64,6 +67,8 @@ class Surroundings:
     """
 
     suite: str = ""
+    town: str = ""
+    weather: str = ""
     car: VehicleParams = field(default_factory=VehicleParams)
     lights: str = "unknown"
     lanes: tuple[Lane, ...] = ()
@@ -74,13 +79,12 @@ class Surroundings:
     human_xyyaw: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
 
     def to_columns(self) -> dict:
-        """suite, lights, NUMBERS and COLUMNS as the log keeps them."""
+        """WORDS, NUMBERS and COLUMNS as the log keeps them."""
         lines, polygons = [lane.centreline_m for lane in self.lanes], [polygon for _, polygon in self.areas]
         car = self.car
         numbers = (car.length_m, car.width_m, car.wheelbase_m, car.centre_m, self.goal_m)
         return {
-            "suite": self.suite,
-            "lights": self.lights,
+            **{name: getattr(self, name) for name in WORDS},
             **dict(zip(NUMBERS, map(float, numbers), strict=True)),
             "lane_id": [lane.id for lane in self.lanes],
             "lane_width_m": [lane.width_m for lane in self.lanes],
@@ -105,7 +109,7 @@ class Surroundings:
         lanes = zip(columns["lane_id"].tolist(), lines, *(columns[name].tolist() for name in names), strict=True)
         polygons = split_lines(columns["area_index"], columns["area_xy_in_world_m"], len(columns["area_layer"]))
         return cls(
-            columns["suite"],
+            *(columns[name] for name in ("suite", "town", "weather")),
             VehicleParams(length, width, wheelbase_m=wheelbase, rear_overhang_m=length / 2 - centre),
             columns["lights"],
             tuple(Lane(*lane) for lane in lanes),
@@ -141,6 +145,7 @@ def of_course(world: World, seconds: float) -> Surroundings:
     at_m = start_m + np.arange(0.0, lane.speed_limit_mps * seconds + BEYOND_M, 1.0)
     return Surroundings(
         suite="course",
+        weather="clear",
         car=world.params,
         lights="none",
         lanes=lanes,
@@ -148,6 +153,15 @@ def of_course(world: World, seconds: float) -> Surroundings:
         route_m=lane.line.at(at_m)[0],
         goal_m=goal_m,
     )
+
+
+def course_lines(road: Road) -> list[tuple[str, np.ndarray]]:
+    """The lanes' edges and centrelines as closed lines: (kind, xy [V, 2]), "lane_edge" or "centre"."""
+    lines = []
+    for lane in road.lanes.values():
+        lines.append(("centre", _closed(lane.line.points)))
+        lines += [("lane_edge", _closed(lane.line.offset(side * lane.width_m))) for side in (-0.5, 0.5)]
+    return lines
 
 
 def with_holes(outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:

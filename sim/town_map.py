@@ -151,14 +151,19 @@ def _signals(network: RoadNetwork) -> tuple[Signal, ...]:
     return tuple(out)
 
 
-def _grid(network: RoadNetwork) -> dict[tuple[int, int], list[tuple[str, np.ndarray]]]:
-    cells: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = defaultdict(list)
+def road_outlines(network: RoadNetwork) -> list[tuple[str, np.ndarray]]:
+    """(id of a lane or junction, outline [P, 2]) of all that cars may drive on."""
     named = [(lane.id, band(lane, lane.width_m / 2, -lane.width_m / 2)) for lane in network.of_kind("road")]
     named += [(junction.id, junction.outline_m) for junction in network.junctions.values()]
     for lane in network.of_kind("inner"):  # some reach beyond their junction's outline
         if lane.id in network.link_into and network.link_into[lane.id].junction in network.junctions:
             named.append((network.link_into[lane.id].junction, band(lane, lane.width_m / 2, -lane.width_m / 2)))
-    for name, outline in named:
+    return named
+
+
+def _grid(network: RoadNetwork) -> dict[tuple[int, int], list[tuple[str, np.ndarray]]]:
+    cells: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = defaultdict(list)
+    for name, outline in road_outlines(network):
         ends = outline.min(axis=0) - JOINT_M, outline.max(axis=0) + JOINT_M
         low, high = (np.floor(v / CELL_M).astype(int) for v in ends)
         for column in range(low[0], high[0] + 1):

@@ -7,12 +7,15 @@ from policies.baselines import ConstantVelocity
 from policies.cli import main
 from policies.expert import PurePursuit
 from policies.protocol import NOTHING, Privileged, check_policy
-from policies.rollout import drive_episode, quiet_env, road_lines
+from policies.rollout import drive_episode, quiet_env
 from policies.runs import Run
+from policies.town_expert import TownExpert
 from policies.vla_policy import VlaPolicy
 from sensors.errors import InputError
 from sensors.gym_source import ClipHistory
-from sim.rollout_log import read_episode
+from sim.rollout_log import read_episode, write_episode
+from sim.scenarios import get_scenario
+from sim.surroundings import course_lines
 
 SIZE = (32, 32)
 
@@ -73,16 +76,76 @@ def test_the_expert_passes_the_policy_checker_and_needs_a_world():
 def test_road_lines_are_closed_and_where_the_lanes_are():
     env = quiet_env(SIZE, 5.0)
     env.reset(seed=0)
-    lines = road_lines(env.world)
+    lines = course_lines(env.world.road)
     assert sorted({kind for kind, _ in lines}) == ["centre", "lane_edge"]
     assert len(lines) == 6
     for _, xy in lines:
         np.testing.assert_array_equal(xy[0], xy[-1])
 
 
+@pytest.fixture(scope="module")
+def town_log(tmp_path_factory):
+    """The expert on a short route, as it is read back, and the bytes on the disk."""
+    scenario = get_scenario("town-smoke/1")
+    env = quiet_env(SIZE, scenario=scenario)
+    log = drive_episode(TownExpert(), env, scenario)
+    env.close()
+    path = tmp_path_factory.mktemp("town") / "log.npz"
+    write_episode(path, log)
+    return read_episode(path), path.stat().st_size
+
+
+def test_a_town_drive_is_logged_with_all_that_scoring_asks_for(town_log):
+    log, _ = town_log
+    assert log.ended_by == "route_completed"
+    assert log.event[-1] == "route_completed"
+    assert log.event_frame[-1] == len(log) - 1
+    assert (log.name, log.suite, log.town, log.weather) == ("town-smoke/1", "town-smoke", "irregular", "clear")
+    assert len(log.scene_time_us) == len(log) + 50
+    around = log.surroundings
+    assert {layer for layer, _ in around.areas} == {"drivable", "intersection", "crossing", "walkway"}
+    on_route = [lane for lane in around.lanes if lane.on_route]
+    assert 2 < len(on_route) < len(around.lanes)
+    assert all(5 < lane.limit_mps < 40 and lane.width_m > 2 for lane in around.lanes)
+    along = [np.hypot(*(around.route_m - xy).T).min() for xy in log.ego_xyyaw_in_world[:, :2]]
+    assert max(along) < 3.5  # one lane aside at most
+    at = int(np.argmin(np.hypot(*(around.route_m - log.ego_xyyaw_in_world[-1, :2]).T)))
+    passed_m = np.hypot(*np.diff(around.route_m, axis=0).T)[:at].sum()
+    assert abs(passed_m - around.goal_m) < 3.0
+
+
+def test_a_town_log_says_why_and_what_the_route_asks_for(town_log):
+    log, _ = town_log
+    planned = np.unique(log.plan_frame)
+    assert all(log.reason_at(frame) for frame in planned)
+    assert log.reason_at(int(planned[0]) + 1) == ""
+    assert log.cue_at(0)[0] in ("follow", "left", "right", "straight", "lane_left", "lane_right")
+    assert len(set(log.instruction.tolist())) > 3
+    assert log.cue_at(len(log) - 1) == (log.command[-1], log.instruction[-1])
+
+
+def test_a_town_log_is_small(town_log):
+    log, size = town_log
+    assert size * 60 / log.time_s[-1] < 500_000  # of the megabyte a minute, with twice the traffic in mind
+
+
+def test_red_lanes_are_those_of_red_lights_on_the_route():
+    scenario = get_scenario("town-smoke/0")
+    env = quiet_env(SIZE, 40.0, scenario)
+    log = drive_episode(ConstantVelocity(), env, scenario)
+    env.close()
+    assert log.lights == "recorded"
+    assert log.ended_by == "time"
+    red = np.unique(log.red_lane)
+    lanes = [log.surroundings.lanes[k] for k in red]
+    assert lanes
+    assert all(lane.on_route and lane.id.startswith(":") for lane in lanes)
+    assert 0 < len(log.red_frame) < len(log.scene_time_us) * len(red)  # they are not red all the time
+
+
 def test_drive_from_the_command_line_scores_policy_and_baselines(tmp_path, capsys):
     out = tmp_path / "run"
-    arguments = ["--episodes", "2", "--seconds", "2", "--videos", "1", "--image-size", "64x40", "--quiet"]
+    arguments = ["--suite", "course", "--episodes", "2", "--seconds", "2", "--image-size", "64x40", "--quiet"]
     assert main(["drive", *arguments, "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["scenes"] == {"asked": 6, "finished": 6, "failed": 0}

@@ -35,8 +35,8 @@ def metrics_of(path: Path) -> dict:
 def driven(tmp_path_factory) -> Path:
     """The expert and its baselines on two courses, 6 s each, scored by every protocol."""
     path = tmp_path_factory.mktemp("scored") / "run"
-    arguments = ["drive", "--episodes", "2", "--seed", "1", "--seconds", "6", "--videos", "0", "--quiet"]
-    assert main([*arguments, "--out", str(path)]) == 0
+    arguments = ["--suite", "course", "--episodes", "2", "--seed", "1", "--seconds", "6", "--videos", "0", "--quiet"]
+    assert main(["drive", *arguments, "--out", str(path)]) == 0
     assert main(["score", str(path), "--protocol", "all"]) == 0
     return path
 

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.frames import matrix_from_xy_yaw
-from sim.rollout_log import (
-    COLUMNS,
-    VERSION,
-    EpisodeLog,
-    EpisodeRecorder,
-    atomic_path,
-    read_episode,
-    write_episode,
-)
+from sim.log_schema import COLUMNS, VERSION
+from sim.rollout_log import EpisodeLog, EpisodeRecorder, atomic_path, read_episode, write_episode
 
 FEW = settings(deadline=None, derandomize=True, max_examples=15)
 START_US = 1_600_000_000_000_000

@@ -1,0 +1,90 @@
+"""What several verbs of the command `vla` share: arguments, policies by name, and how a run is closed."""
+
+import argparse
+from pathlib import Path
+
+from policies.baselines import ConstantVelocity, Log
+from policies.ego_status import EgoStatus
+from policies.expert import PurePursuit
+from policies.protocol import Policy
+from policies.runs import Run
+from policies.scores import table
+from policies.town_expert import TownExpert
+from policies.vla_policy import VlaPolicy
+from sensors.errors import InputError
+from sim.report.page import write_report
+
+MADE = {made.name: made for made in (TownExpert, PurePursuit, ConstantVelocity, EgoStatus, Log)}
+
+
+def policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...], default: str | None, words: str) -> None:
+    sub.add_argument("--policy", choices=names, default=default, help=f"who drives (default {words})")
+    sub.add_argument("--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla")
+
+
+def run_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, metavar="RUN", help="run directory (default runs/<time>-<verb>)")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected WIDTHxHEIGHT such as 160x96")
+    return int(width), int(height)
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected a whole number of at least 0")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected seconds between 0.1 and 86400")
+    return value
+
+
+def make_policy(name: str, checkpoint: Path | None, mask_cameras: bool = False) -> Policy:
+    """The policy of this name; `vla` needs a checkpoint, the others take none."""
+    if name == "vla":
+        if checkpoint is None:
+            raise InputError("--policy vla", "--checkpoint", "nothing", "a checkpoint folder", "vla train writes one.")
+        return VlaPolicy(checkpoint, allow_blind=mask_cameras)
+    if checkpoint is not None:
+        raise InputError("--checkpoint", "value", checkpoint, f"none, since --policy {name} has no weights")
+    return MADE[name]()
+
+
+def with_baselines(policy: Policy) -> list[Policy]:
+    """The policy, and beside it what carries on and what knows only the car's own motion: no score stands alone."""
+    return [policy, *(made() for made in (ConstantVelocity, EgoStatus) if made.name != policy.name)]
+
+
+def config(options: argparse.Namespace) -> dict:
+    values = {key: value for key, value in vars(options).items() if key not in ("run", "verb", "quiet")}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def close(run: Run, policies: list[Policy]) -> int:
+    """Score, save, write the report, say where; the exit status."""
+    run.score([policy.name for policy in policies])
+    run.save()
+    print(run.headline())
+    for row in run.summary["episodes"]:
+        if row["error"]:
+            print(f"  {row['name']}: {row['error']}")
+    print(*table(run.summary), sep="\n")
+    print(f"report: {write_report(run.path)}")
+    return 0 if run.whole else 1
