@@ -1,4 +1,4 @@
-"""The verbs of a finished run: score it again, compare two, write the report again."""
+"""The verbs of finished runs: score one again, compare two, write the report again, put several beside each other."""
 
 import argparse
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from pathlib import Path
 from policies.scores import compare_runs, differences, score_run, table, to_json
 from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS, QUICK, get_protocol
+from sim.report.comparison import write_comparison
+from sim.report.leaderboard import find_runs, lines, write_leaderboard
 from sim.report.page import write_report
 
 EPILOGS = {
@@ -15,8 +17,12 @@ EPILOGS = {
     "score": """examples:
   vla score runs/20260101-120000-drive                   every protocol, from the logs alone
   vla score runs/20260101-120000-drive --protocol pdm nuplan""",
-    "compare": """example:
-  vla compare runs/mine runs/theirs                      on their common scenes, paired""",
+    "compare": """examples:
+  vla compare runs/mine runs/theirs                      on their common scenes, paired
+  vla compare runs/mine runs/theirs --html compare.html  the same as a page""",
+    "leaderboard": """examples:
+  vla leaderboard runs                                   every run in a folder, a table a suite
+  vla leaderboard runs/mine runs/theirs --out board.html""",
 }
 
 
@@ -34,6 +40,12 @@ def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("run_directory", type=Path, metavar="RUN_A")
     sub.add_argument("other_directory", type=Path, metavar="RUN_B")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write them as a page there too")
+
+    sub = verb("leaderboard", _leaderboard, "put several runs beside each other, a table a suite")
+    sub.add_argument("run_directories", type=Path, nargs="+", metavar="RUN", help="run directories, or folders of some")
+    words = "the page (default leaderboard.html)"
+    sub.add_argument("--out", type=Path, default=Path("leaderboard.html"), metavar="FILE", help=words)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -60,4 +72,12 @@ def _compare(options: argparse.Namespace) -> int:
     print(*words, *differences(found), sep="\n")
     if options.json:
         options.json.write_text(to_json(found))
+    if options.html:
+        print(f"page: {write_comparison(options.html, words, found)}")
+    return 0
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    print(*lines(write_leaderboard(find_runs(options.run_directories), options.out)), sep="\n")
+    print(f"page: {options.out}")
     return 0
