@@ -11,15 +11,15 @@ from sensors.errors import InputError
 from sim import gl_shaders
 from sim.ground import COARSE_M, FINE_M, MAP_CELLS, TILE_CELLS, TILES, GroundTiles
 from sim.roads import Surface
-from sim.scene import GROUND, Backdrop, Scene
-from sim.solids import LAMP_COLOUR, Faces
+from sim.scene import GROUND, Scene
+from sim.solids import LAMP_COLOUR
+from sim.visible import Pool, Seen, Sight
 from sim.weather import SUN
 
 HOW_TO_GET = "Get it by: apt-get install libegl1 libgl1 libgl1-mesa-dri (no GPU needed). Or take the renderer cv"
 FINE_UNIT, COARSE_UNIT, NEAR_UNIT, RAIN_UNIT, RAYS_UNIT = range(5)  # texture units; near: fine, without mip levels
 MIP_LEVELS = 6
-FACE_REACH_M = 240.0  # solids further away than this are not drawn
-FACE_VECTORS, SPARE_FACES = 5, 4096
+FACE_VECTORS = 5
 
 
 @lru_cache(maxsize=1)
@@ -112,103 +112,32 @@ class Growing:
         self._buffer.bind_to_storage_buffer(self._binding)
 
 
-class Pool:
-    """Meshes on the device, each once, and per frame what of them is in sight of which camera.
-
-    Props are one mesh of many objects; one object is what follows each other with one instance id.
-    """
+class Solids:
+    """The faces of sim.visible on the device, each once, and per frame the solids and what cameras may see of them."""
 
     def __init__(self, gl: moderngl.Context):
-        self._gl, self._backdrop = gl, None
-        self._solids, self._drawn = Growing(gl, 1), Growing(gl, 2)
+        self.pool = Pool()
+        self._gl, self._sent = gl, (0, 0)  # generation and number of the faces that are on the device
+        self._faces, self._solids, self._drawn = Growing(gl, 0), Growing(gl, 1), Growing(gl, 2)
 
-    def _hold(self, backdrop: Backdrop) -> None:
-        """Start again with the props of this backdrop, unless they are there already."""
-        if backdrop is self._backdrop:
-            return
-        props = backdrop.props
-        self._centre_m = np.zeros(3)
-        if len(props):
-            self._centre_m[:2] = props.corners_m[..., :2].mean(axis=(0, 1))
-        first = np.flatnonzero(np.diff(props.instance, prepend=-1))
-        self._first, self._count = first, np.diff(first, append=len(props))
-        corners = props.corners_m.reshape(-1, 12)
-        if len(first):
-            low = np.minimum.reduceat(corners, first).reshape(-1, 4, 3).min(axis=1)
-            high = np.maximum.reduceat(corners, first).reshape(-1, 4, 3).max(axis=1)
-        else:
-            low = high = np.zeros((0, 3))
-        self._middle, self._radius = (low + high) / 2, np.linalg.norm(high - low, axis=1) / 2
-        self._meshes: dict[Faces, tuple] = {}
-        self._faces = np.zeros((len(props) + SPARE_FACES, FACE_VECTORS, 4), np.float32)
-        self._faces[: len(props)] = _packed(props, self._centre_m)
-        self._used, self._backdrop = len(props), backdrop
-        self._buffer = self._gl.buffer(self._faces)
-
-    def _row(self, mesh: Faces) -> tuple:
-        """First face, number of faces, centre and radius of a mesh on the device."""
-        if mesh not in self._meshes:
-            end = self._used + len(mesh)
-            if end > len(self._faces):
-                self._faces = np.concatenate([self._faces, np.zeros((end, FACE_VECTORS, 4), np.float32)])
-                self._buffer = self._gl.buffer(self._faces)
-            self._faces[self._used : end] = _packed(mesh, np.zeros(3))
-            self._buffer.write(self._faces[self._used : end], offset=self._used * FACE_VECTORS * 16)
-            self._meshes[mesh] = (self._used, len(mesh), *mesh.bound)
-            self._used = end
-        return self._meshes[mesh]
-
-    def send(self, scenes: Sequence[Scene], T_world_from_cam: np.ndarray, origin_m: np.ndarray, cones: list) -> list:
-        """Bind what the program `solid` reads; ends [N + 1]: camera n draws the faces ends[n]...ends[n + 1].
-
-        origin_m [N, 2] of frame rel; cones: `Cone` of each camera, or None where it is not to draw anything
-        """
-        self._hold(scenes[0].backdrop)
-        solids, drawn, ends, slot = [], [], [0], 0
-        for n, scene in enumerate(scenes):
-            moving = scene.moving
-            rows = [self._row(mesh) for mesh in moving.meshes]
-            solids.append(_solid_rows(moving, self._centre_m[:2] - origin_m[n], origin_m[n]))
-            index = np.zeros(0, np.int64)
-            if cones[n] is not None:
-                middle, radius = moving.spheres
-                middle, radius = np.concatenate([self._middle, middle]), np.concatenate([self._radius, radius])
-                index = cones[n].holds(middle, radius, T_world_from_cam[n])
-            first = np.concatenate([self._first, np.array([row[0] for row in rows], np.int64)])[index]
-            count = np.concatenate([self._count, np.array([row[1] for row in rows], np.int64)])[index]
-            total = int(count.sum())
-            entries = np.empty((total, 2), np.uint32)
-            entries[:, 0] = np.arange(total) + np.repeat(first - (np.cumsum(count) - count), count)
-            entries[:, 1] = np.repeat(slot + np.maximum(index - len(self._first) + 1, 0), count)
-            drawn.append(entries)
-            ends.append(ends[-1] + total)
-            slot += len(solids[-1])
-        self._solids.write(np.concatenate(solids))
-        self._drawn.write(np.concatenate(drawn))
-        self._buffer.bind_to_storage_buffer(0)
-        self._solids.bind()
-        self._drawn.bind()
-        return ends
-
-
-class Cone:
-    """What a pinhole camera may see."""
-
-    def __init__(self, width: int, height: int, K: np.ndarray):
-        low = (-0.5 - K[:2, 2]) / K[[0, 1], [0, 1]]
-        high = (np.array([width, height]) - 0.5 - K[:2, 2]) / K[[0, 1], [0, 1]]
-        # Unit normals of the sides, pointing out: x - a z < 0 inside the right one, and so on.
-        sides = np.array([[1, 0, -high[0]], [-1, 0, low[0]], [0, 1, -high[1]], [0, -1, low[1]]])
-        self._planes = np.concatenate([sides / np.linalg.norm(sides, axis=1, keepdims=True), [[0, 0, 1], [0, 0, -1]]])
-        self._pixel_rad = float(1 / K[0, 0])
-
-    def holds(self, centre_m: np.ndarray, radius_m: np.ndarray, T_world_from_cam: np.ndarray) -> np.ndarray:
-        """Indices of the spheres [K, 3], [K] that may be in the image, within reach and larger than a pixel."""
-        normals = T_world_from_cam[:3, :3] @ self._planes.T
-        beyond = centre_m @ normals - T_world_from_cam[:3, 3] @ normals
-        z = beyond[:, 4]
-        seen = (beyond[:, :4] < radius_m[:, None]).all(axis=1) & (z > -radius_m)
-        return np.flatnonzero(seen & (z < FACE_REACH_M) & (2 * radius_m > self._pixel_rad * z))
+    def send(self, scenes: Sequence[Scene], T_world_from_cam: np.ndarray, origin_m: np.ndarray, sight: Sight) -> Seen:
+        """What cameras may see, bound for the program SOLID to read; origin_m [N, 2]: of frame rel."""
+        seen = self.pool.see(scenes, T_world_from_cam, sight)
+        now = (self.pool.generation, self.pool.used)
+        if now != self._sent:
+            self._faces.write(_packed(self.pool))
+            self._sent = now
+        camera = np.concatenate([np.arange(len(scenes)), np.repeat(np.arange(len(scenes)), seen.solids_of_camera)])
+        rows = np.empty((len(seen.poses), 8), np.float32)
+        rows[:, :2] = seen.poses[:, :2] - origin_m[camera]
+        rows[:, 2], rows[:, 3] = np.cos(seen.poses[:, 2]), np.sin(seen.poses[:, 2])
+        state = rows.view(np.uint32)
+        state[:, 4], state[:, 5], state[:, 6:] = seen.lamps, seen.instance.astype(np.uint32) * 256, 0
+        self._solids.write(rows)
+        self._drawn.write(np.stack([seen.face, seen.solid[seen.owner]], axis=1).astype(np.uint32))
+        for buffer in (self._faces, self._solids, self._drawn):
+            buffer.bind()
+        return seen
 
 
 class GroundTextures:
@@ -235,8 +164,8 @@ class GroundTextures:
                     shown[place] = tile
                     self._send(texture, place, tile)
 
-    def _send(self, texture: moderngl.Texture, place: tuple[int, int], tile: tuple[np.ndarray, np.ndarray]) -> None:
-        level = cv2.merge([*cv2.split(tile[1]), tile[0]])
+    def _send(self, texture: moderngl.Texture, place: tuple[int, int], tile: np.ndarray) -> None:
+        level = tile
         for k in range(MIP_LEVELS + 1):
             side = TILE_CELLS >> k
             texture.write(level, viewport=(place[0] * side, place[1] * side, side, side), level=k)
@@ -261,22 +190,12 @@ def _vec3(colour: Sequence[int]) -> str:
     return f"vec3({', '.join(repr(v / 255) for v in colour)})"
 
 
-def _packed(faces: Faces, origin_m: np.ndarray) -> np.ndarray:
-    """Faces as float32 [F, 5, 4], see gl_shaders.SOLID_VERTEX; integers keep their bits."""
-    out = np.zeros((len(faces), FACE_VECTORS, 4), np.float32)
-    out[:, :4, :3] = faces.corners_m - origin_m
-    out[:, 4, :3] = faces.normals
-    out[:, 0, 3] = np.column_stack([faces.colour, faces.lamp]).view(np.float32)[:, 0]
-    out[:, 4, 3] = (faces.semantic + faces.instance.astype(np.uint32) * 256).astype(np.uint32).view(np.float32)
+def _packed(pool: Pool) -> np.ndarray:
+    """Its faces as float32 [P, 5, 4], see gl_shaders.SOLID_VERTEX; integers keep their bits."""
+    used = slice(pool.used)
+    out = np.zeros((pool.used, FACE_VECTORS, 4), np.float32)
+    out[:, :4, :3], out[:, 4, :3] = pool.corners[used], pool.normals[used]
+    out[:, 0, 3] = np.column_stack([pool.colour[used], pool.lamp[used]]).view(np.float32)[:, 0]
+    ids = pool.semantic[used] + pool.instance[used].astype(np.uint32) * 256
+    out[:, 4, 3] = ids.astype(np.uint32).view(np.float32)
     return out
-
-
-def _solid_rows(moving, props_xy_m: np.ndarray, origin_m: np.ndarray) -> np.ndarray:
-    """Rows float32 [1 + A, 8] of gl_shaders' struct Solid: the props, all of whose lamps shine, then the solids."""
-    rows = np.zeros((1 + len(moving.poses), 8), np.float32)
-    state = rows.view(np.uint32)
-    rows[0, :3], state[0, 4] = (*props_xy_m, 1.0), 255
-    rows[1:, :2] = moving.poses[:, :2] - origin_m
-    rows[1:, 2], rows[1:, 3] = np.cos(moving.poses[:, 2]), np.sin(moving.poses[:, 2])
-    state[1:, 4], state[1:, 5] = moving.lamps, moving.instance.astype(np.uint32) * 256
-    return rows

@@ -14,13 +14,13 @@ from sensors.errors import InputError
 from sim.roads import Surface
 from sim.scene import GROUND
 from sim.solids import SEMANTIC
+from sim.visible import MIN_FORWARD
 from sim.weather import BEAM_COLOUR, Weather, beam_at
 
 FINE_M, COARSE_M, MAP_CELLS = 1 / 16, 1 / 4, 2048  # metres a texel; maps of 128 m and 512 m
 TILE_CELLS, TILES = 256, MAP_CELLS // 256  # maps begin at a tile, so they reach 56 m and 224 m at least
 FINE_REACH_M = 50.0
 SHORT_TEXELS, NEAR_TEXELS = 7.0, 2.5
-MIN_FORWARD = 0.05  # rays further off axis than about 87 degrees see nothing
 GRAINS, GRAIN_CELLS = 16, 1024
 GRAIN_AMPLITUDE = {"terrain": 26, "asphalt": 10, "shoulder": 20, "marking": 8, "sidewalk": 12}
 
@@ -32,13 +32,14 @@ def is_level(T_world_from_ego: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Tone:
-    """Weather over a camera's rays: on the ground colour = paint * gain + veil, float32 [H, W, 1 or 3].
+    """Weather over a camera's rays: on the ground colour = paint * gain * scale + veil. All uint8 [H, W, 4]; no alpha.
 
-    sky  uint8 [H, W, 3]
+    sky  the colour where there is no ground
     """
 
     sky: np.ndarray
     gain: np.ndarray
+    scale: float
     veil: np.ndarray
 
 
@@ -46,9 +47,12 @@ class GroundRays:
     """Where the pixels of a camera meet the ground z = 0, and the sky above it.
 
     Points are relative to the ego origin, in the axes of frame `flat`, whose z axis is vertical and whose height is the
-    world's; `forward` is the ego's x axis there. Colour is looked up on a finer grid and averaged, as a pixel at 30 m
-    covers some metres of road; classes at the pixels' centres. `top` and `split` are the first row with any ground, and
-    the first from which all is near.
+    world's; `forward` is the ego's x axis there. Classes are looked up at the pixels' centres, and so is the colour of
+    near ground; further away, where a pixel covers some metres of road, colour is the mean of `samples`.
+
+    top, all_ground  the first row with any ground, the first without any sky
+    split            the first from which all ground is near enough for the fine map
+    near             the first, not above split, from which a pixel covers at most NEAR_TEXELS of its texels
     """
 
     def __init__(self, camera: Camera, T_flat_from_cam: np.ndarray, forward: tuple[float, float] = (1.0, 0.0)):
@@ -57,17 +61,21 @@ class GroundRays:
             raise InputError("render", camera.name, f"a camera {height:.3g} m above ground", "a height above 0")
         columns, rows = _oversampling(camera)
         fine = camera.resize(camera.width * columns, camera.height * rows)[1]
-        self.fine_points, _, fine_blind = meet_ground(fine, T_flat_from_cam)
-        self.points, nearness, self.blind = meet_ground(camera, T_flat_from_cam)
+        points, _, blind = meet_ground(fine, T_flat_from_cam)
+        self.points, nearness, self._blind = meet_ground(camera, T_flat_from_cam)
         self.nearness = np.where(nearness > 0, nearness, 0).astype(np.float32)
-        self.rows = rows
-        self.split = _after_last_far(np.where(fine_blind, 0, np.abs(self.fine_points).max(axis=-1)), rows)
-        ground = np.flatnonzero((self.nearness > 0).any(axis=1))
-        self.top = int(ground[0]) if len(ground) else camera.height
-        self._steep = np.nan_to_num(camera.pixel_rays() @ T_flat_from_cam[2, :3])
-        self._up = np.clip(self._steep / 0.45, 0, 1)[..., None]
-        self._forward = forward
         self.is_sky = self.nearness <= 0
+        any_ground, any_sky = np.flatnonzero(~self.is_sky.all(axis=1)), np.flatnonzero(self.is_sky.any(axis=1))
+        self.top = int(any_ground[0]) if len(any_ground) else camera.height
+        self.all_ground = int(any_sky[-1]) + 1 if len(any_sky) else 0
+        self.split = max(_after_last_far(np.where(blind, 0, np.abs(points).max(axis=-1)), rows), self.top)
+        length = np.linalg.norm(np.diff(self.points, axis=0, append=self.points[-1:]), axis=-1).max(axis=1)
+        long = np.flatnonzero(length > NEAR_TEXELS * FINE_M)
+        self.near = max(int(long[-1]) + 1 if len(long) else 0, self.split)
+        samples = points.reshape(camera.height, rows, camera.width, columns, 2)[self.top : self.near]
+        self.samples = np.ascontiguousarray(samples.transpose(1, 3, 0, 2, 4)).reshape(-1, *samples.shape[::2][:2], 2)
+        self._steep = np.nan_to_num(camera.pixel_rays() @ T_flat_from_cam[2, :3])
+        self._forward = forward
         self._tone: tuple[Weather, Tone] | None = None
 
     def tone(self, weather: Weather) -> "Tone":
@@ -77,25 +85,27 @@ class GroundRays:
         return self._tone[1]
 
     def _toned(self, weather: Weather) -> "Tone":
-        sky = weather.horizon * (1 - self._up) + weather.zenith * self._up
+        up = np.clip(self._steep / 0.45, 0, 1)[..., None]
+        sky = weather.horizon * (1 - up) + weather.zenith * up
         with np.errstate(divide="ignore"):
-            clear = np.exp(-1.0 / (self.nearness * weather.haze_m)).astype(np.float32)[..., None]
-        if weather.rain:
-            clear = clear * (1 - weather.wet(self._steep))[..., None].astype(np.float32)
-        light = weather.ground
+            clear = np.exp(-1.0 / (self.nearness * weather.haze_m))[..., None]
+        clear = clear * (1 - weather.wet(self._steep))[..., None]
+        light = np.broadcast_to(weather.ground, sky.shape)
         if weather.beam:
             light = light + (weather.beam * beam_at(self._in_ego()))[..., None] * BEAM_COLOUR
-        elif (light == light[0]).all():
-            light = light[:1]  # white light: one factor a pixel instead of three
-        return Tone(
-            np.where(self.blind[..., None], 0, sky).astype(np.uint8),
-            (clear * light).astype(np.float32),
-            (1 - clear) * weather.horizon.astype(np.float32),
-        )
+        gain = clear * light
+        most = max(float(gain.max()), 1e-6)
+        sky = np.where(self._blind[..., None], 0, sky)
+        return Tone(_opaque(sky), _opaque(gain * (255 / most)), most / 255, _opaque((1 - clear) * weather.horizon))
 
     def _in_ego(self) -> np.ndarray:
         (c, s) = self._forward
         return self.points @ np.array([[c, -s], [s, c]], np.float32)
+
+
+def _opaque(rgb: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 4] of colours [H, W, 3]."""
+    return np.dstack([np.round(rgb), np.full(rgb.shape[:2], 255)]).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -165,19 +175,19 @@ def _meet(rays: np.ndarray, T_flat_from_cam: np.ndarray) -> tuple[np.ndarray, np
 
 
 class GroundTiles:
-    """The ground's classes and colours near the car, painted from the surfaces' polygons tile by tile."""
+    """The ground's colours and classes near the car, painted from the surfaces' polygons tile by tile."""
 
     def __init__(self):
         self._surfaces: tuple[Surface, ...] | None = None
         names = list(GROUND)
-        self._class_of = {name: k for k, name in enumerate(names)}
-        self._semantic = np.array([SEMANTIC[name] for name in names] + [0] * (256 - len(names)), np.uint8)
-        # One byte holds class and grain, so that painting colours is one table look-up.
+        # One byte holds class and grain, so that painting is one table look-up.
         base = np.array([GROUND[name] for name in names], np.float64)
         grain = np.linspace(-1, 1, GRAINS)[:, None] * np.array([GRAIN_AMPLITUDE[name] for name in names])[:, None, None]
-        table = np.zeros((256, 1, 3), np.uint8)
-        table[: len(names) * GRAINS, 0] = np.clip(base[:, None] + grain, 0, 255).reshape(-1, 3)
-        self._colours = table
+        table = np.zeros((len(names) * GRAINS, 4), np.uint8)
+        table[:, :3] = np.clip(base[:, None] + grain, 0, 255).reshape(-1, 3)
+        table[:, 3] = np.repeat([SEMANTIC[name] for name in names], GRAINS)
+        self._colours = table.view(np.uint32)[:, 0]
+        self._byte_of = {name: k * GRAINS for k, name in enumerate(names)}
         rng = np.random.default_rng(0)  # the grain of the ground is the same in every world
         blotches = cv2.resize(rng.random((64, 64)), (GRAIN_CELLS, GRAIN_CELLS), interpolation=cv2.INTER_CUBIC)
         mixed = 0.6 * rng.random((GRAIN_CELLS, GRAIN_CELLS)) + 0.4 * blotches
@@ -186,8 +196,8 @@ class GroundTiles:
     def around(self, surfaces: tuple[Surface, ...], near_m: np.ndarray, cell_m: float) -> tuple[tuple[int, int], dict]:
         """The first tile (column, row) of the map around a position, and its tiles by (column, row).
 
-        A tile is the semantic classes [TILE_CELLS, TILE_CELLS] and colours [..., 3] of its texels, rows along world y.
-        It is the same object as long as it is in the map.
+        A tile is uint8 [TILE_CELLS, TILE_CELLS, 4]: colours and semantic classes of its texels, rows along world y. It
+        is the same object as long as it is in the map.
         """
         if self._surfaces is not surfaces:
             self._surfaces, self._tiles = surfaces, {FINE_M: {}, COARSE_M: {}}
@@ -195,20 +205,20 @@ class GroundTiles:
         column, row = (int(v) - TILES // 2 for v in np.round(near_m / (cell_m * TILE_CELLS)))
         old, at = self._tiles[cell_m], [(column + i, row + j) for j in range(TILES) for i in range(TILES)]
         if at[0] not in old or at[-1] not in old:
-            self._tiles[cell_m] = {key: old.get(key) or self._painted(cell_m, *key) for key in at}
+            self._tiles[cell_m] = {key: old[key] if key in old else self._painted(cell_m, *key) for key in at}
         return (column, row), self._tiles[cell_m]
 
-    def _painted(self, cell_m: float, column: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+    def _painted(self, cell_m: float, column: int, row: int) -> np.ndarray:
         low = np.array([column, row]) * (TILE_CELLS * cell_m)
         classes = np.zeros((TILE_CELLS, TILE_CELLS), np.uint8)
         inside = (self._bounds[:, 1] > low - cell_m) & (self._bounds[:, 0] < low + cell_m * (TILE_CELLS + 1))
         for k in np.flatnonzero(inside.all(axis=1)):
             surface = self._surfaces[k]
             corners = np.round(((surface.outline_m - low) / cell_m - 0.5) * 16).astype(np.int32)
-            cv2.fillPoly(classes, [corners], self._class_of[surface.kind], shift=4)
+            cv2.fillPoly(classes, [corners], self._byte_of[surface.kind], shift=4)
         y, x = row * TILE_CELLS % GRAIN_CELLS, column * TILE_CELLS % GRAIN_CELLS
-        index = classes * np.uint8(GRAINS) + self._grain[y : y + TILE_CELLS, x : x + TILE_CELLS]
-        return cv2.LUT(classes, self._semantic), cv2.LUT(cv2.merge([index] * 3), self._colours)
+        classes += self._grain[y : y + TILE_CELLS, x : x + TILE_CELLS]
+        return self._colours[classes].view(np.uint8).reshape(TILE_CELLS, TILE_CELLS, 4)
 
 
 class GroundMaps:
@@ -216,7 +226,7 @@ class GroundMaps:
 
     def __init__(self):
         self._tiles = GroundTiles()
-        self._maps: dict[float, tuple] = {}  # by texel size: tiles, position of the first corner, classes, colours
+        self._maps: dict[float, tuple] = {}  # by texel size: tiles, position of the first corner, the map
 
     def paint(self, surfaces: tuple[Surface, ...], near_m: np.ndarray) -> None:
         """Make the maps around this position current: the tile decides, not the way there."""
@@ -224,39 +234,48 @@ class GroundMaps:
             first, tiles = self._tiles.around(surfaces, near_m, cell_m)
             if cell_m in self._maps and self._maps[cell_m][0] is tiles:
                 continue
-            classes = np.empty((MAP_CELLS, MAP_CELLS), np.uint8)
-            colours = np.empty((MAP_CELLS, MAP_CELLS, 3), np.uint8)
+            whole = np.empty((MAP_CELLS, MAP_CELLS, 4), np.uint8)
             for (column, row), tile in tiles.items():
                 x, y = (column - first[0]) * TILE_CELLS, (row - first[1]) * TILE_CELLS
-                classes[y : y + TILE_CELLS, x : x + TILE_CELLS] = tile[0]
-                colours[y : y + TILE_CELLS, x : x + TILE_CELLS] = tile[1]
-            self._maps[cell_m] = (tiles, np.array(first) * (TILE_CELLS * cell_m), classes, colours)
+                whole[y : y + TILE_CELLS, x : x + TILE_CELLS] = tile
+            self._maps[cell_m] = (tiles, np.array(first) * (TILE_CELLS * cell_m), whole)
 
-    def look_up(self, ground: GroundRays, x_m: float, y_m: float, yaw_rad: float, weather: Weather, out) -> None:
-        """Fill colour, semantic and instance of `out` with ground and sky, for rays turned by yaw and moved to x, y."""
-        height, width = out.semantic.shape
+    def colour(self, ground: GroundRays, pose: tuple[float, float, float], weather: Weather, out: np.ndarray) -> None:
+        """Fill out uint8 [H, W, 4] with ground and sky, for rays turned by yaw and moved to x, y of the pose."""
+        tone, bottom = ground.tone(weather), len(out)
+        parts = (
+            (COARSE_M, ground.samples[:, : ground.split - ground.top], ground.top),
+            (FINE_M, ground.samples[:, ground.split - ground.top :], ground.split),
+            (FINE_M, ground.points[None, ground.near :], ground.near),
+        )
+        for cell_m, points, first in parts:
+            if points.shape[1]:
+                images = [self._at(cell_m, p, pose, cv2.INTER_LINEAR) for p in points]
+                while len(images) > 1:
+                    pairs = zip(images[::2], images[1::2], strict=True)
+                    images = [cv2.addWeighted(a, 0.5, b, 0.5, 0) for a, b in pairs]
+                rows = slice(first, first + points.shape[1])
+                cv2.multiply(images[0], tone.gain[rows], out[rows], tone.scale)
+        rows = slice(ground.top, bottom)
+        cv2.add(out[rows], tone.veil[rows], out[rows])
+        out[: ground.top] = tone.sky[: ground.top]
+        mixed = slice(ground.top, ground.all_ground)
+        np.copyto(out[mixed], tone.sky[mixed], where=ground.is_sky[mixed, :, None])
+
+    def semantic(self, ground: GroundRays, pose: tuple[float, float, float]) -> np.ndarray:
+        """Classes uint8 [H, W] of ground and sky."""
+        out = np.full(ground.is_sky.shape, SEMANTIC["sky"], np.uint8)
+        for cell_m, rows in ((COARSE_M, slice(ground.top, ground.split)), (FINE_M, slice(ground.split, len(out)))):
+            if rows.start < rows.stop:
+                kind = self._at(cell_m, ground.points[rows], pose, cv2.INTER_NEAREST)[..., 3]
+                np.copyto(out[rows], kind, where=~ground.is_sky[rows])
+        return out
+
+    def _at(self, cell_m: float, points: np.ndarray, pose: tuple[float, float, float], how: int) -> np.ndarray:
+        """The map at points float32 [h, W, 2]."""
+        (x_m, y_m, yaw_rad), (_, low, whole) = pose, self._maps[cell_m]
         c, s = np.cos(yaw_rad), np.sin(yaw_rad)
-        tone = ground.tone(weather)
-        out.rgb[:], out.semantic[:], out.instance[:] = tone.sky, SEMANTIC["sky"], 0
-        for cell_m, first, last in (
-            (COARSE_M, ground.top, ground.split),
-            (FINE_M, max(ground.split, ground.top), height),
-        ):
-            if first >= last:
-                continue
-            _, low, classes, colours = self._maps[cell_m]
-            texel_from_ego = np.array([[c, -s, x_m - low[0]], [s, c, y_m - low[1]]]) / cell_m
-            texel_from_ego[:, 2] -= 0.5
-            at = cv2.transform(ground.fine_points[first * ground.rows : last * ground.rows], texel_from_ego)
-            colour = cv2.remap(colours, at, None, cv2.INTER_LINEAR, borderValue=GROUND["terrain"])
-            colour = cv2.resize(colour, (width, last - first), interpolation=cv2.INTER_AREA)
-            hazy = colour * tone.gain[first:last]
-            hazy += tone.veil[first:last]
-            if weather.beam:  # nothing else is brighter than its paint
-                np.minimum(hazy, 255, out=hazy)
-            hazy = hazy.astype(np.uint8)
-            at = cv2.transform(ground.points[first:last], texel_from_ego)
-            kind = cv2.remap(classes, at, None, cv2.INTER_NEAREST, borderValue=SEMANTIC["terrain"])
-            is_ground = ~ground.is_sky[first:last]
-            np.copyto(out.rgb[first:last], hazy, where=is_ground[..., None])
-            np.copyto(out.semantic[first:last], kind, where=is_ground)
+        texel_from_ego = np.array([[c, -s, x_m - low[0]], [s, c, y_m - low[1]]]) / cell_m
+        texel_from_ego[:, 2] -= 0.5
+        at = cv2.transform(points, texel_from_ego)
+        return cv2.remap(whole, at, None, how, borderValue=(*GROUND["terrain"], SEMANTIC["terrain"]))

@@ -1,29 +1,24 @@
 """The readable renderer: six cameras with numpy and OpenCV; colour, depth, semantic and instance images that agree.
 
-Solids. Let r(u, v) = (a, b, 1) be the ray of a pixel with depth 1, and p_0..p_3 a face's corners in the camera frame,
-counter-clockwise seen from outside, with outward normal n. The ray meets the face iff it passes inside its four edges,
-    r . (p_k x p_{k+1}) <= 0 for all k,   and the depth z of the hit follows from   1/z = n . r / n . p_0.
-Both are linear in r, so a corner behind the camera needs no clipping (Olano and Greer 1997) and any lens model is
-exact, as its rays are; nothing is rasterised by its outline. The nearest hit wins.
-
-The ground's paint and the weather over it are looked up per pixel: see sim/ground.py. Light falls on a face as a whole.
+The ground's paint and the weather over it are looked up per pixel (sim/ground.py), then shadows darken it, then the
+faces in sight (sim/visible.py) are drawn, the nearest of each pixel (sim/raster.py). Light falls on a face as a whole,
+haze on each pixel. Any lens model is exact, as its rays are; only cameras without one are fast.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from sensors.camera import Camera
 from sensors.errors import InputError
-from sensors.frames import inverse
-from sim.ground import MIN_FORWARD, GroundMaps, GroundRays, is_level
+from sim.ground import GroundMaps, GroundRays, is_level
+from sim.raster import FACE_MASK, UNIT, Raster
 from sim.scene import Scene
-from sim.solids import Faces, cross
+from sim.solids import COLOUR_OF_BITS
+from sim.visible import Pool, Seen, Sight
 from sim.weather import BEAM_COLOUR, SUN, Weather, beam_at, streaks
-
-FACE_REACH_M = 240.0
-SMALL_PX = 8  # faces whose image is no larger than this are traced together
 
 
 @dataclass(frozen=True)
@@ -66,201 +61,129 @@ class RendererCv:
 
     def __init__(self, cameras: Sequence[Camera]):
         self.cameras = check_rig("RendererCv", cameras)
-        self._views = [View(camera) for camera in self.cameras]
-        self._ground = GroundMaps()
+        self._T_ego_from_cam = np.stack([camera.T_ego_from_cam for camera in self.cameras])
+        self._sight, self._pool, self._ground = Sight(self.cameras), Pool(), GroundMaps()
+        self._level = [GroundRays(camera, camera.T_ego_from_cam) for camera in self.cameras]
+        self._raster = Raster([*self.cameras, *self.cameras])  # faces, then shadows
 
     def render(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> Images:
         """Camera n sees scenes[n], the world at its exposure, from the ego pose T_world_from_ego[n] [4, 4]."""
-        count, view = len(self._views), self.cameras[0]
-        check_scenes(scenes, T_world_from_ego, count)
-        shape = (count, view.height, view.width)
-        out = Images(
-            np.empty((*shape, 3), np.uint8),
-            np.empty(shape, np.float32),
-            np.empty(shape, np.uint8),
-            np.zeros(shape, np.int32),
-        )
-        self._ground.paint(scenes[0].backdrop.surfaces, T_world_from_ego[:, :2, 3].mean(axis=0))
-        for n, (view, scene) in enumerate(zip(self._views, scenes, strict=True)):
-            self._render_one(n, view, scene, T_world_from_ego[n], Images(*(getattr(out, f)[n] for f in _FIELDS)))
-        return out
+        rgb, grounds, keys, seen = self._draw(scenes, T_world_from_ego)
+        depth, semantic = np.empty(keys.shape, np.float32), np.empty(keys.shape, np.uint8)
+        with np.errstate(divide="ignore"):
+            for n, (rays, pose) in enumerate(grounds):
+                np.divide(1.0, rays.nearness, out=depth[n])
+                semantic[n] = self._ground.semantic(rays, pose)
+        at = np.flatnonzero(keys)
+        key = keys.ravel()[at]
+        face, instance = key & FACE_MASK, np.zeros(keys.shape, np.int32)
+        depth.ravel()[at] = UNIT / key
+        semantic.ravel()[at] = self._pool.semantic[seen.face][face]
+        instance.ravel()[at] = (self._pool.instance[seen.face] + seen.instance[seen.solid[seen.owner]])[face]
+        return Images(rgb, depth, semantic, instance)
 
     def render_rgb(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> np.ndarray:
-        """`render(...).rgb`, which costs as much here."""
-        return self.render(scenes, T_world_from_ego).rgb
+        """`render(...).rgb` for less."""
+        return self._draw(scenes, T_world_from_ego)[0]
 
-    def _render_one(self, number: int, view: "View", scene: Scene, T_world_from_ego: np.ndarray, out: Images) -> None:
-        x, y, yaw = *T_world_from_ego[:2, 3], float(np.arctan2(T_world_from_ego[1, 0], T_world_from_ego[0, 0]))
-        ground = view.level
-        if not is_level(T_world_from_ego):  # the rays' ground points differ from frame to frame
-            T_flat_from_ego, yaw = T_world_from_ego.copy(), 0.0
-            T_flat_from_ego[:2, 3] = 0
-            forward = T_world_from_ego[:2, 0] / np.linalg.norm(T_world_from_ego[:2, 0])
-            ground = GroundRays(view.camera, T_flat_from_ego @ view.camera.T_ego_from_cam, tuple(forward))
-        weather = scene.weather
-        self._ground.look_up(ground, x, y, yaw, weather, out)
-        nearness = ground.nearness.copy()  # 1 / z of what is nearest so far; 0 is the sky
-        T_cam_from_world = inverse(T_world_from_ego @ view.camera.T_ego_from_cam)
-        _cast_shadows(view, scene.shadows_m, T_cam_from_world, weather.shadow, out)
-        chosen = view.seen(scene, T_cam_from_world)
-        hit = view.trace(chosen, T_cam_from_world, nearness)
-        where = np.flatnonzero(hit >= 0)
-        index, near = hit.ravel()[where], nearness.ravel()[where]
-        through = np.where(chosen.lamp > 0, np.float32(0.5), np.float32(1.0))[index]
-        haze = np.exp(-through / (near * np.float32(weather.haze_m)))[:, None]
-        horizon = weather.horizon.astype(np.float32)
-        colour = lit(chosen, weather, inverse(T_world_from_ego)).astype(np.float32)[index]
-        colour -= horizon
-        colour *= haze
-        colour += horizon
-        out.rgb.reshape(-1, 3)[where] = colour.astype(np.uint8)
-        out.semantic.reshape(-1)[where] = chosen.semantic[index]
-        out.instance.reshape(-1)[where] = chosen.instance[index]
-        if weather.rain:
-            streak = (streaks(*out.semantic.shape, scene.time_us, number) * weather.rain)[..., None]
-            out.rgb[:] = out.rgb + (weather.streak - out.rgb) * streak
-        with np.errstate(divide="ignore"):
-            np.divide(1.0, nearness, out=out.depth)
+    def _draw(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray):
+        """Colours; rays on the ground and their pose, of each camera; keys of the faces int64 [N, H, W]; the faces."""
+        check_scenes(scenes, T_world_from_ego, len(self.cameras))
+        T_world_from_cam = T_world_from_ego @ self._T_ego_from_cam
+        self._ground.paint(scenes[0].backdrop.surfaces, T_world_from_ego[:, :2, 3].mean(axis=0))
+        seen = self._pool.see(scenes, T_world_from_cam, self._sight)
+        corners = self._pool.in_cameras(seen, T_world_from_cam)
+        shadows, shadow_ends = shadow_corners(scenes, T_world_from_cam)
+        drawn = self._raster.place(
+            np.concatenate([corners, shadows]), np.concatenate([seen.ends, len(corners) + shadow_ends[1:]])
+        )
+        colour, shines = lit(self._pool, scenes, seen, corners, self._T_ego_from_cam)
+        count, (height, width) = len(scenes), (self.cameras[0].height, self.cameras[0].width)
+        rgba, rgb = np.empty((height, width, 4), np.uint8), np.empty((count, height, width, 3), np.uint8)
+        keys, grounds = np.zeros((count, height, width), np.int64), []
+        for n, scene in enumerate(scenes):
+            grounds.append(self._rays(n, T_world_from_ego[n]))
+            self._ground.colour(*grounds[n], scene.weather, rgba)
+            _darken(rgba, drawn.pixels(count + n), scene.weather.shadow)
+            drawn.nearest(n, keys[n])
+            _paint(rgba, keys[n], colour, shines, scene.weather)
+            if scene.weather.rain:
+                _rain(rgba, scene, n)
+            cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB, rgb[n])
+        return rgb, grounds, keys, seen
 
-
-_FIELDS = tuple(Images.__dataclass_fields__)
-
-
-def lit(faces: Faces, weather: Weather, T_ego_from_world: np.ndarray) -> np.ndarray:
-    """Colours uint8 [F, 3] of faces in this light, before haze."""
-    light = weather.ambient + weather.direct * np.maximum(faces.normals @ SUN, 0.0)[:, None]
-    if weather.beam:
-        centre = faces.spheres[0] @ T_ego_from_world[:3, :3].T + T_ego_from_world[:3, 3]
-        light = light + (weather.beam * beam_at(centre))[:, None] * BEAM_COLOUR
-    return np.where((faces.lamp > 0)[:, None], faces.colour, np.clip(faces.colour * light, 0, 255)).astype(np.uint8)
+    def _rays(self, n: int, T_world_from_ego: np.ndarray) -> tuple[GroundRays, tuple[float, float, float]]:
+        """Where the rays of camera n meet the ground, and the x, y, yaw that they are relative to."""
+        x, y = T_world_from_ego[:2, 3]
+        if is_level(T_world_from_ego):
+            return self._level[n], (x, y, float(np.arctan2(T_world_from_ego[1, 0], T_world_from_ego[0, 0])))
+        T_flat_from_ego = T_world_from_ego.copy()  # its rays' ground points differ from frame to frame
+        T_flat_from_ego[:2, 3] = 0
+        forward = T_world_from_ego[:2, 0] / np.linalg.norm(T_world_from_ego[:2, 0])
+        return GroundRays(self.cameras[n], T_flat_from_ego @ self._T_ego_from_cam[n], tuple(forward)), (x, y, 0.0)
 
 
-class View:
-    """A camera with its rays, and where a range of rays lies in the image."""
-
-    def __init__(self, camera: Camera):
-        self.camera = camera
-        rays = camera.pixel_rays()
-        with np.errstate(invalid="ignore"):
-            seen = rays[..., 2] > MIN_FORWARD
-        ab = np.where(seen[..., None], rays[..., :2] / np.where(seen, rays[..., 2], 1.0)[..., None], np.nan)
-        self.separable = camera.distortion == "none"
-        self.a, self.b = ab[..., 0].astype(np.float32), ab[..., 1].astype(np.float32)
-        self.blind = ~seen
-        # a rises along columns and b along rows, so what lies in a range of a or b is a run of columns or rows.
-        with np.errstate(invalid="ignore"):
-            low = np.where(seen, self.a, np.inf).min(axis=0), np.where(seen, self.b, np.inf).min(axis=1)
-            high = np.where(seen, self.a, -np.inf).max(axis=0), np.where(seen, self.b, -np.inf).max(axis=1)
-        self.highest = [np.maximum.accumulate(h) for h in high]
-        self.lowest = [np.minimum.accumulate(v[::-1])[::-1] for v in low]
-        self.limits = np.array([[low[0].min(), low[1].min()], [high[0].max(), high[1].max()]])
-        self.pixel_rad = float(1 / camera.K[0, 0])
-        self.level = GroundRays(camera, camera.T_ego_from_cam)
-
-    def in_sight(self, centre: np.ndarray, radius: np.ndarray, T_cam_from_world: np.ndarray) -> np.ndarray:
-        """Which of spheres [F, 3], [F] are within reach, not beyond a side of the image, and larger than a pixel."""
-        x, y, z = T_cam_from_world[:3, :3] @ centre.T + T_cam_from_world[:3, 3:]
-        (a0, b0), (a1, b1) = self.limits
-        keep = (z > -radius) & (2 * radius > self.pixel_rad * np.abs(z)) & (z < FACE_REACH_M)
-        for side, slope in ((x, a1), (-x, -a0), (y, b1), (-y, -b0)):
-            keep &= side - slope * z < radius * np.hypot(1, slope)
-        return np.flatnonzero(keep)
-
-    def visible(self, faces: Faces, T_cam_from_world: np.ndarray) -> Faces:
-        """The faces in sight that are turned to the camera."""
-        index = self.in_sight(*faces.spheres, T_cam_from_world)
-        eye = -T_cam_from_world[:3, :3].T @ T_cam_from_world[:3, 3]
-        towards = np.einsum("fi,fi->f", faces.normals[index], faces.corners_m[index, 0] - eye) < 0
-        return faces.take(index[towards])
-
-    def seen(self, scene: Scene, T_cam_from_world: np.ndarray) -> Faces:
-        """The visible faces of a scene."""
-        moving = scene.moving.take(self.in_sight(*scene.moving.spheres, T_cam_from_world)).faces
-        return Faces.join([self.visible(faces, T_cam_from_world) for faces in (scene.backdrop.props, moving)])
-
-    def trace(self, faces: Faces, T_cam_from_world: np.ndarray, nearness: np.ndarray) -> np.ndarray:
-        """Index [H, W] int32 of the face nearest at each pixel, -1 where `nearness` has a nearer thing; updates it."""
-        hit = np.full(nearness.shape, -1, np.int32)
-        p = faces.corners_m @ T_cam_from_world[:3, :3].T + T_cam_from_world[:3, 3]
-        plane, window = planes(p), self.windows(p)
-        width, height = window[:, 1] - window[:, 0], window[:, 3] - window[:, 2]
-        there = (width > 0) & (height > 0)
-        small = (width <= SMALL_PX) & (height <= SMALL_PX)
-        self._trace_small(np.flatnonzero(there & small), plane, window, nearness, hit)
-        for f in np.flatnonzero(there & ~small):
-            x0, x1, y0, y1 = window[f]
-            block = self._linear(plane[f], x0, x1, y0, y1)
-            nearest = nearness[y0:y1, x0:x1]
-            inside = block[:4].min(axis=0) >= 0
-            inside &= block[4] > nearest
-            np.copyto(nearest, block[4], where=inside)
-            np.copyto(hit[y0:y1, x0:x1], f, where=inside)
-        return hit
-
-    def _trace_small(self, index, plane, window, nearness: np.ndarray, hit: np.ndarray) -> None:
-        """The same as the loop in `trace`, at once for the faces [S] whose windows are small, which are most."""
-        step = np.arange(SMALL_PX)
-        x, y = window[index, 0, None] + step, window[index, 2, None] + step  # [S, SMALL_PX]
-        valid = (y < window[index, 3, None])[:, :, None] & (x < window[index, 1, None])[:, None]
-        pixel = np.minimum(y, hit.shape[0] - 1)[:, :, None] * hit.shape[1] + np.minimum(x, hit.shape[1] - 1)[:, None]
-        a, b = self.a.ravel()[pixel], self.b.ravel()[pixel]  # [S, SMALL_PX, SMALL_PX]
-        c = plane[index][..., None, None]
-        value = [c[:, k, 0] * a + (c[:, k, 1] * b + c[:, k, 2]) for k in range(5)]
-        for edge in value[:4]:
-            valid &= edge >= 0
-        valid &= value[4] > nearness.ravel()[pixel]
-        pixel, near, face = pixel[valid], value[4][valid], np.broadcast_to(index[:, None, None], valid.shape)[valid]
-        order = np.lexsort((-face, near))  # written from far to near, so that the nearest stays; of two, the first
-        nearness.reshape(-1)[pixel[order]] = near[order]
-        hit.reshape(-1)[pixel[order]] = face[order]
-
-    def _linear(self, coefficients: np.ndarray, x0: int, x1: int, y0: int, y1: int) -> np.ndarray:
-        """c_0 a + c_1 b + c_2 over a window, float32 [C, h, w], of coefficients [C, 3]."""
-        c = coefficients[:, :, None, None]
-        if self.separable:  # a depends on the column only, b on the row only
-            return c[:, 0] * self.a[:1, x0:x1] + (c[:, 1] * self.b[y0:y1, :1] + c[:, 2])
-        return c[:, 0] * self.a[y0:y1, x0:x1] + (c[:, 1] * self.b[y0:y1, x0:x1] + c[:, 2])
-
-    def windows(self, p: np.ndarray) -> np.ndarray:
-        """Column and row ranges [F, 4] (x0, x1, y0, y1) that hold the faces' [F, 4, 3] images, cut at a near plane."""
-        near = 0.01
-        q = np.roll(p, -1, axis=1)
-        crosses = (p[..., 2] < near) != (q[..., 2] < near)
-        share = (near - p[..., 2]) / np.where(crosses, q[..., 2] - p[..., 2], 1.0)
-        cut = p + share[..., None] * (q - p)
-        points = np.concatenate([p, cut], axis=1)
-        valid = np.concatenate([p[..., 2] >= near, crosses], axis=1)
-        ab = points[..., :2] / np.where(valid, points[..., 2], 1.0)[..., None]
-        low = np.where(valid[..., None], ab, np.inf).min(axis=1).astype(np.float32)
-        high = np.where(valid[..., None], ab, -np.inf).max(axis=1).astype(np.float32)
-        columns = np.searchsorted(self.highest[0], low[:, 0]), np.searchsorted(self.lowest[0], high[:, 0], side="right")
-        rows = np.searchsorted(self.highest[1], low[:, 1]), np.searchsorted(self.lowest[1], high[:, 1], side="right")
-        return np.stack([*columns, *rows], axis=1)
+def lit(
+    pool: Pool, scenes: Sequence[Scene], seen: Seen, corners: np.ndarray, T_ego_from_cam: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours float32 [3, E] of the faces in this light, before haze, and whether they shine bool [E]."""
+    camera, solid = seen.camera[seen.owner], seen.solid[seen.owner]
+    weathers = [scene.weather for scene in scenes]
+    c, s = np.cos(seen.poses[:, 2]), np.sin(seen.poses[:, 2])
+    sun = np.stack([c * SUN[0] + s * SUN[1], c * SUN[1] - s * SUN[0], np.full(len(c), SUN[2])], axis=-1)
+    lambert = np.maximum(np.einsum("fi,fi->f", pool.normals[seen.face], sun.astype(np.float32)[solid]), 0)
+    ambient, direct = (np.array([getattr(w, name) for w in weathers]) for name in ("ambient", "direct"))
+    light = ambient[camera] + direct[camera] * lambert[:, None]
+    if any(weather.beam for weather in weathers):
+        R, t = T_ego_from_cam[camera, :3, :3], T_ego_from_cam[camera, :3, 3]
+        in_ego = (R @ corners.mean(axis=1)[..., None])[..., 0] + t
+        light += (np.array([weather.beam for weather in weathers])[camera] * beam_at(in_ego))[:, None] * BEAM_COLOUR
+    shining = pool.lamp[seen.face] & seen.lamps[solid]
+    painted = np.clip(pool.colour[seen.face] * light, 0, 255)
+    colour = np.where((shining > 0)[:, None], COLOUR_OF_BITS[shining], painted)
+    return np.ascontiguousarray(colour.T, np.float32), shining > 0
 
 
-def planes(p: np.ndarray) -> np.ndarray:
-    """Coefficients float32 [F, 5, 3] of four edge functions (>= 0 inside) and of 1/z, for corners [F, 4, 3]."""
-    edges = cross(np.roll(p, -1, axis=1), p)
-    edges /= np.maximum(np.linalg.norm(edges, axis=-1, keepdims=True), 1e-12)
-    normal = cross(p[:, 2] - p[:, 0], p[:, 3] - p[:, 1])
-    depth = normal / np.einsum("fi,fi->f", normal, p[:, 0])[:, None]
-    return np.concatenate([edges, depth[:, None]], axis=1).astype(np.float32)
+def shadow_corners(scenes: Sequence[Scene], T_world_from_cam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners float32 [M, 4, 3] of all shadows in the frames of their cameras, and where those of each end [N + 1]."""
+    parts = []
+    for scene, T in zip(scenes, T_world_from_cam, strict=True):
+        from_eye = np.empty((len(scene.shadows_m), 4, 3))
+        from_eye[..., :2], from_eye[..., 2] = scene.shadows_m - T[:2, 3], -T[2, 3]
+        parts.append((from_eye @ T[:3, :3]).astype(np.float32))
+    return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
 
 
-def ground_faces(outlines_m: np.ndarray) -> Faces:
-    """Black faces on the ground, turned up, of outlines [M, 4, 2]."""
-    corners = np.concatenate([outlines_m, np.zeros((*outlines_m.shape[:2], 1))], axis=-1)
-    none = np.zeros(len(corners), np.int32)
-    return Faces(corners, np.zeros((len(corners), 3), np.uint8), none.astype(np.uint8), none)
+def _darken(rgba: np.ndarray, at: np.ndarray, left: float) -> None:
+    """Leave this share of the colour of some pixels."""
+    pixels = rgba.reshape(-1, 4).view(np.uint32)[:, 0]
+    colour, share = pixels[at], np.uint32(256 * left)
+    odd, even = np.uint32(0xFF00FF00), np.uint32(0x00FF00FF)  # two channels at a time, with room for the product
+    pixels[at] = ((colour & even) * share >> 8 & even) | ((colour >> 8 & even) * share & odd)
 
 
-def _cast_shadows(view: View, shadows_m: np.ndarray, T_cam_from_world: np.ndarray, left: float, out: Images) -> None:
-    """Darken the ground under solids: this much is left of its colour."""
-    faces = view.visible(ground_faces(shadows_m), T_cam_from_world)
-    p = faces.corners_m @ T_cam_from_world[:3, :3].T + T_cam_from_world[:3, 3]
-    plane = planes(p)
-    for f, (x0, x1, y0, y1) in enumerate(view.windows(p)):
-        if x0 < x1 and y0 < y1:
-            inside = (view._linear(plane[f], x0, x1, y0, y1)[:4].min(axis=0) >= 0) & (out.semantic[y0:y1, x0:x1] > 0)
-            window = out.rgb[y0:y1, x0:x1]
-            window[inside] = (window[inside] * left).astype(np.uint8)
+def _paint(rgba: np.ndarray, keys: np.ndarray, colour: np.ndarray, shines: np.ndarray, weather: Weather) -> None:
+    """Faces of these keys [H, W], colours float32 [3, F] and lamps bool [F] through the air."""
+    at = np.flatnonzero(keys)
+    key = keys.ravel()[at]
+    face = key & FACE_MASK
+    clear = np.where(shines, np.float32(-0.5 * UNIT / weather.haze_m), np.float32(-UNIT / weather.haze_m))[face]
+    clear /= key.astype(np.float32)
+    np.exp(clear, out=clear)
+    out = np.empty((len(at), 4), np.uint8)
+    for k, horizon in enumerate(weather.horizon.astype(np.float32)):
+        hazy = colour[k][face]
+        hazy -= horizon
+        hazy *= clear
+        hazy += horizon
+        out[:, k] = hazy
+    rgba.reshape(-1, 4).view(np.uint32)[:, 0][at] = out.view(np.uint32)[:, 0]
+
+
+def _rain(rgba: np.ndarray, scene: Scene, n: int) -> None:
+    """Streaks of falling rain in the image of camera n."""
+    opacity = streaks(*rgba.shape[:2], scene.time_us, n) * scene.weather.rain
+    at = np.flatnonzero(opacity)
+    share, pixels = opacity.ravel()[at, None], rgba.reshape(-1, 4)
+    seen = pixels[at, :3]
+    pixels[at, :3] = seen + (scene.weather.streak - seen) * share

@@ -8,7 +8,7 @@ camera with a lens model takes another way, see gl_shaders.LENS_VERTEX.
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import lru_cache
 
 import cv2
@@ -25,17 +25,17 @@ from sim.gl_device import (
     NEAR_UNIT,
     RAIN_UNIT,
     RAYS_UNIT,
-    Cone,
     GroundTextures,
     Growing,
-    Pool,
     Programs,
+    Solids,
     open_gl,
 )
-from sim.ground import COARSE_M, FINE_M, MIN_FORWARD, Bands, is_level
-from sim.render_cv import Images, RendererCv, View, check_rig, check_scenes, ground_faces, lit, planes
+from sim.ground import COARSE_M, FINE_M, Bands, is_level
+from sim.raster import LensView, planes
+from sim.render_cv import Images, RendererCv, check_rig, check_scenes, lit, shadow_corners
 from sim.scene import Scene
-from sim.solids import Faces
+from sim.visible import MIN_FORWARD, Seen, Sight
 from sim.weather import RAIN_CELLS, RAIN_SHARE, Weather, rain_offset, rain_tile
 
 NEAR_M = 0.1  # as in gl_shaders; nothing nearer is drawn, and the depth buffer tells 6 mm apart at 100 m
@@ -95,11 +95,12 @@ class RendererGl:
             self._only_colour = gl.framebuffer([self._colour], hidden)
             self._rays = gl.texture(size, 2, np.concatenate([_rays(c) for c in self.cameras]), dtype="f4")
             self._rain = gl.texture((RAIN_CELLS, RAIN_CELLS), 1, rain_tile(), dtype="f4")
-            self._programs, self._pool, self._ground = Programs(gl), Pool(gl), GroundTextures(gl)
+            self._programs, self._solids, self._ground = Programs(gl), Solids(gl), GroundTextures(gl)
             self._uniforms = gl.buffer(reserve=count * BLOCK_BYTES)
             self._shadows, self._seen = Growing(gl, 4), Growing(gl, 3)
-        self._views = [View(c) if c.distortion != "none" else None for c in self.cameras]
-        self._cones = [Cone(width, height, c.K) if c.distortion == "none" else None for c in self.cameras]
+        self._T_ego_from_cam = np.stack([camera.T_ego_from_cam for camera in self.cameras])
+        self._lenses = [LensView(c) if c.distortion != "none" else None for c in self.cameras]
+        self._sight = Sight(self.cameras)
         self._fixed = np.stack([_fixed_block(camera, n) for n, camera in enumerate(self.cameras)])
         self._level = [Bands.of(camera, camera.T_ego_from_cam) for camera in self.cameras]
 
@@ -119,7 +120,7 @@ class RendererGl:
 
     def _draw(self, target: moderngl.Framebuffer, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> np.ndarray:
         check_scenes(scenes, T_world_from_ego, len(self.cameras))
-        T_world_from_cam = T_world_from_ego @ np.stack([camera.T_ego_from_cam for camera in self.cameras])
+        T_world_from_cam = T_world_from_ego @ self._T_ego_from_cam
         lowest = T_world_from_cam[:, 2, 3].min()
         if lowest <= 0:
             raise InputError("render", "T_world_from_ego", f"a camera {lowest:.3g} m above ground", "a height above 0")
@@ -137,19 +138,16 @@ class RendererGl:
         self._only_colour.use()  # shadows leave depth and ids alone
         self._draw_shadows(scenes, origin, T_world_from_cam)
         target.use()
-        ends = self._pool.send(scenes, T_world_from_cam, origin, self._cones)
+        seen = self._solids.send(scenes, T_world_from_cam, origin, self._sight)
         gl = self._context
         gl.enable_only(moderngl.DEPTH_TEST | moderngl.CULL_FACE)
         gl.depth_func, gl.front_face = ">", "cw"
-        for n, view in enumerate(self._views):
-            self._look(n)
-            if view is None:
-                self._programs.quads("SOLID", defines[n], ends[n], ends[n + 1])
-            else:
-                T_cam_from_world = inverse(T_world_from_cam[n])
-                faces = view.seen(scenes[n], T_cam_from_world)
-                colour = lit(faces, scenes[n].weather, inverse(T_world_from_ego[n]))
-                self._draw_through_lens(n, view, faces, colour, T_cam_from_world, defines[n], is_shadow=False)
+        for n, lens in enumerate(self._lenses):
+            if lens is None:
+                self._look(n)
+                self._programs.quads("SOLID", defines[n], int(seen.ends[n]), int(seen.ends[n + 1]))
+        if any(self._lenses):
+            self._draw_solids_through_lenses(scenes, seen, T_world_from_cam, defines)
         rgba = np.empty((len(self.cameras), *self._shape, 4), np.uint8)
         self._colour.read_into(rgba)
         return cv2.cvtColor(rgba.reshape(-1, rgba.shape[2], 4), cv2.COLOR_RGBA2RGB).reshape(*rgba.shape[:3], 3)
@@ -199,41 +197,45 @@ class RendererGl:
         self._shadows.bind()
         self._context.enable_only(moderngl.BLEND)
         self._context.blend_func = moderngl.ZERO, moderngl.SRC_COLOR
-        end = 0
-        for n, view in enumerate(self._views):
-            first, end = end, end + len(shadows[n])
+        corners, ends = shadow_corners(scenes, T_world_from_cam)
+        for n, lens in enumerate(self._lenses):
             self._look(n)
-            if view is None:
-                self._programs.quads("SHADOW", frozenset(), first, end)
+            if lens is None:
+                self._programs.quads("SHADOW", frozenset(), int(ends[n]), int(ends[n + 1]))
             else:
-                T_cam_from_world = inverse(T_world_from_cam[n])
-                faces = view.visible(ground_faces(scenes[n].shadows_m), T_cam_from_world)
-                lens = frozenset({"LENS"})
-                self._draw_through_lens(n, view, faces, faces.colour, T_cam_from_world, lens, is_shadow=True)
+                part = corners[ends[n] : ends[n + 1]]
+                black = np.zeros((len(part), 4), np.uint8)
+                self._through_lens(lens, part, black, np.zeros(len(part), np.uint32), {"LENS"}, is_shadow=True)
 
-    def _draw_through_lens(
-        self,
-        n: int,
-        view: View,
-        faces: Faces,
-        colour: np.ndarray,
-        T_cam_from_world: np.ndarray,
-        defines: frozenset[str],
-        is_shadow: bool,
+    def _draw_solids_through_lenses(
+        self, scenes: Sequence[Scene], seen: Seen, T_world_from_cam: np.ndarray, defines: list
     ) -> None:
-        p = faces.corners_m @ T_cam_from_world[:3, :3].T + T_cam_from_world[:3, 3]
-        rows = np.zeros((len(faces), 6, 4), np.float32)
-        rows[:, :5, :3], rows[:, 5] = planes(p), view.windows(p)
-        rows[:, 0, 3] = np.column_stack([colour, np.where(faces.lamp > 0, 255, 0).astype(np.uint8)]).view(np.float32)[
-            :, 0
-        ]
-        rows[:, 1, 3] = (faces.semantic + faces.instance.astype(np.uint32) * 256).astype(np.uint32).view(np.float32)
+        pool = self._solids.pool
+        corners = pool.in_cameras(seen, T_world_from_cam)
+        colour, shines = lit(pool, scenes, seen, corners, self._T_ego_from_cam)
+        look = np.vstack([colour, np.where(shines, 255, 0)]).T.astype(np.uint8)
+        instance = pool.instance[seen.face] + seen.instance[seen.solid[seen.owner]]
+        ids = (pool.semantic[seen.face] + instance.astype(np.uint32) * 256).astype(np.uint32)
+        for n, lens in enumerate(self._lenses):
+            if lens is not None:
+                self._look(n)
+                part = slice(seen.ends[n], seen.ends[n + 1])
+                self._through_lens(lens, corners[part], look[part], ids[part], defines[n], is_shadow=False)
+
+    def _through_lens(
+        self, lens: LensView, corners: np.ndarray, look: np.ndarray, ids: np.ndarray, defines: Set[str], is_shadow: bool
+    ) -> None:
+        """Faces [F, 4, 3] in the frame of a camera with a lens; look uint8 [F, 4]: colour, and 255 if it shines."""
+        rows = np.zeros((len(corners), 6, 4), np.float32)
+        rows[:, :5, :3], rows[:, 5] = planes(corners), lens.windows(corners)
+        rows[:, 0, 3] = np.ascontiguousarray(look).view(np.float32)[:, 0]
+        rows[:, 1, 3] = ids.view(np.float32)
         rows = rows[(rows[:, 5, 0] < rows[:, 5, 1]) & (rows[:, 5, 2] < rows[:, 5, 3])]
         if len(rows):
             self._context.disable(moderngl.CULL_FACE)
             self._seen.write(rows)
             self._seen.bind()
-            self._programs.quads("LENS", defines, 0, len(rows), is_shadow=is_shadow)
+            self._programs.quads("LENS", frozenset(defines), 0, len(rows), is_shadow=is_shadow)
 
     def _blocks(
         self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray, T_world_from_cam: np.ndarray

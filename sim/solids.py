@@ -76,15 +76,6 @@ class Faces:
         return n / np.linalg.norm(n, axis=1, keepdims=True)
 
     @cached_property
-    def spheres(self) -> tuple[np.ndarray, np.ndarray]:
-        """Centres [F, 3] and radii [F] of spheres around the faces."""
-        centre = self.corners_m.mean(axis=1)
-        return centre, np.sqrt(((self.corners_m - centre[:, None]) ** 2).sum(axis=-1).max(axis=1))
-
-    def take(self, index: np.ndarray) -> "Faces":
-        return Faces(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-    @cached_property
     def bound(self) -> tuple[np.ndarray, float]:
         """Centre [3] and radius of a sphere around all of it."""
         low, high = self.corners_m.min(axis=(0, 1)), self.corners_m.max(axis=(0, 1))
@@ -113,24 +104,13 @@ class Solids:
         arrays = (np.concatenate([getattr(p, n) for p in parts]) for n in ("poses", "instance", "lamps"))
         return cls(sum((p.meshes for p in parts), ()), *arrays)
 
-    def take(self, index: np.ndarray) -> "Solids":
-        meshes = tuple(self.meshes[i] for i in index)
-        return Solids(meshes, self.poses[index], self.instance[index], self.lamps[index])
-
-    @cached_property
-    def spheres(self) -> tuple[np.ndarray, np.ndarray]:
-        """Centres [A, 3] in the world and radii [A] of spheres around the solids."""
-        bounds = [m.bound for m in self.meshes]
-        centre = np.array([c for c, _ in bounds]).reshape(-1, 3)
-        return _moved(centre, self.poses), np.array([r for _, r in bounds])
-
     @cached_property
     def faces(self) -> Faces:
         """All faces in the world."""
         owner = np.repeat(np.arange(len(self.meshes)), [len(m) for m in self.meshes])
         local = Faces.join(self.meshes)
         shining = local.lamp & self.lamps[owner]
-        colour = np.where((shining != 0)[:, None], _COLOUR_OF_BITS[shining], local.colour)
+        colour = np.where((shining != 0)[:, None], COLOUR_OF_BITS[shining], local.colour)
         corners = _moved(local.corners_m, self.poses[owner][:, None])
         return Faces(corners, colour, local.semantic, self.instance[owner], shining)
 
@@ -156,7 +136,7 @@ def _colour_of_bits() -> np.ndarray:
     return table
 
 
-_COLOUR_OF_BITS = _colour_of_bits()
+COLOUR_OF_BITS = _colour_of_bits()
 
 
 def mesh(parts: Sequence[tuple]) -> Faces:
