@@ -23,6 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from sensors.errors import InputError
 from sensors.frames import wrap
 
 DT_S = 0.1
@@ -58,20 +59,35 @@ PACIFICA = Footprint(length_m=5.176, width_m=2.297, wheelbase_m=3.089, centre_ah
 
 
 def check_variant(variant: str) -> None:
-    """ValueError unless `variant` is "compat" or "strict"."""
+    """InputError unless `variant` is "compat" or "strict"."""
     if variant not in ("compat", "strict"):
-        raise ValueError(f"variant {variant!r} is not one of 'compat', 'strict'")
+        raise InputError("score", "variant", repr(variant), "'compat' or 'strict'")
+
+
+def finite(where: str, field: str, value: object, expected: str, *shape: int | None) -> np.ndarray:
+    """`value`, lists too, as float64 of a shape [..., *shape] (None: any size), or an InputError: never NaN."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(where, field, f"{type(value).__name__} of no single shape of numbers", expected) from None
+    tail = array.shape[array.ndim - len(shape) :] if array.ndim >= len(shape) else None
+    if tail is None or any(n is not None and n != m for n, m in zip(shape, tail, strict=True)):
+        raise InputError(where, field, f"shape {array.shape}", expected)
+    if not np.isfinite(array).all():
+        raise InputError(where, field, "NaN or infinity", expected)
+    return array
 
 
 def resample_plan(plan_xyh: np.ndarray, plan_time_s: np.ndarray, at_s: np.ndarray | None = None) -> np.ndarray:
     """Reference poses [..., K, 3] at `at_s` (0, 0.1, ..., 4.0) of a plan [..., Q, 3] at increasing times [Q].
 
     The plan starts with the present pose. Positions are linear in time, headings linear along the shorter turn; a
-    plan that ends before 4 s is a ValueError, it is never prolonged.
+    plan that ends before 4 s is an InputError, it is never prolonged.
     """
     at_s = np.arange(41) * DT_S if at_s is None else at_s
     if plan_time_s[0] > at_s[0] + 1e-9 or plan_time_s[-1] < at_s[-1] - 1e-9:
-        raise ValueError(f"plan covers [{plan_time_s[0]}, {plan_time_s[-1]}] s, not [{at_s[0]}, {at_s[-1]}] s")
+        covered = f"[{plan_time_s[0]}, {plan_time_s[-1]}] s"
+        raise InputError("plan", "time", covered, f"a plan that covers [{at_s[0]}, {at_s[-1]}] s")
     k = np.clip(np.searchsorted(plan_time_s, at_s, side="right") - 1, 0, len(plan_time_s) - 2)
     fraction = ((at_s - plan_time_s[k]) / (plan_time_s[k + 1] - plan_time_s[k]))[:, None]
     step = plan_xyh[..., k + 1, :] - plan_xyh[..., k, :]
@@ -150,19 +166,20 @@ def rollout(
     ([7] or [P, 7], which then also holds the speed). Headings come out in [-pi, pi).
     """
     check_variant(variant)
-    reference = np.asarray(reference_xyh, dtype=np.float64)
-    if reference.ndim not in (2, 3) or reference.shape[-1] != 3 or reference.shape[-2] < 4:
-        raise ValueError(f"reference {reference.shape}, expected [K, 3] or [P, K, 3] with K >= 4")
-    if not (np.isfinite(reference).all() and np.isfinite(v0_mps).all()):
-        raise ValueError("reference or v0 holds NaN or infinity")
+    reference = finite("rollout", "reference", reference_xyh, "poses [K, 3] or [P, K, 3] with K >= 4", None, 3)
+    if reference.ndim not in (2, 3) or reference.shape[-2] < 4:
+        raise InputError("rollout", "reference", f"shape {reference.shape}", "[K, 3] or [P, K, 3] with K >= 4")
     batch = reference.reshape(-1, *reference.shape[-2:])
     count, samples = batch.shape[:2]
     v_ref, curvature = reference_profiles(batch, variant)
     curvature = np.concatenate([curvature, np.repeat(curvature[:, -1:], _HORIZON, axis=1)], axis=1)
     states = np.zeros((count, samples, 7))
-    states[:, 0, :3], states[:, 0, VX] = batch[:, 0], v0_mps
+    speed = finite("rollout", "v0_mps", v0_mps, f"one speed, or one for each of {count} references")
+    if speed.ndim > 1 or speed.size not in (1, count):
+        raise InputError("rollout", "v0_mps", f"shape {speed.shape}", f"one speed, or [{count}]")
+    states[:, 0, :3], states[:, 0, VX] = batch[:, 0], speed
     if initial is not None:
-        states[:, 0] = initial
+        states[:, 0] = finite("rollout", "initial", initial, f"a state [7], or [{count}, 7]", 7)
     cos_ref, sin_ref = np.cos(batch[..., 2]), np.sin(batch[..., 2])
     x, y, heading, v, a, steer, _ = np.moveaxis(states[:, 0].copy(), -1, 0)
     for k in range(samples - 1):
@@ -243,11 +260,12 @@ def accelerations(
 
 
 def comfort_signals(states: np.ndarray, variant: str = "compat", at: str = "centre") -> dict[str, np.ndarray]:
-    """The six smoothed series [..., K] that `comfort` holds against COMFORT_BOUNDS; K >= 4, else ValueError."""
+    """The six smoothed series [..., K] that `comfort` holds against COMFORT_BOUNDS; K >= 4, else an InputError."""
     check_variant(variant)
-    states = np.asarray(states, dtype=np.float64)
-    if states.ndim < 2 or states.shape[-1] not in (7, 8) or states.shape[-2] < 4:
-        raise ValueError(f"states {states.shape}, expected [..., K, 7] with K >= 4")
+    expected = "states [..., K, 7], or 8 with a lateral acceleration, K >= 4"
+    states = finite("comfort", "states", states, expected, None, None)
+    if states.shape[-1] not in (7, 8) or states.shape[-2] < 4:
+        raise InputError("comfort", "states", f"shape {states.shape}", expected)
     lon, lat = accelerations(states, variant, at)
     magnitude = np.hypot(*accelerations(states, variant, "rear_axle"))
     heading = _unwrapped(states[..., HEADING])
@@ -284,7 +302,7 @@ def resample_history(time_us: np.ndarray, states: np.ndarray, variant: str = "co
     check_variant(variant)
     start, end = int(time_us[0]), int(time_us[-1])
     if len(time_us) < 2 or (np.diff(time_us) <= 0).any():
-        raise ValueError("a history needs at least two states at increasing times")
+        raise InputError("history", "time", time_us, "at least two states at increasing times")
     step = 100_000
     at_us = np.arange(start, end, step)[:-1] if variant == "compat" else np.arange(end - step, start - 1, -step)[::-1]
     recorded = np.array(states, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""PDMS (NAVSIM v1) and EPDMS (v2): sub-scores of simulated trajectories, totals, human filter, two stages.
+"""PDMS (NAVSIM v1) and EPDMS (v2): sub-scores of simulated trajectories, and totals.
 
 Letters as in `pdm_scene`: P proposals, K = 41 states, A actors, T instants. A score is a pair (value, valid), each of
 shape [P] (or scalars in the totals); where the scene does not hold what a score needs, valid is False and value NaN.
@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from sensors.errors import InputError
 from sim.metrics.pdm import (
     DT_S,
     HEADING,
@@ -27,6 +28,7 @@ from sim.metrics.pdm import (
     check_variant,
     comfort,
     extended_comfort,
+    finite,
     history_comfort,
 )
 from sim.metrics.pdm_scene import (
@@ -55,8 +57,6 @@ LK_DEVIATION_M, LK_SAMPLES = 0.5, 20
 MIN_PROGRESS_M = 5.0
 MULTIPLIERS = {"v1": ("NC", "DAC"), "v2": ("NC", "DAC", "DDC", "TLC")}
 WEIGHTS = {"v1": {"EP": 5, "TTC": 5, "C": 2}, "v2": {"EP": 5, "TTC": 5, "LK": 2, "HC": 2, "EC": 2}}
-# The reference lists EP and HC too; neither can trigger: alone the human's EP is 1, and HC gets no history.
-HUMAN_FILTERED = ("NC", "DAC", "DDC", "TLC", "TTC", "LK")
 
 
 @dataclass(frozen=True)
@@ -312,9 +312,11 @@ def sub_scores(
     """
     check_variant(variant)
     if version not in MULTIPLIERS:
-        raise ValueError(f"version {version!r} is not one of {', '.join(MULTIPLIERS)}")
-    if states.ndim != 3 or states.shape[1] != STATES:
-        raise ValueError(f"states {states.shape}, expected [P, {STATES}, 7]")
+        raise InputError("score", "version", repr(version), " or ".join(MULTIPLIERS))
+    expected = f"[P, {STATES}, 7], P >= 1"
+    states = finite("score", "states", states, expected, None, STATES, 7)
+    if states.ndim != 3 or not len(states):
+        raise InputError("score", "states", f"shape {states.shape}", expected)
     count = len(states)
     missing = (np.full(count, np.nan), np.zeros(count, dtype=bool))
     judged = judged or judge(states, scene, vehicle)
@@ -381,19 +383,3 @@ def total(scores: Mapping[str, Score], version: str, without: Sequence[str] = ()
     weighted = sum(w * np.asarray(scores[name][0], dtype=np.float64) for name, w in weights.items())
     valid = valid & np.all([np.asarray(scores[name][1]) for name in weights], axis=0)
     return np.where(valid, value * weighted / sum(weights.values()), np.nan), valid
-
-
-def human_filter(agent: Mapping[str, Score], human: Mapping[str, Score]) -> dict[str, Score]:
-    """The agent's v2 sub-scores, with 1 where the recorded human scores exactly 0 (original scenes only).
-
-    The human is scored alone (P = 1), by `sub_scores`. Where its score is not available, neither is the agent's,
-    unless that is 1 anyway.
-    """
-    filtered = dict(agent)
-    for name in HUMAN_FILTERED:
-        value, valid = (np.asarray(part) for part in agent[name])
-        human_value, human_valid = (np.asarray(part) for part in human[name])
-        raised = np.where(human_valid & (human_value == 0.0), 1.0, value)
-        known = valid & (human_valid | (value == 1.0))
-        filtered[name] = (np.where(known, raised, np.nan), known)
-    return filtered

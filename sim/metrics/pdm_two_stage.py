@@ -1,12 +1,33 @@
-"""The second stage of EPDMS: scores of synthetic scenes that begin where the first plan may have led."""
+"""What EPDMS makes of its sub-scores: the human filter, and the second stage.
 
-from collections.abc import Sequence
+The second stage scores scenes that begin where the first plan may have led.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sim.metrics.pdm_scores import Score
 
 KERNEL_SIGMA2_M2 = 0.1
+# The reference lists EP and HC too; neither can trigger: alone the human's EP is 1, and HC gets no history.
+HUMAN_FILTERED = ("NC", "DAC", "DDC", "TLC", "TTC", "LK")
+
+
+def human_filter(agent: Mapping[str, Score], human: Mapping[str, Score]) -> dict[str, Score]:
+    """The agent's v2 sub-scores, with 1 where the recorded human scores exactly 0 (original scenes only).
+
+    The human is scored alone (P = 1), by `sub_scores`. Where its score is not available, neither is the agent's,
+    unless that is 1 anyway.
+    """
+    filtered = dict(agent)
+    for name in HUMAN_FILTERED:
+        value, valid = (np.asarray(part) for part in agent[name])
+        human_value, human_valid = (np.asarray(part) for part in human[name])
+        raised = np.where(human_valid & (human_value == 0.0), 1.0, value)
+        known = valid & (human_valid | (value == 1.0))
+        filtered[name] = (np.where(known, raised, np.nan), known)
+    return filtered
 
 
 def two_stage(first: Score, endpoint_m: np.ndarray, second: Score, starts_m: np.ndarray) -> Score:

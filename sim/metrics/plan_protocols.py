@@ -7,11 +7,13 @@ fault is a touch from the side?). `pdms.judged_share` says how many could: times
 be if all others had scored 0.
 
 What differs from NAVSIM, which scores single moments of a recording: the first plan, without a past, has no EPDMS; the
-second and third have a history shorter than 1.5 s; there is no second stage, whose synthetic scenes a log does not
-hold (`pdm_two_stage` puts the two together for who has them).
+second and third have a history shorter than 1.5 s. Its second stage begins in synthetic scenes around where the first
+plan led. A log has none, but a drive went on from there: `epdms_two_stage.*` takes the drive 4 s later for the one
+scene of the second stage. A recording did not go where the plan led, and has no such figure.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,8 +22,9 @@ from sim.metrics.pdm import HEADING, STEER, VX, YAW_RATE, resample_plan, rollout
 from sim.metrics.pdm_closed import foresee, proposal_scores
 from sim.metrics.pdm_proposals import proposals
 from sim.metrics.pdm_scene import STATES, PdmScene
-from sim.metrics.pdm_scores import TTC_STEPS, Score, extended_comfort, human_filter, judge, sub_scores, total
+from sim.metrics.pdm_scores import TTC_STEPS, Score, extended_comfort, judge, sub_scores, total
 from sim.metrics.pdm_traffic import react
+from sim.metrics.pdm_two_stage import human_filter, two_stage, two_stage_mean
 
 HORIZON_S = 4.0
 HISTORY_S, HISTORY_STEP_S = (1.5, 1.0, 0.5, 0.0), 0.5
@@ -40,7 +43,7 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
     """PDMS ("v1") and EPDMS ("v2") of each of the plans, (value, valid)."""
     frames = plan_frames(view, "v2")
     late = set(frames) - set(plan_frames(view, "v1"))
-    nothing = {version: [(float("nan"), False)] * len(frames) for version in versions}
+    nothing = {version: [(float("nan"), False)] * (len(frames) - (version == "v2")) for version in versions}
     plans = [_reference(view, int(frame)) for frame in frames]
     if not len(frames) or view.layers is None or view.way_m is None or any(plan is None for plan in plans):
         return nothing
@@ -89,7 +92,7 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
 def pdm_scores(view: LogView) -> dict[str, tuple[float, bool, float]]:
     """pdms.compat, pdms.strict, epdms.compat, epdms.strict: (mean over judged plans, any, how many).
 
-    And `pdms.judged_share` of all its plans.
+    Also epdms_two_stage.compat and .strict, and `pdms.judged_share` of all its plans.
     """
     figures = {}
     for variant in ("compat", "strict"):
@@ -98,8 +101,29 @@ def pdm_scores(view: LogView) -> dict[str, tuple[float, bool, float]]:
             values = [value for value, valid in totals[version] if valid]
             mean = float(np.mean(values)) if values else float("nan")
             figures[f"{name}.{variant}"] = (mean, bool(values), len(values))
+        figures[f"epdms_two_stage.{variant}"] = (*_two_stages(view, totals["v2"]), 1)
     share = len(values) / max(len(totals["v1"]), 1)
     return figures | {"pdms.judged_share": (share, bool(totals["v1"]), len(totals["v1"]))}
+
+
+def _two_stages(view: LogView, totals: Sequence[Figure]) -> Figure:
+    """EPDMS in two stages of a drive, from that of its plans but the first: each plan and the one before it, with what
+    the drive then was 4 s after each."""
+    log = view.log
+    if log.kind != "drive" or not all(valid for _, valid in totals):
+        return float("nan"), False
+    first = dict(zip(plan_frames(view, "v2")[1:].tolist(), totals, strict=True))
+    whole: dict[int, Score] = {}
+    for frame, score in first.items():
+        later = [f for f in first if abs(float(log.time_us[f] - log.time_us[frame]) * 1e-6 - HORIZON_S) < 0.05]
+        if later:
+            second = np.array([first[later[0]][0]]), np.array([first[later[0]][1]])
+            end, start = _reference(view, frame)[-1, :2], log.ego_xyyaw_in_world[later[0], :2]
+            whole[frame] = two_stage(score, end, second, start[None])
+    now = list(whole)
+    groups = [(whole[frame], whole[before]) for before, frame in pairwise(now)]
+    value, valid = two_stage_mean(groups)
+    return float(value), bool(valid)
 
 
 def _reference(view: LogView, frame: int) -> np.ndarray | None:

@@ -71,7 +71,8 @@ def _pdm(prepared: Prepared) -> dict[str, tuple]:
 
 
 PLAIN = ("route_completion", "at_fault_collision_rate", "red_light_rate", "comfort_rate", PER_KM, BETWEEN_KM)
-PDM = ("pdms.compat", "pdms.strict", "epdms.compat", "epdms.strict", "pdms.judged_share")
+PDM = ("pdms.compat", "pdms.strict", "epdms.compat", "epdms.strict")
+PDM += ("epdms_two_stage.compat", "epdms_two_stage.strict", "pdms.judged_share")
 B2D = ("driving_score", "success_rate", "efficiency", "comfort_compat", "comfort_strict")
 L2 = tuple(f"l2_{s}s_m" for s in (1, 2, 3)) + tuple(f"{n}_{s}s" for n in ("obj_col", "obj_box_col") for s in (1, 2, 3))
 NUSCENES = tuple(f"nuscenes.{c}.{name}" for c in ("uniad", "stp3", "hybrid") for name in L2)

@@ -264,10 +264,10 @@ def test_totals_worked_example():
 def test_human_filter():
     agent = full(NC=0.5, DAC=0.0, TLC=0.0, TTC=0.0, LK=0.0, HC=0.0, EC=0.0, EP=0.3)
     human = full(NC=0.5, DAC=0.0, TTC=0.0, HC=0.0, EC=0.0, EP=0.0)
-    kept = {name: float(value) for name, (value, _) in pdm_scores.human_filter(agent, human).items()}
+    kept = {name: float(value) for name, (value, _) in pdm_two_stage.human_filter(agent, human).items()}
     assert kept == {**{n: float(v) for n, (v, _) in agent.items()}, "DAC": 1.0, "TTC": 1.0}
     unknown = {**human, "DAC": (np.float64(np.nan), np.bool_(False)), "DDC": (np.float64(np.nan), np.bool_(False))}
-    filtered = pdm_scores.human_filter(agent, unknown)
+    filtered = pdm_two_stage.human_filter(agent, unknown)
     assert not filtered["DAC"][1]
     assert filtered["DDC"] == (1.0, True)
 

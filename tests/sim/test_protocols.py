@@ -170,6 +170,18 @@ def test_a_drive_in_two_logs_has_the_plan_scores_of_one():
         assert np.allclose(np.concatenate([two[:-1], three]), one, atol=1e-9)
 
 
+def test_the_second_stage_of_a_drive_is_the_drive_four_seconds_later():
+    log = drive_log(speed_mps=8.0, frames=121)  # it could be faster: no plan has full marks
+    found = figures(log)
+    for variant in ("compat", "strict"):
+        scores = np.array([value for value, _ in plan_totals(LogView(log), variant, ("v2",))["v2"]])
+        whole = scores[:-8] * scores[8:]  # plans are 0.5 s apart
+        expected = np.mean((whole[1:] + whole[:-1]) / 2)
+        assert found[f"epdms_two_stage.{variant}"] == pytest.approx(expected, abs=1e-12)
+    assert found["epdms_two_stage.strict"] < found["epdms.strict"] < 1.0
+    assert not any(name.startswith("epdms_two") for name in figures(drive_log(frames=31)))  # nothing is 4 s later
+
+
 def test_a_run_in_two_parts_has_the_scores_of_one():
     logs = [drive_log(speed_mps=v, frames=41, name=f"n{v}") for v in (4.0, 8.0, 12.0, 13.0)]
     names = ("drive", "plain", "pdm", "carla")
