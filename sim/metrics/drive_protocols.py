@@ -31,7 +31,7 @@ from sim.metrics.pdm_scores import (
 CHECKPOINTS = {"carla": 4, "bench2drive": 20}  # of the minimum speed along a route
 MOVED_MPS = 0.5  # traffic is who was ever faster: parked cars set no pace
 LATE_SHARE = 0.95  # of the route, from which on the last checkpoint counts
-HUGSIM_LEFT_PATH_M, HUGSIM_STEP_S = 10.0, 0.5
+HUGSIM_LEFT_PATH_M, HUGSIM_STEP_S, HUGSIM_MOST_STEPS = 10.0, 0.5, 400
 CAR_REACH_M = 20.0  # between the centres of two boxes that touch, with room for lorries
 GROUND_LATTICE = (8, 4)  # points of ground looked at under the ego's box
 
@@ -272,7 +272,9 @@ def hugsim(drive: Drive) -> dict[str, Score]:
         return dict.fromkeys(names, NOT_AVAILABLE)
     left = np.flatnonzero(view.off_way_m > HUGSIM_LEFT_PATH_M)
     last = int(left[0]) if len(left) else len(log) - 1
-    steps = [_hugsim_step(view, int(frame)) for frame in np.unique(log.plan_frame) if frame <= last]
+    frames = np.unique(log.plan_frame)
+    last = min(last, int(frames[HUGSIM_MOST_STEPS - 1])) if len(frames) > HUGSIM_MOST_STEPS else last
+    steps = [_hugsim_step(view, int(frame)) for frame in frames if frame <= last]
     route = view.way_m[: max(int(np.searchsorted(view.passed_m, log.goal_m)), 2)]
     completion = neural_sims.hugsim_route_completion(log.ego_xyyaw_in_world[: last + 1, :2], route)
     return {

@@ -24,6 +24,7 @@ from sim.rollout_log import EpisodeLog, read_episode
 Figure = tuple[float, bool, float]  # value, valid, weight
 NOT_AVAILABLE: Figure = (float("nan"), False, 0.0)
 RESAMPLES = 2000
+MISSING_IS_ZERO = ("bench2drive.driving_score", "bench2drive.success_rate")  # what did not finish counts, as 0
 PER_KM, BETWEEN_KM = "incidents_per_km", "km_between_incidents"
 
 
@@ -145,7 +146,8 @@ def score(logs: Sequence[EpisodeLog], names: Iterable[str] = tuple(PROTOCOLS)) -
 def summarize(
     rows: Sequence[dict[str, Figure] | None], metrics: Iterable[str] = (), seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, float]:
-    """Flat figures of a run from those of its episodes, None for a failed one: it counts in n_failed and in no mean.
+    """Flat figures of a run from those of its episodes, None for a failed one: it counts in n_failed and in no mean,
+    but for Bench2Drive, where a route that is missing has 0.
 
     Per metric the weighted mean, `.n` episodes in it, `.ci95_low`, `.ci95_high`; one of `metrics` that no episode has
     gets `.n` = 0 and no value. `n_keyframes`: of a replay, those in its means.
@@ -156,6 +158,8 @@ def summarize(
         flat["n_keyframes"] = int(sum(row["ade_3s_m"][2] for row in whole if "ade_3s_m" in row))
     for metric in dict.fromkeys([*metrics, *(name for row in whole for name in row)]):
         known = [row[metric] for row in whole if metric in row and row[metric][1]]
+        if metric in MISSING_IS_ZERO and known:
+            known += [(0.0, True, 1.0)] * flat["n_failed"]
         values, weights = np.array([k[0] for k in known]), np.array([k[2] for k in known], dtype=np.float64)
         flat |= driving.mean_with_interval(metric, values, weights, np.random.default_rng(seed), resamples)
     return flat | _between_incidents(flat) if f"{PER_KM}.n" in flat else flat

@@ -2,10 +2,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pdm_twins
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sensors.errors import InputError
 from sim.metrics import pdm
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "pdm_rollout.json"
@@ -34,61 +36,6 @@ def states_of(ax=0.0, speed=10.0, yaw_rate=0.0, samples=41):
     states[:, pdm.AX], states[:, pdm.VX], states[:, pdm.YAW_RATE] = ax, speed, yaw_rate
     states[1:, pdm.HEADING] = np.cumsum(states[:-1, pdm.YAW_RATE]) * 0.1
     return states
-
-
-def slow_rollout(reference, v0, strict=False):
-    """The same in plain loops, matrices and pseudo-inverses, one proposal, as the definition reads."""
-    dt, m, length = 0.1, len(reference) - 1, 3.089
-    theta, step = reference[:m, 2], np.diff(reference, axis=0)
-    A = np.zeros((2 * m, m))
-    for i in range(m):
-        for row, trig in ((2 * i, np.cos(theta[i])), (2 * i + 1, np.sin(theta[i]))):
-            A[row, 0] = trig * dt
-            A[row, 1 : i + 1] = trig * dt * dt
-    R = np.zeros((m - 2, m))
-    for i in range(m - 2):
-        R[i, i + 1] = -1.0
-        if strict or i == m - 3:
-            R[i, i + 2] = 1.0
-    x = np.linalg.pinv(A.T @ A + 1e-4 * R.T @ R) @ A.T @ step[:, :2].ravel()
-    v_ref = [x[0] + dt * sum(x[1 : i + 1]) for i in range(m)]
-    A = np.zeros((m, m))
-    for i in range(m):
-        A[i, 0] = v_ref[i] * dt
-        A[i, 1 : i + 1] = v_ref[i] * dt * dt
-    Q = 1e-2 * np.eye(m)
-    Q[0, 0] = 1e-10
-    wrapped = np.arctan2(np.sin(step[:, 2]), np.cos(step[:, 2]))
-    x = np.linalg.pinv(A.T @ A + Q) @ A.T @ wrapped
-    kappa = [x[0] + dt * sum(x[1 : i + 1]) for i in range(m)]
-    px, py, heading = reference[0]
-    v, a, delta, out = v0, 0.0, 0.0, [[*reference[0], v0, 0.0, 0.0, 0.0]]
-    for k in range(m):
-        target = v_ref[min(k + 10, m - 1)]
-        if target <= 0.2 and v <= 0.2:
-            a_cmd, rate = -0.5 * (v - target), 0.0
-        else:
-            a_cmd = -10 / 11 * (v - target)
-            xr, yr, tr = reference[k]
-            error = np.arctan2(np.sin(heading - tr), np.cos(heading - tr))
-            z = np.array([-(px - xr) * np.sin(tr) + (py - yr) * np.cos(tr), error, delta])
-            P, B, g = np.eye(3), np.zeros(3), np.zeros(3)
-            for i in range(10):
-                vi, ki = v + i * dt * a_cmd, kappa[min(k + i, m - 1)]
-                phi = np.eye(3) + np.array([[0, vi * dt, 0], [0, 0, vi * dt / length], [0, 0, 0]])
-                P, B, g = phi @ P, phi @ B + [0, 0, dt], phi @ g + [0, -vi * ki * dt, 0]
-            e = P @ z + g
-            e[1:] = np.arctan2(np.sin(e[1:]), np.cos(e[1:]))
-            weight = np.diag([1.0, 10.0, 0.0])
-            rate = -(B @ weight @ e) / (B @ weight @ B + 1)
-        a += dt / (dt + 0.2) * (a_cmd - a)
-        px, py = px + v * np.cos(heading) * dt, py + v * np.sin(heading) * dt
-        heading += v * np.tan(delta) / length * dt
-        heading = (heading + np.pi) % (2 * np.pi) - np.pi
-        delta = delta + dt / (dt + 0.05) * (rate * dt)
-        v, delta = v + a * dt, min(max(delta, -np.pi / 3), np.pi / 3)
-        out.append([px, py, heading, v, a, delta, v * np.tan(delta) / length])
-    return np.array(out)
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not beside this checkout")
@@ -128,9 +75,28 @@ def test_rollout_equals_its_slow_twin(variant):
     v0 = np.array([4.0, 7.0, 12.0, 0.1])
     fast = pdm.rollout(batch, v0, variant=variant)
     for states, reference, speed in zip(fast, batch, v0, strict=True):
-        np.testing.assert_allclose(states, slow_rollout(reference, speed, variant == "strict"), atol=1e-7)
+        np.testing.assert_allclose(states, pdm_twins.rollout(reference, speed, variant == "strict"), atol=1e-7)
         np.testing.assert_allclose(states, pdm.rollout(reference, speed, variant=variant), atol=1e-12)
     assert np.abs(fast[..., pdm.HEADING]).max() <= np.pi
+
+
+@pytest.mark.parametrize("kind", pdm_twins.KINDS)
+def test_every_kind_of_reference_is_driven_and_judged_as_the_definition_reads(kind):
+    signal = pytest.importorskip("scipy.signal")
+    rng = np.random.default_rng(len(kind))
+    made = [pdm_twins.reference(kind, rng) for _ in range(4)]
+    poses, v0 = np.stack([m[0] for m in made]), np.array([m[1] for m in made])
+    for variant in ("compat", "strict"):
+        states = pdm.rollout(poses, v0, variant=variant)
+        for n in range(4):
+            twin = pdm_twins.rollout(poses[n], v0[n], variant == "strict")
+            np.testing.assert_allclose(states[n], twin, atol=1e-6, rtol=0)
+    states = pdm.rollout(poses, v0)
+    for at in ("centre", "rear_axle"):
+        judged = pdm.comfort(states, at=at)
+        for n in range(4):
+            twin = pdm_twins.comfort(states[n], signal.savgol_filter, at)
+            assert {name: bool(ok[n]) for name, ok in judged.items()} == twin
 
 
 def test_braking_ends_centimetres_off_nuplan():
@@ -150,16 +116,44 @@ def test_rollout_moves_with_the_scene(dx, dy, turn):
     assert pdm.comfort(here) == pdm.comfort(there)
 
 
-def test_rollout_rejects():
-    for bad in (np.zeros((41, 2)), np.zeros((3, 3)), np.zeros(41)):
-        with pytest.raises(ValueError, match="reference"):
-            pdm.rollout(bad, 1.0)
-    with pytest.raises(ValueError, match="NaN"):
-        pdm.rollout(np.full((41, 3), np.nan), 1.0)
-    with pytest.raises(ValueError, match="variant"):
+def test_rollout_takes_lists():
+    states = pdm.rollout(straight().tolist(), 5)
+    np.testing.assert_array_equal(states, pdm.rollout(straight(), 5.0))
+    assert pdm.comfort(states.tolist()) == pdm.comfort(states)
+    both = pdm.rollout([straight().tolist()] * 2, [5, 6])
+    np.testing.assert_allclose(both[0], states, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("reference", "v0", "field"),
+    [
+        (np.zeros((41, 2)), 1.0, "reference"),
+        (np.zeros((3, 3)), 1.0, "reference"),
+        (np.zeros(41), 1.0, "reference"),
+        (np.zeros((1, 1, 41, 3)), 1.0, "reference"),
+        (np.full((41, 3), np.nan), 1.0, "reference"),
+        ([[0, 0, 0], [1, 0]], 1.0, "reference"),
+        ("a line", 1.0, "reference"),
+        (straight(), np.nan, "v0_mps"),
+        (straight(), np.inf, "v0_mps"),
+        (straight(), [1.0, 2.0], "v0_mps"),
+        (straight(), None, "v0_mps"),
+    ],
+)
+def test_rollout_rejects(reference, v0, field):
+    with pytest.raises(InputError) as caught:
+        pdm.rollout(reference, v0)
+    assert caught.value.field == field
+
+
+def test_scores_reject_what_is_no_number():
+    with pytest.raises(InputError, match="variant"):
         pdm.rollout(straight(), 1.0, variant="loose")
-    with pytest.raises(ValueError, match="K >= 4"):
-        pdm.comfort(np.zeros((3, 7)))
+    with pytest.raises(InputError, match="initial"):
+        pdm.rollout(straight(), 1.0, initial=np.full(7, np.nan))
+    for bad in (np.zeros((3, 7)), np.zeros((41, 6)), np.zeros(7), np.full((41, 7), np.nan)):
+        with pytest.raises(InputError, match="states"):
+            pdm.comfort(bad)
 
 
 def test_savgol_matrix_is_scipys_filter():

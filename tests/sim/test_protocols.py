@@ -300,6 +300,15 @@ def test_summary_is_weighted_with_an_interval():
     assert flat["k.ci95_low"] == flat["k"] == 2.0  # of one value no spread is known
 
 
+def test_a_route_that_is_missing_has_nought_in_bench2drive():
+    rows = [{"bench2drive.driving_score": (80.0, True, 1.0), "carla_2_0.driving_score": (80.0, True, 1.0)}, None]
+    flat = summarize(rows, ["bench2drive.driving_score", "carla_2_0.driving_score", "bench2drive.success_rate"])
+    assert (flat["bench2drive.driving_score"], flat["bench2drive.driving_score.n"]) == (40.0, 2)
+    assert (flat["carla_2_0.driving_score"], flat["carla_2_0.driving_score.n"]) == (80.0, 1)
+    assert flat["bench2drive.success_rate.n"] == 0
+    assert "bench2drive.success_rate" not in flat
+
+
 def test_kilometres_between_incidents_are_the_runs():
     def run(*episodes):
         rows = [{"incidents_per_km": (count / km, True, km)} for count, km in episodes]
