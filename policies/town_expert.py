@@ -11,14 +11,16 @@ from policies.town_view import (
     Limit,
     Others,
     about_to_touch,
-    at_lights,
+    at_lines,
     in_the_way,
+    kind_of,
     right_of_way,
     walkers_near,
 )
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.frames import wrap
+from sensors.reasons import reason
 from sim.geometry import OpenLine
 from sim.town_world import TownWorld
 
@@ -31,6 +33,10 @@ SPEED_HORIZON_S = 0.5
 TOUCH_S = 2.6  # how far ahead predicted positions are trusted
 CHANGE_S, MIN_CHANGE_M = 3.0, 9.0  # a lane change takes this long, at least this far
 END_GAP_M = 14.0  # who must change lanes waits this far before the lane's end
+SIDEWAYS_M = 100.0  # this far before it one falls in behind those in the next lane
+GENTLE_MPS2 = -1.3
+STANDS_MPS, AT_LINE_M = 0.25, 5.0  # so it has stopped at a stop sign
+CURVE_SHARE = 0.85  # a comfortable speed below this share of the limit is for a curve
 PARKED_S, QUEUE_M = 5.0, 22.0  # standing this long, and not in a queue before a junction: it is parked
 ROOM_TO_TURN_M = 9.0
 PASS_ASIDE_M, PASS_RAMP_M, PASS_MPS, ONCOMING_SIGHT_M = 0.9, 9.0, 5.0, 90.0
@@ -41,7 +47,7 @@ class TownExpert:
 
     Lateral: pure pursuit (Coulter 1992) on the lane's line; a lane change and the way round a parked car are smooth
     offsets of it. Longitudinal: the least of a comfortable speed and the intelligent driver model (Treiber et al. 2000)
-    to every limit of policies.town_view. The plan's reason is the limit that binds.
+    to every limit of policies.town_view. The plan's reason is the limit that binds, in the words of sensors.reasons.
     """
 
     name = "town-expert"
@@ -58,18 +64,21 @@ class TownExpert:
         self._blend: tuple[str, float, float, float] | None = None  # lane, start s, length, offset at the start
         self._standing: dict[int, int] = {}  # actor -> since when
         self._pass: tuple[int, str] | None = None  # parked actor that is being passed, on this lane's line
+        self._toward = 0  # 1 while it goes to the left, -1 to the right
+        self._held_by = -1  # parked actor behind which one waits for oncoming traffic
+        self._stood_before: set[str] = set()  # lanes at whose stop sign the ego has stood
 
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
         world = privileged.world
         if not isinstance(world, TownWorld):
             raise InputError("--policy town-expert", "world", type(world).__name__, "a town", "Use it with vla drive.")
-        others = Others.around(world)
-        self._note_standing(world, others)
+        others = self.look(world)
+        self._remember(world, others)
         changing = self._choose_lane(world, others)
         path, s_m, speeds = self._path(world, others)
         limits = [
             *in_the_way(world, others, path, s_m),
-            *at_lights(world, world.ego.speed_mps),
+            *at_lines(world, world.ego.speed_mps, self._stood_before),
             *right_of_way(world, others, world.ego.speed_mps),
             *walkers_near(world, others, path, s_m, world.ego.speed_mps),
             *changing,
@@ -77,7 +86,7 @@ class TownExpert:
         limits = [self._further_back(world, others, limit) for limit in limits]
         limits = [limit for limit in limits if self._pass is None or limit.actor != self._pass[0]]
         for _ in range(3):
-            rows, reason = self._drive(world, path, s_m, speeds, limits)
+            rows, why = self._drive(world, path, s_m, speeds, limits)
             ahead = np.arange(2, round(TOUCH_S / DT_S), 2)
             touch = about_to_touch(world, others, rows[ahead - 1, :3], ahead * DT_S)
             if touch is None:
@@ -89,8 +98,7 @@ class TownExpert:
                 break
             if any(limit.actor == actor and limit.gap_m <= gap and limit.speed_mps == 0 for limit in limits):
                 break
-            kind = world.actors[others.index[actor]].category.split(".")[1]
-            limits.append(Limit(gap, 0.0, f"brake: {kind} comes too near, {max(gap, 0):.0f} m", actor, True))
+            limits.append(Limit(gap, 0.0, reason("brake", kind_of(world, others, actor), gap), actor, True))
         chosen = rows[np.round(PLAN_TIME_S / DT_S).astype(int) - 1]
         ego = world.ego
         c, s = np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)
@@ -98,7 +106,11 @@ class TownExpert:
         in_ego = np.column_stack(
             [c * to[:, 0] + s * to[:, 1], c * to[:, 1] - s * to[:, 0], wrap(chosen[:, 2] - ego.yaw_rad)]
         )
-        return Plan(PLAN_TIME_S, in_ego, chosen[:, 3], reason=reason)
+        return Plan(PLAN_TIME_S, in_ego, chosen[:, 3], reason=self._manoeuvre(world, others, why))
+
+    def look(self, world: TownWorld) -> Others:
+        """Whom it takes into account."""
+        return Others.around(world)
 
     # Where to drive --------------------------------------------------------------------------------
 
@@ -115,35 +127,59 @@ class TownExpert:
         if not followed.ends_well:
             gap = followed.line.length_m - END_GAP_M - place.s_m - world.params.front_m
             needed = route.shifts[route.position[followed.lanes[-1]]][followed.lanes[-1]]
-            where = "left" if needed > 0 else "right"
-            if not self._target:
-                limits.append(Limit(gap, 0.0, f"wait: no room to change to the {where}", standstill=True))
+            limits.append(Limit(gap, 0.0, reason("wait", _no_room(needed), gap), standstill=True))
         shift = route.shifts[route.position[place.lane]].get(place.lane, 0)
         if shift and not self._target and place.lane == place.first_lane:
-            self._try_lane(world, others, int(np.sign(shift)))
+            left = int(np.sign(shift))
+            if not self._try_lane(world, others, left):
+                limits += self._behind_those_beside(world, others, left)
         return limits if not self._target else []
+
+    def _behind_those_beside(self, world: TownWorld, others: Others, left: int) -> list[Limit]:
+        """Before the end of a lane one falls in behind those who are ahead in the lane that one must change to."""
+        place, lane = world.place, world.route.beside(world.place.lane, left)
+        room_m = world.network.lanes[place.lane].length_m - place.s_m - world.params.front_m
+        if lane is None or room_m > SIDEWAYS_M:
+            return []
+        there, at_m, mine_m = self._in_lane(world, others, lane)
+        front_m = mine_m + world.params.length_m / 2
+        return [
+            Limit(
+                float(at_m[a] - others.size_m[a, 0] / 2 - front_m),
+                float(others.speed_mps[a]),
+                reason("wait", _no_room(left), room_m),
+                int(a),
+                gentle=True,
+            )
+            for a in np.flatnonzero(there & (at_m > mine_m))
+        ]
+
+    @staticmethod
+    def _in_lane(world: TownWorld, others: Others, lane: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """Who drives in a lane [A], where on it their centres are [A], and where the ego's is."""
+        line = world.network.lanes[lane].line
+        at = line.project(others.poses[:, :2])
+        there = (np.abs(at.lateral_m) < 2.2) & (np.cos(others.poses[:, 2] - at.heading_rad) > 0)
+        there &= (at.s_m > 0.01) & (at.s_m < line.length_m - 0.01)
+        mine_m = float(line.project(np.array([world.ego.x_m, world.ego.y_m])).s_m) + world.params.centre_m
+        return there, at.s_m, mine_m
 
     def _try_lane(self, world: TownWorld, others: Others, left: int) -> bool:
         """Begin a change to the next lane if those who drive there leave room for it."""
         place, lane = world.place, world.route.beside(world.place.lane, left)
         if lane is None:
             return False
-        line = world.network.lanes[lane].line
-        room_m = line.length_m - place.s_m
-        if room_m < MIN_CHANGE_M:
+        if world.network.lanes[lane].length_m - place.s_m < MIN_CHANGE_M:
             return False
         speed = world.ego.speed_mps
-        at = line.project(others.poses[:, :2])
-        same = (np.abs(at.lateral_m) < 2.2) & (np.cos(others.poses[:, 2] - at.heading_rad) > 0)
-        same &= (at.s_m > 0.01) & (at.s_m < line.length_m - 0.01)
-        mine = float(line.project(np.array([world.ego.x_m, world.ego.y_m])).s_m) + world.params.centre_m
-        gap = np.abs(at.s_m - mine) - others.size_m[:, 0] / 2 - world.params.length_m / 2
-        behind = at.s_m < mine
+        there, at_m, mine_m = self._in_lane(world, others, lane)
+        gap = np.abs(at_m - mine_m) - others.size_m[:, 0] / 2 - world.params.length_m / 2
+        behind = at_m < mine_m
         faster = np.where(behind, others.speed_mps - speed, speed - others.speed_mps)
         needed = 2.0 + 0.4 * np.where(behind, others.speed_mps, speed) + 2.0 * np.maximum(faster, 0.0)
-        if (same & (gap < needed)).any():
+        if (there & (gap < needed)).any():
             return False
-        self._target = lane
+        self._target, self._toward = lane, left
         return True
 
     def _path(self, world: TownWorld, others: Others) -> tuple[OpenLine, float, np.ndarray]:
@@ -177,15 +213,32 @@ class TownExpert:
         """Behind who stands on the open road one stops with room to drive round it."""
         if limit.actor < 0 or limit.standstill or limit.speed_mps > 0.1 or others.walks[limit.actor]:
             return limit
+        if self._held_by == others.index[limit.actor]:
+            limit = replace(limit, reason=reason("wait", "oncoming vehicle", limit.gap_m))
         stood_s = (world.time_us - self._standing.get(int(others.index[limit.actor]), world.time_us)) * 1e-6
         end = min((gap_m for gap_m, _ in world.place.stop_lines if gap_m > 0), default=np.inf)
         if stood_s < 1.0 or end - limit.gap_m < QUEUE_M + 5.0 or self._target or self._pass is not None:
             return limit
         return replace(limit, gap_m=limit.gap_m - ROOM_TO_TURN_M)
 
-    def _note_standing(self, world: TownWorld, others: Others) -> None:
+    def _remember(self, world: TownWorld, others: Others) -> None:
         still = {int(k) for k, v in zip(others.index, others.speed_mps, strict=True) if v < 0.1}
         self._standing = {k: self._standing.get(k, world.time_us) for k in still}
+        if world.ego.speed_mps < STANDS_MPS:
+            at_line = {link.from_lane for gap_m, link in world.place.stop_lines if 0 <= gap_m < AT_LINE_M}
+            self._stood_before |= at_line
+
+    def _manoeuvre(self, world: TownWorld, others: Others, why: str) -> str:
+        """What one says while nobody limits the speed: the lane change, or who is being passed."""
+        if not why.startswith("drive"):
+            return why
+        if self._pass is not None:
+            a = self._pass[0]
+            away_m = float(np.hypot(*(others.poses[a, :2] - (world.ego.x_m, world.ego.y_m))))
+            return reason("pass", kind_of(world, others, a), away_m - world.params.front_m - others.size_m[a, 0] / 2)
+        if self._target:
+            return reason("change lane", "to the left" if self._toward > 0 else "to the right")
+        return why
 
     def _way_round(self, world: TownWorld, others: Others, line: OpenLine, s_m: float, lane: str) -> np.ndarray:
         """Offsets [P] to the left past a parked vehicle ahead, if there is one and nobody comes towards."""
@@ -207,9 +260,11 @@ class TownExpert:
                 queue = (np.abs(at.lateral_m) < 1.5) & (at.s_m > at.s_m[a] + 0.1) & (at.s_m < at.s_m[a] + 16.0)
                 if queue.any():
                     continue
-                if any(self._try_lane(world, others, left) for left in (1, -1)) or self._oncoming(
-                    world, others, line, s_m
-                ):
+                self._held_by = -1
+                if any(self._try_lane(world, others, left) for left in (1, -1)):
+                    return none
+                if self._oncoming(world, others, line, s_m):
+                    self._held_by = int(others.index[a])
                     return none
                 self._pass = (int(a), lane)
                 self._parked = int(others.index[a])
@@ -246,16 +301,20 @@ class TownExpert:
         """Poses, speed and distance [40, 5] of the next four seconds at DT_S, and the reason for the first of them."""
         ego = world.ego
         pose, speed, driven = np.array([ego.x_m, ego.y_m, ego.yaw_rad]), ego.speed_mps, 0.0
-        reason, rows = "", []
+        rows = []
         for step in range(round(PLAN_TIME_S[-1] / DT_S)):
             wanted = float(np.interp(s_m + driven + speed * SPEED_HORIZON_S, path.s_m, speeds))
-            accel, why = min((wanted - speed) / SPEED_HORIZON_S, MAX_ACCEL_MPS2), "drive: free road"
+            accel = min((wanted - speed) / SPEED_HORIZON_S, MAX_ACCEL_MPS2)
+            binds = None
             for limit in limits:
                 gap = limit.gap_m + limit.speed_mps * step * DT_S - driven
                 bound = self._following(speed, gap, limit.speed_mps, limit.standstill)
+                bound = max(bound, GENTLE_MPS2) if limit.gentle else bound
                 if bound < accel:
-                    accel, why = bound, limit.reason
-            reason = reason or why
+                    accel, binds = bound, limit
+            if step == 0:
+                free = reason("drive", "curve" if wanted < CURVE_SHARE * world.place.limit_mps else "free road")
+                why = binds.reason if binds else free
             faster = max(speed + max(accel, HARDEST_BRAKING_MPS2) * DT_S, 0.0)
             arc = 0.5 * (speed + faster) * DT_S
             curvature = self._curvature(pose, path, s_m + driven, speed)
@@ -263,7 +322,7 @@ class TownExpert:
             pose = pose + np.array([arc * np.cos(middle), arc * np.sin(middle), curvature * arc])
             speed, driven = faster, driven + arc
             rows.append((*pose, speed, driven))
-        return np.array(rows), reason
+        return np.array(rows), why
 
     @staticmethod
     def _curvature(pose: np.ndarray, path: OpenLine, near_m: float, speed_mps: float) -> float:
@@ -289,3 +348,7 @@ class TownExpert:
 def _smooth(share: np.ndarray) -> np.ndarray:
     """0 below 0, 1 above 1, and a half cosine between."""
     return 0.5 - 0.5 * np.cos(np.pi * np.clip(share, 0.0, 1.0))
+
+
+def _no_room(left: int) -> str:
+    return f"no room on the {'left' if left > 0 else 'right'}"

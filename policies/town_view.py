@@ -1,7 +1,7 @@
 """What limits the speed of a careful driver in a town: the privileged view behind the expert.
 
 Each function looks at the world along the ego's path and yields limits: something at a distance ahead of the front
-bumper that one must not reach, how fast it goes itself, and why, in words.
+bumper that one must not reach, how fast it goes itself, and why, in the words of sensors.reasons.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensors.frames import wrap
+from sensors.reasons import reason
 from sim.geometry import OpenLine, corners, overlap
 from sim.road_network import Link
 from sim.town_world import TownWorld
@@ -27,13 +28,17 @@ WAITS_MPS = 0.8
 
 @dataclass(frozen=True)
 class Limit:
-    """gap_m ahead of the front bumper; its speed_mps along the path; standstill: one may stop right at it."""
+    """gap_m ahead of the front bumper; its speed_mps along the path; standstill: one may stop right at it.
+
+    gentle: one slows down for it, but does not brake
+    """
 
     gap_m: float
     speed_mps: float
     reason: str
     actor: int = -1
     standstill: bool = False
+    gentle: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,23 +92,31 @@ def in_the_way(world: TownWorld, others: Others, path: OpenLine, s_m: float) -> 
     along = others.speed_mps * np.cos(others.poses[:, 2] - at.heading_rad[:, 4])
     ends = (at.s_m[:, 4] <= 0.01) | (at.s_m[:, 4] >= path.length_m - 0.01)
     for a in np.flatnonzero((low < half) & (high > -half) & (at.s_m[:, 4] > front_m - 0.5) & ~ends):
-        kind = world.actors[others.index[a]].category.split(".")[1]
         gap = float(nearest[a] - front_m)
         # An oncoming car will have come closer when the ego gets there; a crossing one gives no way.
-        yield Limit(gap, max(float(along[a]), 0.0), f"follow: {kind}, {gap:.0f} m", int(a))
+        yield Limit(gap, max(float(along[a]), 0.0), reason("follow", kind_of(world, others, a), gap), int(a))
 
 
-def at_lights(world: TownWorld, speed_mps: float) -> Iterator[Limit]:
-    """Red and amber lights, and stop signs, before their lines."""
+def kind_of(world: TownWorld, others: Others, a: int) -> str:
+    """One of sensors.reasons.KINDS for the a-th of the others."""
+    return world.actors[others.index[a]].category.split(".")[1]
+
+
+def at_lines(world: TownWorld, speed_mps: float, stood_before: set[str]) -> Iterator[Limit]:
+    """Red and amber lights, and stop signs, before their lines; `stood_before`: lanes whose sign is dealt with."""
     for gap_m, link in world.place.stop_lines:
-        if gap_m < -0.3 or not link.light:
+        if gap_m < -0.3:
+            continue
+        room = max(gap_m - STOP_BEFORE_M, 0.05)
+        if not link.light:
+            if link.stop_sign and link.from_lane not in stood_before:
+                yield Limit(gap_m - STOP_BEFORE_M, 0.0, reason("stop", "stop sign", gap_m), standstill=True)
             continue
         state = world.lights[link.light][link.light_index]
-        room = max(gap_m - STOP_BEFORE_M, 0.05)
         can_stop = speed_mps**2 / (2 * room) < LATE_BRAKING_MPS2
         if state in "ru" or (state in "yY" and can_stop):
-            colour = "amber" if state in "yY" else "red"
-            yield Limit(gap_m - STOP_BEFORE_M, 0.0, f"stop: {colour} light, {gap_m:.0f} m", standstill=True)
+            colour = "amber light" if state in "yY" else "red light"
+            yield Limit(gap_m - STOP_BEFORE_M, 0.0, reason("stop", colour, gap_m), standstill=True)
 
 
 def right_of_way(world: TownWorld, others: Others, speed_mps: float) -> Iterator[Limit]:
@@ -146,7 +159,7 @@ def right_of_way(world: TownWorld, others: Others, speed_mps: float) -> Iterator
                 gone_s = (left_m + foe_inside_m + others.size_m[a, 0]) / max(speed, 3.0)
                 if there_s > clear_s + GAP_BEFORE_S or gone_s + GAP_AFTER_S < reach_s:
                     continue
-            yield Limit(hold_m, 0.0, f"give way: vehicle from {_side(world, others, a)}, {hold_m:.0f} m", int(a), True)
+            yield Limit(hold_m, 0.0, reason("give way", _side(world, others, a), hold_m), int(a), True)
             break
 
 
@@ -174,7 +187,8 @@ def _foe(world: TownWorld, actor: int, link: Link) -> tuple[Link, float] | None:
 def _side(world: TownWorld, others: Others, a: int) -> str:
     to = others.poses[a, :2] - (world.ego.x_m, world.ego.y_m)
     bearing = float(wrap(np.arctan2(to[1], to[0]) - world.ego.yaw_rad))
-    return "the left" if bearing > 0.4 else "the right" if bearing < -0.4 else "ahead"
+    where = "from the left" if bearing > 0.4 else "from the right" if bearing < -0.4 else "ahead"
+    return f"vehicle {where}"
 
 
 def _travel_s(distance_m: float, speed_mps: float) -> float:
@@ -207,7 +221,7 @@ def walkers_near(world: TownWorld, others: Others, path: OpenLine, s_m: float, s
         near = half + (CROSSING_ASIDE_M if closing else 0.5)
         crosses = (when_there.min() < near) and (when_there.max() > -near)
         if crosses and (names or abs(side) < near or (closing and abs(side) < half + 3.0)):
-            yield Limit(ahead - CROSSING_AHEAD_M, 0.0, f"stop: pedestrian, {max(ahead, 0):.0f} m", int(a), True)
+            yield Limit(ahead - CROSSING_AHEAD_M, 0.0, reason("stop", "pedestrian", ahead), int(a), True)
 
 
 def about_to_touch(

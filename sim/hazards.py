@@ -15,20 +15,24 @@ brakes in time can master every one.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 
-from sim.road_network import Link
-from sim.town_route import Route
-from sim.traffic_sumo import Extra, SumoTraffic
+from sensors.frames import wrap
+from sim.road_network import Link, NetLane
+from sim.town_route import Followed, Route, smooth_line
+from sim.traffic_sumo import KINDS, PRESSES_ON, RUNS_RED, Extra, SumoTraffic
 from sim.vehicle import EgoState
 
 START_GAP_M = 16.0  # from the ego's start to the front bumper of who starts ahead of it
 ROOM_M = 80.0  # length of the edge on which it happens
 KERB_M = 60.0  # where on it a pedestrian crosses
 WALK_MPS = 1.4
-REACT_S = 2.8  # a pedestrian who steps out leaves the driver this long at the driver's present speed
-RUN_MPS = 9.0
+REACT_S = 2.0  # a pedestrian who steps out leaves the driver at least this long
+FRONT_M, EGO_ACCEL_MPS2 = 3.4, 1.8  # of the ego: from its rear axle to its front bumper; how it speeds up
+COMMITTED_S = 2.5
+PASSED_M = 8.0  # the ego is through once its front bumper is this far beyond the point where two ways meet
 
 
 class Hazard:
@@ -47,17 +51,6 @@ class Hazard:
 
     def act(self, traffic: SumoTraffic, ego: EgoState, progress_m: float, time_s: float) -> None:
         """What they do in the next step."""
-
-    def _links(self) -> list[Link]:
-        network, edges = self.route.network, self.route.edges
-        lanes = [network.edges[edge] for edge in edges[:-1]]
-        return [
-            link
-            for k, names in enumerate(lanes)
-            for name in names
-            for link in network.links.get(name, ())
-            if network.lanes[link.to_lane].edge == edges[k + 1]
-        ]
 
     def _number(self, lane: str) -> int:
         return self.route.network.lanes[lane].index
@@ -109,7 +102,7 @@ class BlockedLane(Hazard):
 
 
 class Jaywalker(Hazard):
-    """The pedestrian waits at the kerb and goes when the ego is REACT_S away, or as long as it takes to its lane."""
+    """The pedestrian waits at the kerb and goes when the ego is as far as it takes to walk to the ego's lane."""
 
     def __init__(self, route: Route, lane: str, start_m: float):
         super().__init__(route, lane, start_m)
@@ -127,10 +120,12 @@ class Jaywalker(Hazard):
 
     def act(self, traffic: SumoTraffic, ego: EgoState, progress_m: float, time_s: float) -> None:
         first = self.route.network.lanes[self.route.network.edges[self.lane.edge][0]]
-        away_m = KERB_M - self.start_m - progress_m - 3.4
+        from_m = self.start_m + progress_m + FRONT_M
         aside_m = first.width_m * (self.lane.index - first.index + 0.5) + 0.9
-        if self._walked_m is None and 0.0 < away_m < max(max(REACT_S, aside_m / WALK_MPS) * ego.speed_mps, 6.0):
-            self._walked_m = 0.0
+        if self._walked_m is None and from_m < KERB_M:
+            arrives_s = _arrives_s(self.route.followed(self.lane.id), from_m, KERB_M - from_m, ego.speed_mps)
+            if arrives_s < max(REACT_S, aside_m / WALK_MPS + 0.4):
+                self._walked_m = 0.0
         xy, heading = first.line.at(KERB_M)
         across_m = len(self.route.network.edges[self.lane.edge]) * 2 * first.width_m + 2.5
         if self._walked_m is not None:
@@ -156,63 +151,164 @@ class OccludedCrossing(Jaywalker):
             traffic.put("parked", float(x), float(y), float(heading))
 
 
-class RedLightRunner(Hazard):
-    """On a road that crosses the ego's first link with a light, a car waits, and goes when the two would meet."""
+class Meeting(Hazard):
+    """Somebody on another way through the ego's first junction arrives where the two ways meet when the ego does.
+
+    It waits `hold_m` before its own stop line and starts when it will take as long to the point where the ways meet as
+    a driver of the ego who does not react. It goes on at about `speed_mps`, which it no longer changes in the last
+    COMMITTED_S, and gives way to nobody.
+    """
+
+    actor, hold_m, speed_mps, manners = "", 2.0, 9.0, PRESSES_ON
+    need_light = True
+
+    def __init__(self, route: Route, lane: str, start_m: float):
+        super().__init__(route, lane, start_m)
+        self._speed_mps, self._driven_m = 0.0, 0.0
 
     def fits(self) -> bool:
-        return self.lane.length_m > ROOM_M and self._pair() is not None
+        return self.lane.length_m > self.start_m + 40.0 and self._ways is not None
 
-    def _pair(self) -> tuple[Link, Link] | None:
-        network = self.route.network
-        ours = self.route.link_from(self.lane.id)
-        if ours is None or not ours.light or ours.direction != "straight":
+    def is_ours(self, link: Link) -> bool:
+        """Whether the hazard can happen on this way of the ego's."""
+        raise NotImplementedError
+
+    def is_theirs(self, link: Link, turn: float) -> bool:
+        """Whether it can come this way, which meets the ego's; turn: between the two roads, in radians."""
+        raise NotImplementedError
+
+    @cached_property
+    def _ways(self) -> tuple[Link, Link, float, float] | None:
+        """The ego's link, the other's, and how far from the two stop lines their ways meet; None if there is none."""
+        network, ours = self.route.network, self.route.link_from(self.lane.id)
+        if ours is None or ours.junction not in network.junctions or bool(ours.light) != self.need_light:
+            return None
+        if not self.is_ours(ours):
             return None
         foes = network.junctions[ours.junction].foes[ours.index]
-        for foe in network.links_of_junction[ours.junction]:
-            edge = network.lanes[foe.from_lane].edge
-            opposite = np.cos(network.lanes[foe.from_lane].line.heading_rad[-1] - self.lane.line.heading_rad[-1])
-            if foe.index in foes and foe.direction == "straight" and abs(opposite) < 0.5:
-                return (ours, foe) if network.edge_length_m(edge) > 40.0 else None
+        for theirs in network.links_of_junction[ours.junction]:
+            lane = network.lanes[theirs.from_lane]
+            turn = wrap(lane.line.heading_rad[-1] - self.lane.line.heading_rad[-1])
+            if theirs.index in foes and self.is_theirs(theirs, float(turn)) and self._start_of(theirs) is not None:
+                return (ours, theirs, *self._meet(ours, theirs))
         return None
 
-    def extras(self) -> tuple[Extra, ...]:
+    def _start_of(self, theirs: Link) -> tuple[NetLane, float] | None:
+        """The lane before whose stop line the other waits, and how far that line is from where `theirs` begins."""
         network = self.route.network
-        lane, after = (network.lanes[name] for name in (self._pair()[1].from_lane, self._pair()[1].to_lane))
-        way = (lane.edge, after.edge, network.followers[after.edge][0])
-        return (Extra("runs-red", "car", way, lane.index, lane.length_m - 30.0),)
+        lane, goes_on = network.lanes[theirs.from_lane], network.followers[network.lanes[theirs.to_lane].edge]
+        return (lane, 0.0) if lane.length_m > self.hold_m + 8.0 and goes_on else None
+
+    def _meet(self, ours: Link, theirs: Link) -> tuple[float, float]:
+        network = self.route.network
+        lines = [
+            smooth_line([network.lanes[name] for name in (*link.inner, link.to_lane)])[0] for link in (ours, theirs)
+        ]
+        at = [np.arange(0.0, min(line.length_m, 40.0), 0.5) for line in lines]
+        points = [line.at(s)[0] for line, s in zip(lines, at, strict=True)]
+        away = np.hypot(*(points[0][:, None] - points[1][None]).transpose(2, 0, 1))
+        k, m = np.unravel_index(int(np.argmax(away < max(1.0, away.min() + 0.1))), away.shape)
+        return float(at[0][k]), float(at[1][m])
+
+    def extras(self) -> tuple[Extra, ...]:
+        network, theirs = self.route.network, self._ways[1]
+        lane, _ = self._start_of(theirs)
+        before, after = (network.lanes[name].edge for name in (theirs.from_lane, theirs.to_lane))
+        way = tuple(dict.fromkeys((lane.edge, before, after, network.followers[after][0])))
+        return (Extra(self.actor, "car", way, lane.index, lane.length_m - self.hold_m),)
 
     def act(self, traffic: SumoTraffic, ego: EgoState, progress_m: float, time_s: float) -> None:
-        if not traffic.is_there("runs-red"):
+        if not traffic.is_there(self.actor):
             return
-        ours, _ = self._pair()
-        away_m = self.lane.length_m - self.start_m - progress_m
-        green = traffic.now.lights[ours.light][ours.light_index] in "gG"
-        meets = 0.0 < away_m < max(ego.speed_mps, 3.0) * 30.0 / RUN_MPS
-        if green and meets and ego.speed_mps > 2.0:
-            traffic.drive_at("runs-red", RUN_MPS)
-        if away_m < -25.0:
-            traffic.drive_at("runs-red", None)
+        ours, theirs, ours_m, theirs_m = self._ways
+        followed = self.route.followed(self.lane.id)
+        away_m = followed.links[0][0] + ours_m - self.start_m - progress_m - FRONT_M
+        green = not ours.light or traffic.now.lights[ours.light][ours.light_index] in "gG"
+        self._driven_m += 0.1 * traffic.speed_of(self.actor)
+        left_m = self.hold_m + self._start_of(theirs)[1] + theirs_m - self._driven_m
+        if away_m < -PASSED_M:
+            traffic.drive_at(self.actor, None)
+            return
+        if green and away_m > 0.0 and (not self._speed_mps or left_m > COMMITTED_S * self.speed_mps):
+            arrives_s = _arrives_s(followed, self.start_m + progress_m + FRONT_M, away_m, ego.speed_mps)
+            if not self._speed_mps and arrives_s < self._takes_s(left_m):
+                self._speed_mps = self.speed_mps
+            elif self._speed_mps:
+                self._speed_mps = float(np.clip(left_m / arrives_s, 0.35 * self.speed_mps, 1.2 * self.speed_mps))
+        if self._speed_mps:
+            traffic.drive_at(self.actor, self._speed_mps, self.manners)
+
+    def _takes_s(self, distance_m: float) -> float:
+        """From standstill, at the car's acceleration up to speed_mps."""
+        accel = KINDS["car"].accel_mps2
+        up_m = self.speed_mps**2 / (2 * accel)
+        if distance_m < up_m:
+            return float(np.sqrt(2 * distance_m / accel))
+        return self.speed_mps / accel + (distance_m - up_m) / self.speed_mps
 
 
-class UnprotectedLeft(Hazard):
-    def fits(self) -> bool:
+def _arrives_s(followed: Followed, from_m: float, distance_m: float, speed_mps: float) -> float:
+    """How long a driver takes who speeds up to the comfortable speed of the way and does not react to anybody."""
+    ahead_m = np.arange(0.25, max(distance_m, 0.5), 0.5)
+    comfortable = np.interp(from_m + ahead_m, followed.line.s_m, followed.speed_mps)
+    return float((0.5 / np.minimum(np.sqrt(speed_mps**2 + 2 * EGO_ACCEL_MPS2 * ahead_m), comfortable)).sum())
+
+
+class RedLightRunner(Meeting):
+    actor, hold_m, manners = "runs-red", 10.0, RUNS_RED
+
+    def is_ours(self, link: Link) -> bool:
+        return link.direction == "straight"
+
+    def is_theirs(self, link: Link, turn: float) -> bool:
+        return link.direction == "straight" and abs(np.cos(turn)) < 0.5
+
+
+class UnprotectedLeft(Meeting):
+    actor = "oncoming"
+
+    def is_ours(self, link: Link) -> bool:
+        return link.direction == "left"
+
+    def is_theirs(self, link: Link, turn: float) -> bool:
+        network, ours = self.route.network, self.route.link_from(self.lane.id)
+        gives_way = link.index in network.junctions[link.junction].yields_to[ours.index]
+        return gives_way and link.direction == "straight" and np.cos(turn) < -0.7
+
+
+class Merge(Meeting):
+    actor, hold_m, speed_mps, need_light = "on-motorway", 190.0, 17.0, False
+
+    def is_ours(self, link: Link) -> bool:
+        lanes = self.route.network.lanes
+        return lanes[link.to_lane].speed_limit_mps > 20.0 > self.lane.speed_limit_mps
+
+    def is_theirs(self, link: Link, turn: float) -> bool:
+        return self.route.network.lanes[link.from_lane].speed_limit_mps > 20.0
+
+
+class Roundabout(Meeting):
+    """The other comes in by the entry before the ego's, and goes on past it."""
+
+    actor, hold_m, speed_mps, need_light = "goes-round", 2.0, 6.0, False
+
+    def is_ours(self, link: Link) -> bool:
+        rounds, edge = self.route.network.roundabout_edges, self.route.network.lanes[link.to_lane].edge
+        return self.lane.edge not in rounds and edge in rounds and self.route.edges[-1] not in rounds
+
+    def is_theirs(self, link: Link, turn: float) -> bool:
+        rounds, lanes = self.route.network.roundabout_edges, self.route.network.lanes
+        return lanes[link.from_lane].edge in rounds and lanes[link.to_lane].edge in rounds
+
+    def _start_of(self, theirs: Link) -> tuple[NetLane, float] | None:
         network = self.route.network
-        return any(
-            link.direction == "left" and link.light and network.junctions[link.junction].yields_to[link.index]
-            for link in self._links()
-        )
-
-
-class Merge(Hazard):
-    def fits(self) -> bool:
-        limits = [self.route.network.lanes[self.route.network.edges[e][0]].speed_limit_mps for e in self.route.edges]
-        return max(limits[1:]) > 20.0 > limits[0]
-
-
-class Roundabout(Hazard):
-    def fits(self) -> bool:
-        rounds = self.route.network.roundabout_edges
-        return self.route.edges[0] not in rounds and any(edge in rounds for edge in self.route.edges[1:-1])
+        for links in network.links.values():
+            for link in links:
+                lane = network.lanes[link.from_lane]
+                if link.to_lane == theirs.from_lane and lane.edge not in network.roundabout_edges:
+                    through = (*link.inner, link.to_lane)
+                    return lane, sum(network.lanes[name].length_m for name in through)
+        return None
 
 
 HAZARDS: dict[str, Callable[[Route, str, float], Hazard]] = {

@@ -4,17 +4,42 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from sensors.errors import InputError
 from sim.hazards import HAZARDS
 from sim.weather import WEATHERS
 
 ROUTE_M = (320.0, 650.0)
 SHORT_ROUTE_M, HAZARD_ROUTE_M = (150.0, 320.0), (150.0, 700.0)
-MERGE_ROUTE_M = (600.0, 1700.0)  # the ramps are far apart
+MERGE_ROUTE_M = (600.0, 1100.0)  # the ramps are far apart
 HAZARD_LENGTH = 100
+# Where a hazard can happen: two lanes side by side, a sidewalk, a light, a motorway, a roundabout.
+HAZARD_TOWNS = {
+    "cut-in": ("grid", "ring"),
+    "jaywalker": ("grid", "irregular", "ring"),
+    "hard-braking-lead": ("grid", "irregular", "ring"),
+    "occluded-crossing": ("grid", "irregular", "ring"),
+    "red-light-runner": ("grid", "irregular"),
+    "blocked-lane": ("grid", "irregular", "ring"),
+    "unprotected-left": ("grid", "irregular"),
+    "merge": ("ring",),
+    "roundabout": ("ring",),
+}
 # No town or seed of one suite is another's: the last town is only in the test.
 SEEN_TOWNS, UNSEEN_TOWN = ("grid", "irregular", "ring"), "oldtown"
 FIRST_SEED = {"town-smoke": 1, "town-val": 100_000, "town-test": 200_000, "hazard": 300_000, "town-train": 1_000_000}
+# Of town-train, town-val and town-test alike; each scenario draws its own from its seed. The weather changes pictures,
+# not who is where and does what. town-smoke and the hazards have clear days.
+WEATHER_SHARES = {
+    "clear": 0.40,
+    "overcast": 0.15,
+    "haze": 0.10,
+    "rain": 0.15,
+    "dusk": 0.10,
+    "night": 0.05,
+    "night-rain": 0.05,
+}
 LENGTH = {"town-smoke": 5, "town-val": 200, "town-test": 200, "town-train": 100_000}
 
 
@@ -61,27 +86,34 @@ def _smoke(k: int) -> Scenario:
     return Scenario(f"town-smoke/{k}", town, FIRST_SEED["town-smoke"] + k, 40, 20, SHORT_ROUTE_M, time_limit_s=120.0)
 
 
+def _weather(seed: int) -> str:
+    draw = np.random.default_rng([seed, 7]).random()
+    ends = np.cumsum(list(WEATHER_SHARES.values()))
+    return list(WEATHER_SHARES)[min(int(np.searchsorted(ends, draw, side="right")), len(ends) - 1)]
+
+
 def _train(k: int) -> Scenario:
-    vehicles, walkers = 30 + 10 * (k // 3 % 5), 20 + 20 * (k // 15 % 3)
-    return Scenario(f"town-train/{k}", SEEN_TOWNS[k % 3], FIRST_SEED["town-train"] + k, vehicles, walkers)
+    vehicles, walkers, seed = 30 + 10 * (k // 3 % 5), 20 + 20 * (k // 15 % 3), FIRST_SEED["town-train"] + k
+    return Scenario(f"town-train/{k}", SEEN_TOWNS[k % 3], seed, vehicles, walkers, weather=_weather(seed))
 
 
 def _val(k: int) -> Scenario:
-    return Scenario(f"town-val/{k}", SEEN_TOWNS[k % 3], FIRST_SEED["town-val"] + k)
+    seed = FIRST_SEED["town-val"] + k
+    return Scenario(f"town-val/{k}", SEEN_TOWNS[k % 3], seed, weather=_weather(seed))
 
 
 def _test(k: int) -> Scenario:
-    return Scenario(f"town-test/{k}", (*SEEN_TOWNS, UNSEEN_TOWN)[k % 4], FIRST_SEED["town-test"] + k)
+    seed = FIRST_SEED["town-test"] + k
+    return Scenario(f"town-test/{k}", (*SEEN_TOWNS, UNSEEN_TOWN)[k % 4], seed, weather=_weather(seed))
 
 
 def _of_hazard(name: str) -> Callable[[int], Scenario]:
-    town = {"merge": "ring", "roundabout": "ring"}.get(name, "grid")
+    towns = HAZARD_TOWNS[name]
     first = FIRST_SEED["hazard"] + HAZARD_LENGTH * list(HAZARDS).index(name)
     route_m = MERGE_ROUTE_M if name == "merge" else HAZARD_ROUTE_M
-    vehicles = 60 if name in ("unprotected-left", "merge", "roundabout") else 25
 
     def scenario(k: int) -> Scenario:
-        return Scenario(f"hazard-{name}/{k}", town, first + k, vehicles, 15, route_m, name)
+        return Scenario(f"hazard-{name}/{k}", towns[k % len(towns)], first + k, 25, 15, route_m, name)
 
     return scenario
 

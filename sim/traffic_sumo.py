@@ -30,6 +30,9 @@ WAY_M, WALK_M = 2500.0, 350.0
 MAX_WALK_MPS = 4.0
 FAR = 1e5  # where those are who are not in the town
 OWN_LANE_CHANGES = 1621  # SUMO's default mode
+# SUMO's speed modes, sums of what is respected: 1 leaders, 2 own acceleration, 4 own braking, 8 right of way, 16 red
+# lights; 32: who is in the junction already is not.
+RECKLESS, LAWFUL, RUNS_RED, PRESSES_ON = 0, 31, 39, 55
 BLINK_RIGHT, BLINK_LEFT, BRAKE_LIGHT = 1, 2, 8
 DOMAINS = libsumo.vehicle, libsumo.person
 
@@ -184,9 +187,12 @@ class SumoTraffic:
     def is_there(self, actor: str) -> bool:
         return actor in self._vehicle_ids or actor in self._person_ids
 
-    def drive_at(self, actor: str, speed_mps: float | None) -> None:
-        """Hold a vehicle at a speed, whatever that takes; None: let it drive as it likes."""
-        libsumo.vehicle.setSpeedMode(actor, 31 if speed_mps is None else 0)
+    def speed_of(self, vehicle: str) -> float:
+        return libsumo.vehicle.getSpeed(vehicle)
+
+    def drive_at(self, actor: str, speed_mps: float | None, manners: int = RECKLESS) -> None:
+        """Hold a vehicle at a speed, as far as its manners (a speed mode) allow; None: let it drive as it likes."""
+        libsumo.vehicle.setSpeedMode(actor, LAWFUL if speed_mps is None else manners)
         libsumo.vehicle.setSpeed(actor, -1.0 if speed_mps is None else speed_mps)
         libsumo.vehicle.setLaneChangeMode(actor, OWN_LANE_CHANGES if speed_mps is None else 0)
 

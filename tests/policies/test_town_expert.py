@@ -1,14 +1,29 @@
-"""The town's privileged driver: it keeps the rules, masters a hazard, and says why."""
+"""The town's privileged driver: it keeps the rules, masters every hazard, and says why."""
 
 import numpy as np
 import pytest
+from town_drives import Drive, Inattentive, drive, drive_all, table_row
 
 from policies.protocol import NOTHING, Privileged
 from policies.town_expert import TownExpert
 from sensors.errors import InputError
+from sensors.reasons import parse_reason
+from sim.hazards import HAZARDS
 from sim.scenarios import get_scenario
 from sim.town_world import TownWorld
-from sim.tracker import PlanTracker
+
+# A scenario of each hazard, when its hazard is over, and a reason for which the expert reacts to it.
+ACTED = {
+    "cut-in": (0, 8.0, "follow: car"),
+    "jaywalker": (1, 12.0, "stop: pedestrian"),
+    "hard-braking-lead": (0, 9.0, "follow: car"),
+    "occluded-crossing": (0, 12.0, "stop: pedestrian"),
+    "red-light-runner": (4, 15.0, "brake: car"),
+    "blocked-lane": (0, 25.0, "change lane"),
+    "unprotected-left": (0, 20.0, "give way: vehicle"),
+    "merge": (1, 22.0, "give way: vehicle"),
+    "roundabout": (1, 20.0, "give way: vehicle"),
+}
 
 
 @pytest.fixture
@@ -18,36 +33,30 @@ def world():
     made.close()
 
 
-def drive(world: TownWorld, name: str, seconds: float) -> tuple[list[str], list[str]]:
-    """Kinds of events and reasons of an episode, until it ends."""
-    world.reset(get_scenario(name))
-    expert, tracker, kinds, reasons = TownExpert(), PlanTracker(), [], []
-    for step in range(round(seconds * 10)):
-        pose, speed = world.ego.T_world_from_ego, world.ego.speed_mps
-        if step % 5 == 0:
-            plan = expert.plan(None, Privileged(world=world)).validate(name)
-            reasons.append(plan.reason)
-            tracker.follow(plan, pose, world.time_us, speed)
-        command = tracker.command(pose, world.time_us, speed)
-        kinds += [event.kind for event in world.step(command.accel_mps2, command.curvature_1pm)]
-        if {"route_completed", "collision", "off_road"}.intersection(kinds):
-            break
-    return kinds, reasons
-
-
 def test_a_short_route_is_completed_by_the_rules_and_explained(world: TownWorld) -> None:
-    kinds, reasons = drive(world, "town-smoke/0", 120.0)
-    assert kinds == ["route_completed"]
-    starts = {reason.split(":")[0] for reason in reasons}
-    assert "drive" in starts
-    assert starts <= {"drive", "follow", "stop", "give way", "wait", "brake"}
+    done = drive(world, "town-smoke/0")
+    assert [event.kind for event in done.events] == ["route_completed"]
+    said = [parse_reason(text) for text in done.reasons]
+    assert {"drive", "stop"} <= {reason.action for reason in said}
+    assert done.mean_mps > 4.0
 
 
-def test_a_pedestrian_who_steps_out_is_seen_and_not_hit(world: TownWorld) -> None:
-    kinds, reasons = drive(world, "hazard-jaywalker/0", 30.0)
-    assert "collision" not in kinds
-    assert any("pedestrian" in reason for reason in reasons)
-    assert world.place.progress_m > 20.0
+def test_it_drives_as_well_when_it_plans_at_every_step(world: TownWorld) -> None:
+    assert [event.kind for event in drive(world, "town-smoke/3", every=1).events] == ["route_completed"]
+
+
+@pytest.mark.parametrize("hazard", ACTED)
+def test_a_hazard_is_one_and_is_mastered(world: TownWorld, hazard: str) -> None:
+    number, seconds, why = ACTED[hazard]
+    name = f"hazard-{hazard}/{number}"
+    assert drive(world, name, seconds, expert=Inattentive).hits(hazard=True)
+    done = drive(world, name, seconds)
+    assert done.kinds <= {"route_completed"}
+    assert any(reason.startswith(why) for reason in done.reasons)
+
+
+def test_every_hazard_is_tried() -> None:
+    assert set(ACTED) == set(HAZARDS)
 
 
 def test_plan_starts_where_the_ego_is_and_is_the_same_twice(world: TownWorld) -> None:
@@ -60,3 +69,33 @@ def test_plan_starts_where_the_ego_is_and_is_the_same_twice(world: TownWorld) ->
 def test_expert_rejects_a_drive_without_a_town() -> None:
     with pytest.raises(InputError, match="a town"):
         TownExpert().plan(None, NOTHING)
+
+
+# Figures; each prints its row of the table (pytest -m slow -s) -----------------------------------
+
+
+def _share(drives: list[Drive], good) -> float:
+    return sum(map(bool, map(good, drives))) / len(drives)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["town-test", "town-val"])
+def test_two_hundred_routes_it_has_never_seen(suite: str) -> None:
+    drives = drive_all(f"{suite}/{k}" for k in range(200))
+    print(table_row(drives))
+    assert _share(drives, lambda d: "route_completed" in d.kinds) >= 0.98
+    assert _share(drives, lambda d: "collision" in d.kinds) <= 0.01
+    assert all("red_light" not in d.kinds for d in drives)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hazard", HAZARDS)
+def test_a_hundred_of_each_hazard(hazard: str) -> None:
+    names = [f"hazard-{hazard}/{k}" for k in range(100)]
+    drives, unaware = drive_all(names), drive_all(names, Inattentive)
+    happened = _share(unaware, lambda d: d.hits(hazard=True))
+    print(table_row(drives), f" happens in {happened:.2f}")
+    own = [any(e.kind == "collision" and e.fault == "ego" for e in d.events) for d in drives]
+    solved = ["route_completed" in d.kinds and "red_light" not in d.kinds for d in drives]
+    assert np.mean([s and not o for s, o in zip(solved, own, strict=True)]) >= 0.95
+    assert happened >= 0.5
