@@ -1,5 +1,7 @@
 """The privileged driver of the town: it follows the route by the rules and says why it does what it does."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,7 +41,7 @@ STANDS_MPS, AT_LINE_M = 0.25, 5.0  # so it has stopped at a stop sign
 CURVE_SHARE = 0.85  # a comfortable speed below this share of the limit is for a curve
 PARKED_S, QUEUE_M = 5.0, 22.0  # standing this long, and not in a queue before a junction: it is parked
 ROOM_TO_TURN_M = 9.0
-PASS_ASIDE_M, PASS_RAMP_M, PASS_MPS, ONCOMING_SIGHT_M = 0.9, 9.0, 5.0, 90.0
+PASS_ASIDE_M, PASS_RAMP_M, PASS_MPS, ONCOMING_SIGHT_M = 0.65, 9.0, 5.0, 90.0
 
 
 class TownExpert:
@@ -300,10 +302,13 @@ class TownExpert:
     ) -> tuple[np.ndarray, str]:
         """Poses, speed and distance [40, 5] of the next four seconds at DT_S, and the reason for the first of them."""
         ego = world.ego
-        pose, speed, driven = np.array([ego.x_m, ego.y_m, ego.yaw_rad]), ego.speed_mps, 0.0
+        x, y, yaw, speed, driven = ego.x_m, ego.y_m, ego.yaw_rad, ego.speed_mps, 0.0
+        # Plain numbers and lists: forty steps one after the other, each of a few operations.
+        s_list, xs, ys = path.s_m.tolist(), *path.points.T.tolist()
+        fastest = speeds.tolist()
         rows = []
         for step in range(round(PLAN_TIME_S[-1] / DT_S)):
-            wanted = float(np.interp(s_m + driven + speed * SPEED_HORIZON_S, path.s_m, speeds))
+            (wanted,) = _between(s_list, s_m + driven + speed * SPEED_HORIZON_S, fastest)
             accel = min((wanted - speed) / SPEED_HORIZON_S, MAX_ACCEL_MPS2)
             binds = None
             for limit in limits:
@@ -317,32 +322,40 @@ class TownExpert:
                 why = binds.reason if binds else free
             faster = max(speed + max(accel, HARDEST_BRAKING_MPS2) * DT_S, 0.0)
             arc = 0.5 * (speed + faster) * DT_S
-            curvature = self._curvature(pose, path, s_m + driven, speed)
-            middle = pose[2] + 0.5 * curvature * arc
-            pose = pose + np.array([arc * np.cos(middle), arc * np.sin(middle), curvature * arc])
+            reach = min(max(LOOKAHEAD_S * speed, MIN_LOOKAHEAD_M), MAX_LOOKAHEAD_M)
+            to_x, to_y = _between(s_list, s_m + driven + reach, xs, ys)
+            curvature = _pursuit(to_x - x, to_y - y, yaw)
+            middle = yaw + 0.5 * curvature * arc
+            x, y, yaw = x + arc * math.cos(middle), y + arc * math.sin(middle), yaw + curvature * arc
             speed, driven = faster, driven + arc
-            rows.append((*pose, speed, driven))
+            rows.append((x, y, yaw, speed, driven))
         return np.array(rows), why
-
-    @staticmethod
-    def _curvature(pose: np.ndarray, path: OpenLine, near_m: float, speed_mps: float) -> float:
-        reach = float(np.clip(LOOKAHEAD_S * speed_mps, MIN_LOOKAHEAD_M, MAX_LOOKAHEAD_M))
-        x, y = path.at(near_m + reach)[0] - pose[:2]
-        left = -np.sin(pose[2]) * x + np.cos(pose[2]) * y
-        return float(np.clip(2 * left / max(x * x + y * y, 1.0), -MAX_CURVATURE_1PM, MAX_CURVATURE_1PM))
 
     @staticmethod
     def _following(speed_mps: float, gap_m: float, leader_mps: float, standstill: bool) -> float:
         """a (1 - (g*/g)^2) with g* = g0 + v T + v dv / (2 sqrt(a b)); before a line there is no g0 and no v T."""
-        approach = speed_mps * (speed_mps - leader_mps) / (2 * np.sqrt(MAX_ACCEL_MPS2 * COMFORTABLE_BRAKING_MPS2))
+        approach = speed_mps * (speed_mps - leader_mps) / (2 * math.sqrt(MAX_ACCEL_MPS2 * COMFORTABLE_BRAKING_MPS2))
         if standstill:
             # Constant braking to the line, once it takes more than comfortable; creeping up to it before.
             if gap_m < 0.3:
                 return HARDEST_BRAKING_MPS2 if speed_mps > 0.5 else -2.0
             needed = speed_mps**2 / (2 * gap_m)
-            return -needed if needed > 0.55 * COMFORTABLE_BRAKING_MPS2 or gap_m < 2.0 else np.inf
+            return -needed if needed > 0.55 * COMFORTABLE_BRAKING_MPS2 or gap_m < 2.0 else math.inf
         wanted_m = STANDSTILL_GAP_M + max(0.0, speed_mps * HEADWAY_S + approach)
-        return float(MAX_ACCEL_MPS2 * (1 - (wanted_m / max(gap_m, 0.1)) ** 2))
+        return MAX_ACCEL_MPS2 * (1 - (wanted_m / max(gap_m, 0.1)) ** 2)
+
+
+def _between(s_m: list[float], at_m: float, *columns: list[float]) -> tuple[float, ...]:
+    """Columns that belong to increasing positions, at one of them or between two; beyond an end it is the end."""
+    k = min(max(bisect_right(s_m, at_m) - 1, 0), len(s_m) - 2)
+    share = min(max((at_m - s_m[k]) / (s_m[k + 1] - s_m[k]), 0.0), 1.0)
+    return tuple(column[k] + share * (column[k + 1] - column[k]) for column in columns)
+
+
+def _pursuit(x_m: float, y_m: float, yaw_rad: float) -> float:
+    """Curvature 2 y / d^2 towards a point this far away, y to the left of the heading."""
+    left = math.cos(yaw_rad) * y_m - math.sin(yaw_rad) * x_m
+    return min(max(2 * left / max(x_m * x_m + y_m * y_m, 1.0), -MAX_CURVATURE_1PM), MAX_CURVATURE_1PM)
 
 
 def _smooth(share: np.ndarray) -> np.ndarray:

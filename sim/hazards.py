@@ -8,7 +8,7 @@ brakes in time can master every one.
     hard-braking-lead  the car ahead brakes to a standstill for no reason, and drives on later
     occluded-crossing  a pedestrian steps out from behind a truck parked at the kerb
     red-light-runner   a car crosses at red
-    blocked-lane       a car has broken down in the ego's lane
+    blocked-lane       a car has broken down at the right edge of the ego's lane
     unprotected-left   a left turn across traffic that has right of way
     merge              on to a motorway
     roundabout         into a roundabout, and out again
@@ -27,6 +27,7 @@ from sim.vehicle import EgoState
 
 START_GAP_M = 16.0  # from the ego's start to the front bumper of who starts ahead of it
 ROOM_M = 80.0  # length of the edge on which it happens
+BROKEN_DOWN_M, ASIDE_M = 50.0, 0.9  # where on it a car has broken down, and how far right of its middle
 KERB_M = 60.0  # where on it a pedestrian crosses
 WALK_MPS = 1.4
 REACT_S = 2.0  # a pedestrian who steps out leaves the driver at least this long
@@ -98,7 +99,14 @@ class BlockedLane(Hazard):
         return self.lane.length_m > ROOM_M
 
     def extras(self) -> tuple[Extra, ...]:
-        return (Extra("broken-down", "car", self.route.edges, self.lane.index, self.start_m + 34.0),)
+        return (Extra("broken-down", "car", self.route.edges, self.lane.index, BROKEN_DOWN_M),)
+
+    def act(self, traffic: SumoTraffic, ego: EgoState, progress_m: float, time_s: float) -> None:
+        """Its driver has got it to the right edge of the lane: one may pass without leaving one's half of the road."""
+        (x, y), heading = self.lane.line.at(BROKEN_DOWN_M - KINDS["car"].size_lwh_m[0])
+        if traffic.is_there("broken-down"):
+            x, y = x + ASIDE_M * np.sin(heading), y - ASIDE_M * np.cos(heading)
+            traffic.put("broken-down", float(x), float(y), float(heading))
 
 
 class Jaywalker(Hazard):
