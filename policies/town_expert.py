@@ -12,12 +12,15 @@ from policies.protocol import Plan, Privileged
 from policies.town_view import (
     Limit,
     Others,
+    Zebra,
     about_to_touch,
     at_lines,
     in_the_way,
     kind_of,
+    on_crossings,
+    on_the_road,
     right_of_way,
-    walkers_near,
+    zebras_on,
 )
 from sensors.clip import Clip
 from sensors.errors import InputError
@@ -69,6 +72,7 @@ class TownExpert:
         self._toward = 0  # 1 while it goes to the left, -1 to the right
         self._held_by = -1  # parked actor behind which one waits for oncoming traffic
         self._stood_before: set[str] = set()  # lanes at whose stop sign the ego has stood
+        self._zebras: dict[str, tuple[Zebra, ...]] = {}  # lane whose line is followed -> crossings on it
 
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
         world = privileged.world
@@ -78,11 +82,13 @@ class TownExpert:
         self._remember(world, others)
         changing = self._choose_lane(world, others)
         path, s_m, speeds = self._path(world, others)
+        zebras = self._zebras_ahead(world)
         limits = [
             *in_the_way(world, others, path, s_m),
             *at_lines(world, world.ego.speed_mps, self._stood_before),
             *right_of_way(world, others, world.ego.speed_mps),
-            *walkers_near(world, others, path, s_m, world.ego.speed_mps),
+            *on_crossings(world, others, zebras, world.place.s_m + world.params.front_m, world.ego.speed_mps),
+            *on_the_road(world, others, path, s_m, world.ego.speed_mps, zebras),
             *changing,
         ]
         limits = [self._further_back(world, others, limit) for limit in limits]
@@ -96,7 +102,7 @@ class TownExpert:
             m, actor, frontal = touch
             gap = float(rows[ahead[m] - 1, 4]) - 1.5
             stops_in_m = world.ego.speed_mps**2 / (-2 * HARDEST_BRAKING_MPS2)
-            if not frontal and stops_in_m > gap:  # too late to stay out of its way, not to get out of it
+            if not frontal and stops_in_m > gap + 1.2:  # too late to stay out of its way, not to get out of it
                 break
             if any(limit.actor == actor and limit.gap_m <= gap and limit.speed_mps == 0 for limit in limits):
                 break
@@ -218,10 +224,17 @@ class TownExpert:
         if self._held_by == others.index[limit.actor]:
             limit = replace(limit, reason=reason("wait", "oncoming vehicle", limit.gap_m))
         stood_s = (world.time_us - self._standing.get(int(others.index[limit.actor]), world.time_us)) * 1e-6
-        end = min((gap_m for gap_m, _ in world.place.stop_lines if gap_m > 0), default=np.inf)
+        end = self._to_junction_m(world)
         if stood_s < 1.0 or end - limit.gap_m < QUEUE_M + 5.0 or self._target or self._pass is not None:
             return limit
         return replace(limit, gap_m=limit.gap_m - ROOM_TO_TURN_M)
+
+    def _zebras_ahead(self, world: TownWorld) -> tuple[Zebra, ...]:
+        """The crossings that the ego is on or comes to."""
+        place = world.place
+        if place.first_lane not in self._zebras:
+            self._zebras[place.first_lane] = zebras_on(world, world.route.followed(place.first_lane).line)
+        return tuple(z for z in self._zebras[place.first_lane] if -1.0 < z.leaves_m - place.s_m < 60.0)
 
     def _remember(self, world: TownWorld, others: Others) -> None:
         still = {int(k) for k, v in zip(others.index, others.speed_mps, strict=True) if v < 0.1}
@@ -256,8 +269,7 @@ class TownExpert:
             blocks &= (at.s_m > front) & (at.s_m < front + 25.0)
             blocks &= np.cos(others.poses[:, 2] - at.heading_rad) > 0.9
             for a in np.flatnonzero(blocks)[np.argsort(at.s_m[blocks])][:1]:
-                end = min((d for d, _ in world.place.stop_lines if d > 0), default=np.inf) + front
-                if end - float(at.s_m[a]) < QUEUE_M or world.network.lanes[world.place.lane].kind != "road":
+                if self._to_junction_m(world) + front - float(at.s_m[a]) < QUEUE_M:
                     continue
                 queue = (np.abs(at.lateral_m) < 1.5) & (at.s_m > at.s_m[a] + 0.1) & (at.s_m < at.s_m[a] + 16.0)
                 if queue.any():
@@ -268,6 +280,8 @@ class TownExpert:
                 if self._oncoming(world, others, line, s_m):
                     self._held_by = int(others.index[a])
                     return none
+                if len(world.network.edges[world.network.lanes[lane].edge]) > 1:
+                    return none  # there is a lane to change to, sooner or later
                 self._pass = (int(a), lane)
                 self._parked = int(others.index[a])
         if self._pass is None:
@@ -286,6 +300,16 @@ class TownExpert:
         rise = _smooth((line.s_m - (start - 3.0 - PASS_RAMP_M)) / PASS_RAMP_M)
         # The rear axle is back in its lane well after the bumper has passed.
         return out * rise * (1 - _smooth((line.s_m - (end + 3.0)) / PASS_RAMP_M))
+
+    @staticmethod
+    def _to_junction_m(world: TownWorld) -> float:
+        """From the front bumper to the end of the road that the ego is on; none of it is left within a junction."""
+        place, lane = world.place, world.network.lanes[world.place.lane]
+        if lane.kind != "road":
+            return 0.0
+        begins_m = world.route.followed(place.first_lane)
+        starts_m = float(begins_m.starts_m[begins_m.lanes.index(place.lane)])
+        return starts_m + lane.length_m - place.s_m - world.params.front_m
 
     @staticmethod
     def _oncoming(world: TownWorld, others: Others, line: OpenLine, s_m: float) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from sensors.frames import wrap
 from sensors.reasons import reason
 from sim.geometry import OpenLine, corners, overlap
-from sim.road_network import Link
+from sim.road_network import Link, NetLane
 from sim.town_world import TownWorld
 
 SIGHT_M = 80.0
@@ -22,7 +22,12 @@ HARD_BRAKING_MPS2 = 4.5  # what others brake with at a red light
 LATE_BRAKING_MPS2 = 3.0  # amber is passed if stopping would take more
 MIN_MPS, ACCEL_MPS2 = 3.0, 1.5  # how fast one assumes to get through a junction
 GAP_BEFORE_S, GAP_AFTER_S = 1.6, 1.2  # between the ego and who has right of way
+MAX_GAIN_MPS2, GAINS_S = 2.6, 1.5
+NOTICED_MPS2, NOTICED_S = 3.0, 0.5  # who gets faster before a red light will not stop if it would take more, later
 CROSSING_ASIDE_M, CROSSING_AHEAD_M = 1.6, 1.5
+BEFORE_CROSSING_M, ON_CROSSING_M = 0.5, -1.2  # where one stops; further on the crossing one had better go on
+WALKS_MPS, STEPS_ON_M = 0.25, 3.5  # who walks this near to a crossing, towards it, is about to step on it
+ZEBRA_ASIDE_M, ZEBRA_BEFORE_S, ZEBRA_AFTER_S = 0.9, 0.8, 0.2
 WAITS_MPS = 0.8
 
 
@@ -43,11 +48,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Others:
-    """The A actors within SIGHT_M: index in world.actors, poses [A, 3], speeds [A], turn rates [A], sizes [A, 2]."""
+    """The A actors within SIGHT_M: index in world.actors, poses [A, 3], sizes [A, 2], and [A] of the others."""
 
     index: np.ndarray
     poses: np.ndarray
     speed_mps: np.ndarray
+    gain_mps2: np.ndarray  # by how much it gets faster, 0 if it does not
     yaw_rate_radps: np.ndarray
     size_m: np.ndarray
     walks: np.ndarray
@@ -59,19 +65,24 @@ class Others:
         index = np.flatnonzero((away < SIGHT_M) & now.present & before.present)
         turn = wrap(now.poses_m[index, 2] - before.poses_m[index, 2]) / 0.1
         turn = np.where(now.speed_mps[index] > 0.5, np.clip(turn, -0.6, 0.6), 0.0)
+        gain = np.clip((now.speed_mps[index] - before.speed_mps[index]) / 0.1, 0.0, MAX_GAIN_MPS2)
         size = np.array([world.actors[k].size_lwh_m[:2] for k in index]).reshape(-1, 2)
         walks = np.array([world.actors[k].category.startswith("human") for k in index], bool)
-        return cls(index, now.poses_m[index], now.speed_mps[index], turn, size, walks)
+        return cls(index, now.poses_m[index], now.speed_mps[index], gain, turn, size, walks)
 
     @property
     def boxes(self) -> np.ndarray:
         return np.concatenate([self.poses, self.size_m], axis=1)
 
-    def boxes_after(self, seconds: np.ndarray) -> np.ndarray:
-        """Boxes [M, A, 5] if everybody keeps speed and turn rate."""
+    def boxes_after(self, seconds: np.ndarray, gains: bool = False) -> np.ndarray:
+        """Boxes [M, A, 5] if everybody keeps speed and turn rate, or goes on getting faster for GAINS_S."""
         t = seconds[:, None]
         half_turn = 0.5 * self.yaw_rate_radps * t
-        chord = self.speed_mps * t * np.sinc(half_turn / np.pi)
+        chord = self.speed_mps * t
+        if gains:
+            rises = np.minimum(t, GAINS_S)
+            chord = chord + self.gain_mps2 * rises * (t - 0.5 * rises)
+        chord = chord * np.sinc(half_turn / np.pi)
         yaw = self.poses[:, 2] + half_turn
         x, y = self.poses[:, 0] + chord * np.cos(yaw), self.poses[:, 1] + chord * np.sin(yaw)
         size = np.broadcast_to(self.size_m, (len(seconds), *self.size_m.shape))
@@ -150,7 +161,7 @@ def right_of_way(world: TownWorld, others: Others, speed_mps: float) -> Iterator
                     continue
             else:
                 theirs = world.lights[foe.light][foe.light_index] if foe.light else "M"
-                stops = speed < 2.0 or left_m > speed**2 / (2 * HARD_BRAKING_MPS2) + 0.5
+                stops = _can_stop(speed, float(others.gain_mps2[a]), left_m)
                 held = theirs in "ruyY" and stops
                 runs = theirs in "ru" and not stops  # it will not stop any more, whoever has right of way
                 if held or not (runs or (foe.index in junction.yields_to[link.index] and ours != "G")):
@@ -159,8 +170,19 @@ def right_of_way(world: TownWorld, others: Others, speed_mps: float) -> Iterator
                 gone_s = (left_m + foe_inside_m + others.size_m[a, 0]) / max(speed, 3.0)
                 if there_s > clear_s + GAP_BEFORE_S or gone_s + GAP_AFTER_S < reach_s:
                     continue
+                if runs and speed_mps**2 > 2 * HARD_BRAKING_MPS2 * max(hold_m, 0.0):
+                    continue  # one is beyond the line before one could stop: see about_to_touch
             yield Limit(hold_m, 0.0, reason("give way", _side(world, others, a), hold_m), int(a), True)
             break
+
+
+def _can_stop(speed_mps: float, gain_mps2: float, left_m: float) -> bool:
+    """Whether somebody will stop at a red light this far ahead."""
+    if speed_mps < 2.0:
+        return True
+    if gain_mps2 > 0.5:
+        return left_m > speed_mps**2 / (2 * NOTICED_MPS2) + NOTICED_S * speed_mps
+    return left_m > speed_mps**2 / (2 * HARD_BRAKING_MPS2) + 0.5
 
 
 def _foe(world: TownWorld, actor: int, link: Link) -> tuple[Link, float] | None:
@@ -200,8 +222,65 @@ def _travel_s(distance_m: float, speed_mps: float) -> float:
     return float((top - speed_mps) / ACCEL_MPS2 + (distance_m - up_m) / top)
 
 
-def walkers_near(world: TownWorld, others: Others, path: OpenLine, s_m: float, speed_mps: float) -> Iterator[Limit]:
-    """Pedestrians who are in the ego's way when it gets there: on crossings, and wherever they walk into the road."""
+@dataclass(frozen=True)
+class Zebra:
+    """A crossing for pedestrians on a line: where the line enters and leaves it, and which point of it that is."""
+
+    enters_m: float
+    leaves_m: float
+    lane: NetLane
+    at_m: float
+
+
+def zebras_on(world: TownWorld, line: OpenLine) -> tuple[Zebra, ...]:
+    """The crossings on a line, in order."""
+    found = []
+    for lane in world.network.of_kind("crossing"):
+        middle = lane.line.at(lane.length_m / 2)[0]
+        near = np.flatnonzero(np.hypot(*(line.points - middle).T) < lane.length_m / 2 + lane.width_m)
+        if not len(near):
+            continue
+        at = lane.line.project(line.points[near])
+        on = (np.abs(at.lateral_m) < lane.width_m / 2) & (at.s_m > 0.01) & (at.s_m < lane.length_m - 0.01)
+        for run in np.split(np.flatnonzero(on), np.flatnonzero(np.diff(near[on]) > 1) + 1):
+            if len(run):
+                enters, leaves = line.s_m[near[run[0]]], line.s_m[near[run[-1]]]
+                found.append(Zebra(float(enters) - 0.5, float(leaves) + 0.5, lane, float(at.s_m[run].mean())))
+    return tuple(sorted(found, key=lambda zebra: zebra.enters_m))
+
+
+def on_crossings(
+    world: TownWorld, others: Others, zebras: tuple[Zebra, ...], front_m: float, speed_mps: float
+) -> Iterator[Limit]:
+    """Pedestrians on a crossing, or about to step on it, who are in the ego's lane while the ego is on it."""
+    walks = np.flatnonzero(others.walks & (others.speed_mps > WALKS_MPS))
+    half = world.params.width_m / 2 + ZEBRA_ASIDE_M
+    for zebra in zebras:
+        gap = zebra.enters_m - front_m - BEFORE_CROSSING_M
+        if not ON_CROSSING_M < gap < 45.0 or not len(walks):
+            continue
+        if gap > 0 and speed_mps**2 / (2 * gap) > LATE_BRAKING_MPS2:
+            continue  # one is on it before one could stop
+        at = zebra.lane.line.project(others.poses[walks, :2])
+        along = others.speed_mps[walks] * np.cos(others.poses[walks, 2] - at.heading_rad)
+        before, beyond = at.s_m < 0.01, at.s_m > zebra.lane.length_m - 0.01
+        outside_m = np.where(before | beyond, np.abs(at.lateral_m), 0.0)
+        heads_in = np.where(before, along > 0.2, np.where(beyond, along < -0.2, True))
+        there = np.where(before | beyond, outside_m < STEPS_ON_M, np.abs(at.lateral_m) < zebra.lane.width_m / 2 + 0.5)
+        # To the ego's lane: how far it is along the crossing, positive while one walks towards it.
+        towards = np.sign(along) * (zebra.at_m - at.s_m) + outside_m
+        pace = np.maximum(np.abs(along), 1.0)
+        comes_s, gone_s = (towards - half) / pace - ZEBRA_BEFORE_S, (towards + half) / pace + ZEBRA_AFTER_S
+        arrives_s = _travel_s(max(gap, 0.0), speed_mps)
+        clear_s = _travel_s(zebra.leaves_m - front_m + world.params.length_m, speed_mps)
+        for k in np.flatnonzero(there & heads_in & (gone_s > arrives_s) & (comes_s < clear_s))[:1]:
+            yield Limit(gap, 0.0, reason("stop", "pedestrian", gap), int(walks[k]), True)
+
+
+def on_the_road(
+    world: TownWorld, others: Others, path: OpenLine, s_m: float, speed_mps: float, zebras: tuple[Zebra, ...]
+) -> Iterator[Limit]:
+    """Pedestrians who walk, or stand, in the road where there is no crossing, and are in the ego's way."""
     walks = np.flatnonzero(others.walks)
     if not len(walks):
         return
@@ -211,6 +290,8 @@ def walkers_near(world: TownWorld, others: Others, path: OpenLine, s_m: float, s
     for k, a in enumerate(walks):
         ahead = float(at.s_m[k]) - front_m
         if not -1.0 < ahead < 45.0 or abs(float(at.lateral_m[k])) > 9.0 or at.s_m[k] >= path.length_m - 0.01:
+            continue
+        if any(_belongs_to(zebra, others.poses[a, :2]) for zebra in zebras):
             continue
         turn = float(others.poses[a, 2] - at.heading_rad[k])
         sideways, side = float(others.speed_mps[a]) * np.sin(turn), float(at.lateral_m[k])
@@ -222,6 +303,12 @@ def walkers_near(world: TownWorld, others: Others, path: OpenLine, s_m: float, s
         crosses = (when_there.min() < near) and (when_there.max() > -near)
         if crosses and (names or abs(side) < near or (closing and abs(side) < half + 3.0)):
             yield Limit(ahead - CROSSING_AHEAD_M, 0.0, reason("stop", "pedestrian", ahead), int(a), True)
+
+
+def _belongs_to(zebra: Zebra, xy: np.ndarray) -> bool:
+    at = zebra.lane.line.project(xy)
+    within = 0.01 < at.s_m < zebra.lane.length_m - 0.01
+    return bool(abs(at.lateral_m) < (zebra.lane.width_m / 2 + 0.5 if within else STEPS_ON_M))
 
 
 def about_to_touch(
@@ -238,7 +325,8 @@ def about_to_touch(
     mine = np.concatenate([plan[:, :2] + world.params.centre_m * forward, plan[:, 2:]], axis=1)
     size = np.broadcast_to([world.params.length_m + 0.6, world.params.width_m + 0.4], (len(plan), 2))
     mine = np.concatenate([mine, size], axis=1)
-    theirs = others.boxes_after(seconds)
+    faster = np.flatnonzero(others.gain_mps2 > 0.3)
+    theirs = np.concatenate([others.boxes_after(seconds), others.boxes_after(seconds, gains=True)[:, faster]], axis=1)
     hits = overlap(mine[:, None], theirs)
     along = ((theirs[..., :2] - mine[:, None, :2]) * forward[:, None]).sum(-1)
     # Who comes from behind in the same direction sees the ego.
@@ -248,4 +336,9 @@ def about_to_touch(
     first = int(np.argmax(hits.any(axis=1)))
     actor = int(np.argmax(hits[first]))
     swept = overlap(mine[:, None], theirs[None, :, actor]).any(axis=1)
-    return int(np.argmax(swept)), actor, bool(along[first, actor] > 0)
+    frontal = bool(along[first, actor] > 0)
+    return (
+        int(np.argmax(swept)),
+        actor if actor < len(others.index) else int(faster[actor - len(others.index)]),
+        frontal,
+    )

@@ -63,7 +63,7 @@ class Scenario:
     route_m: tuple[float, float] = ROUTE_M
     hazard: str = ""
     weather: str = "clear"
-    time_limit_s: float = 240.0
+    time_limit_s: float = 300.0
 
     def validate(self) -> "Scenario":
         """Self, or an InputError that names the first bad field."""
