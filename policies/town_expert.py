@@ -44,7 +44,7 @@ STANDS_MPS, AT_LINE_M = 0.25, 5.0  # so it has stopped at a stop sign
 CURVE_SHARE = 0.85  # a comfortable speed below this share of the limit is for a curve
 PARKED_S, QUEUE_M = 5.0, 22.0  # standing this long, and not in a queue before a junction: it is parked
 ROOM_TO_TURN_M = 9.0
-PASS_ASIDE_M, PASS_RAMP_M, PASS_MPS, ONCOMING_SIGHT_M = 0.65, 9.0, 5.0, 90.0
+PASS_ASIDE_M, PASS_RAMP_M, PASS_MPS, ONCOMING_SIGHT_M = 0.55, 9.0, 5.0, 90.0
 
 
 class TownExpert:

@@ -27,7 +27,7 @@ from sim.vehicle import EgoState
 
 START_GAP_M = 16.0  # from the ego's start to the front bumper of who starts ahead of it
 ROOM_M = 80.0  # length of the edge on which it happens
-BROKEN_DOWN_M, ASIDE_M = 50.0, 0.9  # where on it a car has broken down, and how far right of its middle
+BROKEN_DOWN_M, ASIDE_M = 50.0, 1.0  # where on it a car has broken down, and how far right of its middle
 KERB_M = 60.0  # where on it a pedestrian crosses
 WALK_MPS = 1.4
 REACT_S = 2.0  # a pedestrian who steps out leaves the driver at least this long
