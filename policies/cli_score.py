@@ -4,16 +4,20 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from policies.cli_parts import whole
+from policies.refilm import film_failures
 from policies.scores import compare_runs, differences, score_run, table, to_json
 from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS, QUICK, get_protocol
 from sim.report.comparison import write_comparison
+from sim.report.failure_clips import MOST_CLIPS
 from sim.report.leaderboard import find_runs, lines, write_leaderboard
 from sim.report.page import write_report
 
 EPILOGS = {
-    "report": """example:
-  vla report runs/20260101-120000-drive                  write its report.html again""",
+    "report": """examples:
+  vla report runs/20260101-120000-drive                  write its report.html again
+  vla report runs/20260101-120000-drive --clips 12       film 12 failures with six cameras first""",
     "score": """examples:
   vla score runs/20260101-120000-drive                   every protocol, from the logs alone
   vla score runs/20260101-120000-drive --protocol pdm nuplan""",
@@ -30,6 +34,9 @@ def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare them; `verb` makes one subcommand from (name, function, help)."""
     sub = verb("report", _report, "write the report of a finished run again")
     sub.add_argument("run_directory", type=Path, metavar="RUN")
+    words = "drive up to N failures again, from their logs, and film them with six cameras (default 0: from above only)"
+    sub.add_argument("--clips", type=whole, default=0, metavar="N", help=words)
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = verb("score", _score, "score a finished run again, from its logs alone")
     sub.add_argument("run_directory", type=Path, metavar="RUN")
@@ -49,8 +56,9 @@ def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    print(f"report: {write_report(options.run_directory)}")
-    return 0
+    problems = film_failures(options.run_directory, options.clips, not options.quiet) if options.clips else []
+    print(*problems, f"report: {write_report(options.run_directory, max(options.clips, MOST_CLIPS))}", sep="\n")
+    return 1 if problems else 0
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -6,17 +6,17 @@ above. Only so many are made, the run's own policy and every kind of failure fir
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sensors.clip import Boxes
 from sensors.frames import apply, inverse, matrix_from_xy_yaw
-from sim.report.failures import KINDS, Failure
+from sim.report.failures import KINDS, Failure, failures
 from sim.report.pictures import beside, bird_eye_image, captioned
+from sim.report.summary import inside
 from sim.report.video import VideoWriter
-from sim.rollout_log import EpisodeLog
+from sim.rollout_log import EpisodeLog, read_episode
 from sim.surroundings import lane_polygon
 
 MOST_CLIPS = 12
@@ -27,19 +27,15 @@ HEIGHT_M = 1.6  # of boxes: the log keeps none, and from above it does not matte
 LINES_WITHIN_M = 90.0
 
 
-@dataclass(frozen=True)
-class Filmed:
-    """A failure, whose it is (the row of summary.json), and the path of its clip relative to the run directory."""
-
-    row: dict
-    failure: Failure
-    path: str
-    cameras: bool
-
-
 def clip_path(row: dict, failure: Failure, cameras: bool) -> str:
     """Where the clip of a failure is, relative to the run directory."""
     return f"media/failure-{row['name']}-{failure.frame:04d}{'-cameras' if cameras else ''}.mp4"
+
+
+def failures_of_run(run_dir: Path, summary: dict) -> list[tuple[dict, Failure]]:
+    """Every failure of a run with its row of summary.json."""
+    logs = ((row, read_episode(inside(run_dir, row["log"])) if row["log"] else None) for row in summary["episodes"])
+    return [(row, failure) for row, log in logs for failure in failures(row, log)]
 
 
 def chosen(found: Sequence[tuple[dict, Failure]], policies: Sequence[str], most: int) -> list[tuple[dict, Failure]]:
