@@ -67,10 +67,10 @@ def write_clip(
     lines, shown = log.lines(), clip_frames(log, failure)
     with VideoWriter(path, FPS if log.kind == "drive" else 2) as video:
         for frame in shown:
-            words = f"{log.time_s[frame]:.1f} s   {log.speed_mps[frame]:.1f} m/s"
             failed = frame >= failure.frame
-            view = frame_from_above(log, frame, lines)
-            picture = captioned(view, f"{words}   {failure.kind}" if failed else words, failed)
+            words = failure.kind if failed else log.reason_at(_plan_frame(log, frame))
+            words = f"{log.time_s[frame]:.1f} s   {log.speed_mps[frame]:.1f} m/s   {words}"
+            picture = captioned(frame_from_above(log, frame, lines), words, failed)
             if mosaic is not None:
                 picture = beside(mosaic(frame), picture)
             video.write(picture)
@@ -110,10 +110,16 @@ def boxes_at(log: EpisodeLog, frame: int) -> Boxes:
 
 def plan_in_force(log: EpisodeLog, frame: int) -> np.ndarray | None:
     """[K, 2] in the ego frame of now: what is still ahead of the last plan made up to a frame; None without one."""
-    made = np.searchsorted(log.plan_frame, frame, side="right") - 1
+    made = _plan_frame(log, frame)
     if made < 0:
         return None
-    time_s, xyyaw = log.plan_at(int(log.plan_frame[made]))
-    ahead = time_s > log.time_s[frame] - log.time_s[log.plan_frame[made]]
+    time_s, xyyaw = log.plan_at(made)
+    ahead = time_s > log.time_s[frame] - log.time_s[made]
     T_ego_from_world = inverse(matrix_from_xy_yaw(*log.ego_xyyaw_in_world[frame]))
     return apply(T_ego_from_world, np.column_stack([xyyaw[ahead, :2], np.zeros(ahead.sum())]))[:, :2]
+
+
+def _plan_frame(log: EpisodeLog, frame: int) -> int:
+    """The frame at which the plan in force was made; -1 without one."""
+    row = int(np.searchsorted(log.plan_frame, frame, side="right")) - 1
+    return int(log.plan_frame[row]) if row >= 0 else -1

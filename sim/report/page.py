@@ -153,6 +153,7 @@ def _listed_plans(log: EpisodeLog) -> list[dict]:
             {
                 "at_s": float(log.time_s[frame]),
                 "speed_mps": float(log.speed_mps[frame]),
+                "reason": log.reason_at(frame),
                 "tokens": " ".join(str(token) for token in log.tokens_at(frame)),
                 "points": [f"{t:g} s ({x:.1f}, {y:.1f})" for t, (x, y) in zip(time_s, xy, strict=True)],
             }
