@@ -1,49 +1,114 @@
-"""Attention: grouped queries, normalised queries and keys, rotary positions, and the cache of a decode.
+"""Attention: who sees whom, rotary positions, grouped queries with normalised queries and keys.
 
 Letters: B batch, L tokens, M memory tokens, D width, h query heads, g key heads (h a multiple of g), d head size.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-ROPE_BASE = 10_000.0
+NORM_EPS = 1e-6
 
 
-def rope(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [L, d] of integer positions [L] (Su et al. 2021; halves rotated, as Qwen3 and Llama do)."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[:, None].float() * ROPE_BASE**-exponents
-    angles = torch.cat([angles, angles], dim=-1)
+@dataclass(frozen=True)
+class Layout:
+    """Where each of L tokens stands; every field [L].
+
+    step int64     time step that the token belongs to
+    phase int64    place in what its step says: 0 for all that is perceived, then 1, 2 ... for what is said one by one
+    order int64    place among the tokens of the same step and phase, for those that have an order (else 0)
+    lasting bool   whether later steps may see it; what a step says of its own plan they may not
+    """
+
+    step: Tensor
+    phase: Tensor
+    order: Tensor
+    lasting: Tensor
+
+    @classmethod
+    def causal(cls, tokens: int, start: int = 0, device: torch.device | str = "cpu") -> "Layout":
+        """Plain text: each token is a step of its own, numbered from `start`."""
+        step = torch.arange(start, start + tokens, device=device)
+        zero = torch.zeros_like(step)
+        return cls(step, zero, zero, torch.ones_like(step, dtype=torch.bool))
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, part: slice | Tensor) -> "Layout":
+        return Layout(self.step[part], self.phase[part], self.order[part], self.lasting[part])
+
+    def to(self, device: torch.device | str) -> "Layout":
+        return Layout(*(value.to(device) for value in (self.step, self.phase, self.order, self.lasting)))
+
+    @staticmethod
+    def joined(*parts: "Layout") -> "Layout":
+        """The parts, one after the other."""
+        names = ("step", "phase", "order", "lasting")
+        return Layout(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long a step is remembered: `steps` (itself counts), every `keyframe_every`th one `keyframe_steps`."""
+
+    steps: int
+    keyframe_every: int = 1
+    keyframe_steps: int = 0
+
+    def holds(self, step: Tensor | int, now: Tensor | int) -> Tensor | bool:
+        """Whether what happened at `step` is still known at `now`."""
+        age = now - step
+        return (age < self.steps) | ((step % self.keyframe_every == 0) & (age < self.keyframe_steps))
+
+
+def visible(queries: Layout, keys: Layout, horizon: Horizon | None = None) -> Tensor:
+    """bool [L, M]: which keys a query sees.
+
+        of earlier steps   what lasts (as long as the horizon holds)
+        of its own step    phases up to its own, so all that is perceived sees each other, and what is said follows
+
+    A lasting token sees only lasting ones: what is remembered does not depend on what was said.
+    """
+    q_step, k_step = queries.step[:, None], keys.step
+    past = keys.lasting & (k_step < q_step)
+    if horizon is not None:
+        past &= horizon.holds(k_step, q_step)
+    own = (k_step == q_step) & (keys.phase <= queries.phase[:, None]) & (keys.lasting == queries.lasting[:, None])
+    return past | own
+
+
+def rope(layout: Layout, head_dim: int, base: float, order_pairs: int = 0) -> tuple[Tensor, Tensor]:
+    """cos and sin [L, 1, d] (Su et al. 2021; halves rotated, as Qwen3 and Llama do).
+
+    Pair i of n turns by base^(-i/n) per step of time (step + phase); the last `order_pairs` have frequencies of their
+    own, and turn with `order` instead.
+    """
+    time_pairs = head_dim // 2 - order_pairs
+    angles = _angles(layout.step + layout.phase, time_pairs, base)
+    if order_pairs:
+        angles = torch.cat([angles, _angles(layout.order, order_pairs, base)], dim=-1)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
     return angles.cos(), angles.sin()
+
+
+def _angles(positions: Tensor, pairs: int, base: float) -> Tensor:
+    exponents = torch.arange(0, 2 * pairs, 2, device=positions.device, dtype=torch.float32) / (2 * pairs)
+    return positions[:, None].float() * (1.0 / base**exponents)
 
 
 def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """x [B, L, heads, d] turned by its position's angles."""
     cos, sin = cos_sin
     first, second = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def attention_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where bool `allowed`, -inf elsewhere: made once, instead of by every layer from the bool mask."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
-
-
-class LayerCache:
-    """Keys and values of one layer [B, g, L_max, d], filled from the left."""
-
-    def __init__(self, batch: int, kv_heads: int, tokens_max: int, head_dim: int, like: Tensor):
-        self.keys = like.new_empty(batch, kv_heads, tokens_max, head_dim)
-        self.values = torch.empty_like(self.keys)
-        self.length = 0
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Everything up to and with the new ones [B, g, L, d] (views)."""
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class SelfAttention(nn.Module):
@@ -57,8 +122,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPS) if qk_norm else None
         self.out = nn.Linear(heads * head_dim, width, bias=False)
 
     def forward(
@@ -66,21 +131,31 @@ class SelfAttention(nn.Module):
         x: Tensor,
         bias: Tensor | None = None,
         cos_sin: tuple[Tensor, Tensor] | None = None,
-        cache: LayerCache | None = None,
+        cache=None,
     ) -> Tensor:
-        """bias [L, M] from `attention_bias`, or None: all to all. cos_sin from `rope`, or None: a set, no order."""
+        """bias [L, M] from `attention_bias`, or None: all to all. cos_sin from `rope`, or None: a set, no order.
+
+        cache: a `vla.cache.LayerCache`, whose `append` returns everything up to and with the new keys and values.
+        """
         B, L, _ = x.shape
-        qkv = self.qkv(x).view(B, L, -1, self.head_dim)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q, k = self.q_norm(q), self.k_norm(k)
+        h, g, d = self.heads, self.kv_heads, self.head_dim
+        qk, v = self.qkv(x).view(B, L, h + 2 * g, d).split([h + g, g], dim=2)
+        if self.q_norm is not None:  # queries and keys in one pass
+            gain = torch.cat([self.q_norm.weight.expand(h, d), self.k_norm.weight.expand(g, d)])
+            qk = F.rms_norm(qk, (d,), eps=NORM_EPS) * gain
         if cos_sin is not None:
-            q, k = rotate(q, cos_sin), rotate(k, cos_sin)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            qk = rotate(qk, cos_sin)
+        q, k = qk.split([h, g], dim=2)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        grouped = self.heads != self.kv_heads
-        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
-        return self.out(y.transpose(1, 2).reshape(B, L, -1))
+        if bias is None and h != g:  # queries that share a key head are rows of one product
+            rows = q.view(B, L, g, h // g, d).transpose(1, 2).reshape(B, g, L * h // g, d)
+            y = F.scaled_dot_product_attention(rows, k, v).view(B, g, L, h // g, d).transpose(1, 2)
+        else:
+            y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=bias, enable_gqa=h != g)
+            y = y.transpose(1, 2)
+        return self.out(y.reshape(B, L, h * d))
 
 
 class CrossAttention(nn.Module):
@@ -98,5 +173,5 @@ class CrossAttention(nn.Module):
         B, L, _ = x.shape
         q = self.q(x).view(B, L, self.heads, self.head_dim).transpose(1, 2)
         k, v = self.kv(memory).view(B, -1, 2 * self.heads, self.head_dim).transpose(1, 2).chunk(2, dim=1)
-        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(y.transpose(1, 2).reshape(B, L, -1))

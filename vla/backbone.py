@@ -1,85 +1,108 @@
 """The decoder that all tokens share: Qwen3-MoE style blocks under one block-causal mask.
 
-Every token carries a block number. It is its rotary position, and the whole mask:
+    x + Attention(norm(x)), then x + MLP(norm(x)), dense in the first layers, routed in the others
 
-    a query of block q sees keys of blocks <= q      (both ways inside a block, causal across blocks)
-
-Tokens of time step t have block t, the plan token T, action token i T + 1 + i.
+Who sees whom is `vla.attention.Layout` and `visible`. Letters: B batch, L tokens, D width, V vocabulary.
 """
 
 import torch
 from torch import Tensor, nn
 
-from vla.attention import LayerCache, SelfAttention, attention_bias, rope
-from vla.config import ModelConfig
-from vla.moe import MoE, SwiGLU
+from vla.attention import NORM_EPS, Horizon, Layout, SelfAttention, attention_bias, rope, visible
+from vla.cache import Cache, CacheShape, LayerCache
+from vla.config import BackboneConfig
+from vla.moe import MoE, Routing, SwiGLU
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)), dense or routed."""
+    """One layer."""
 
-    def __init__(self, config: ModelConfig, routed: bool):
+    def __init__(self, config: BackboneConfig, routed: bool):
         super().__init__()
         c, width = config, config.width
         self.routed = routed
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.attention = SelfAttention(width, c.heads, c.kv_heads, c.head_dim, qk_norm=True)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
-        if routed:
-            self.mlp = MoE(width, c.experts, c.experts_per_token, c.expert_hidden, c.shared_experts)
-        else:
-            self.mlp = SwiGLU(width, c.dense_hidden)
+        self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.mlp = MoE(c) if routed else SwiGLU(width, c.dense_hidden)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, cos_sin: tuple[Tensor, Tensor], cache: LayerCache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(x, router z-loss or None)."""
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        cos_sin: tuple[Tensor, Tensor],
+        cache: LayerCache | None,
+        routings: list[Routing] | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), bias, cos_sin, cache)
-        if not self.routed:
-            return x + self.mlp(self.mlp_norm(x)), None
-        y, z_loss = self.mlp(self.mlp_norm(x))
-        return x + y, z_loss
-
-
-class Cache:
-    """What a decode has seen: keys and values per layer, and the block number of each position."""
-
-    def __init__(self, layers: list[LayerCache], tokens_max: int, device: torch.device):
-        self.layers = layers
-        self.blocks = torch.zeros(tokens_max, dtype=torch.long, device=device)
-        self.length = 0
-
-    def append(self, blocks: Tensor) -> Tensor:
-        """Block numbers [M] of all positions, the new ones [L] included."""
-        end = self.length + len(blocks)
-        self.blocks[self.length : end] = blocks
-        self.length = end
-        return self.blocks[:end]
+        normed = self.mlp_norm(x)
+        return x + (self.mlp(normed, routings, generator) if self.routed else self.mlp(normed))
 
 
 class Backbone(nn.Module):
-    """Embedded tokens x [B, L, D] with block numbers [L] to (hidden [B, L, D], mean router z-loss)."""
+    """Embedded tokens x [B, L, D] to hidden states [B, L, D]."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
-        self.layers = nn.ModuleList(Block(config, routed=i > 0) for i in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.config = config
+        self.layers = nn.ModuleList(Block(config, routed=i >= config.dense_layers) for i in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
 
-    def cache(self, batch: int, tokens_max: int, like: Tensor) -> Cache:
-        """Room for `tokens_max` tokens of each of `batch` sequences, of the type and on the device of `like`."""
-        layers = [LayerCache(batch, self.kv_heads, tokens_max, self.head_dim, like) for _ in self.layers]
-        return Cache(layers, tokens_max, like.device)
+    def cache(self, batch: int, tokens: int, like: Tensor, horizon: Horizon | None = None, int8: bool = False) -> Cache:
+        """Room for `tokens` tokens of each of `batch` sequences, of the type and on the device of `like`."""
+        c = self.config
+        return Cache(CacheShape(c.layers, batch, c.kv_heads, tokens, c.head_dim), like, horizon, int8)
 
-    def forward(self, x: Tensor, blocks: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """With a cache, x is what follows it, in order of blocks."""
-        keys = blocks if cache is None else cache.append(blocks)
-        # A single token that follows everything in the cache sees all of it: no mask.
-        bias = None if len(blocks) == 1 else attention_bias(blocks[:, None] >= keys, x.dtype)
-        cos_sin = rope(blocks, self.head_dim)
-        z_losses = [x.new_zeros(())]
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Cache | None = None,
+        routings: list[Routing] | None = None,
+        horizon: Horizon | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """With a cache, x is what follows it, and is added to it. `horizon`: what a cache with one would forget.
+
+        `routings`, where given, gets what each routed layer chose; `generator` is for expert dropout in training.
+        """
+        keys = layout if cache is None else cache.reserve(layout)
+        horizon = cache.horizon if cache is not None else horizon
+        allowed = visible(layout, keys, horizon)
+        bias = None if allowed.all() else attention_bias(allowed, x.dtype)
+        return self.run(x, self.angles(layout), bias, cache, routings, generator)
+
+    def angles(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Rotary cos and sin of a layout, for `run`."""
+        return rope(layout, self.config.head_dim, self.config.rope_base, self.config.order_pairs)
+
+    def run(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        bias: Tensor | None = None,
+        cache: Cache | None = None,
+        routings: list[Routing] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """`forward` for who knows angles and mask already, as a decoding loop does; cache room is the caller's care."""
         for i, layer in enumerate(self.layers):
-            x, z_loss = layer(x, bias, cos_sin, None if cache is None else cache.layers[i])
-            if z_loss is not None:
-                z_losses.append(z_loss)
-        return self.norm(x), torch.stack(z_losses).sum() / max(len(z_losses) - 1, 1)
+            x = layer(x, bias, cos_sin, None if cache is None else cache.layers[i], routings, generator)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """Backbone with a table of tokens below and a head above it; the part of the brain that Qwen3-MoE is."""
+
+    def __init__(self, config: BackboneConfig, vocabulary: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.backbone = Backbone(config.validate())
+        self.head = nn.Linear(config.width, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, routings: list[Routing] | None = None) -> Tensor:
+        """Logits [B, L, V] of what follows each of tokens int64 [B, L], which follow the cache."""
+        start = 0 if cache is None else len(cache)
+        layout = Layout.causal(tokens.shape[1], start, tokens.device)
+        return self.head(self.backbone(self.embedding(tokens), layout, cache, routings))

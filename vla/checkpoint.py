@@ -20,7 +20,8 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
 
 from sensors.errors import InputError
-from vla.config import ModelConfig
+from vla.backbone import LanguageModel
+from vla.config import BackboneConfig, ModelConfig
 from vla.model import DrivingModel
 
 FORMAT = 1
@@ -187,3 +188,109 @@ def _sha256(blob: bytes) -> str:
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+# Weights of Hugging Face Qwen3-MoE ---------------------------------------------------------------
+
+_HF_FIELDS = {  # ours: theirs
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "dense_hidden": "intermediate_size",
+    "experts": "num_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "expert_hidden": "moe_intermediate_size",
+    "normalise_weights": "norm_topk_prob",
+}
+_HF_FIXED = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "decoder_sparse_step": 1,
+    "use_sliding_window": False,
+}
+
+
+def config_from_hf_qwen3_moe(values: dict) -> BackboneConfig:
+    """The config that a Hugging Face `config.json` of Qwen3-MoE describes; what we do not have is an InputError."""
+    where = "Qwen3-MoE config"
+    if "num_local_experts" in values:  # the name since Transformers 5
+        values = {"num_experts": values["num_local_experts"], **values}
+    for name, fixed in _HF_FIXED.items():
+        if values.get(name, fixed) != fixed:
+            raise InputError(where, name, values[name], fixed, "The backbone has no other.")
+    dense = values.get("mlp_only_layers") or []
+    if list(dense) != list(range(len(dense))):
+        raise InputError(where, "mlp_only_layers", dense, "layers from the first on: 0, 1, ...")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(where, "rope_type", rope["rope_type"], "default", "The backbone has no other.")
+    missing = [theirs for theirs in _HF_FIELDS.values() if values.get(theirs) is None]
+    if missing:
+        raise InputError(where, missing[0], "nothing", "a value")
+    return BackboneConfig(
+        **{ours: values[theirs] for ours, theirs in _HF_FIELDS.items()},
+        dense_layers=len(dense),
+        shared_experts=0,
+        router="softmax",
+        rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
+    ).validate(where)
+
+
+def from_hf_qwen3_moe(state_dict: dict[str, torch.Tensor], config: BackboneConfig | dict) -> LanguageModel:
+    """A language model, in eval mode, with the weights of a Hugging Face `Qwen3MoeForCausalLM`.
+
+    config: ours, or the content of their config.json. Experts may come one by one (as in files: `experts.3.up_proj`)
+    or stacked (as in memory since Transformers 5: `experts.gate_up_proj`); a missing, left-over or misshapen tensor is
+    an InputError. A `DrivingModel` of the same backbone takes the result's `backbone.state_dict()`.
+    """
+    config = config if isinstance(config, BackboneConfig) else config_from_hf_qwen3_moe(config)
+    rest = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+
+    def take(name: str) -> torch.Tensor:
+        if name not in rest:
+            raise InputError("Qwen3-MoE weights", name, "nothing", "a tensor", "Is the config that of these weights?")
+        return rest.pop(name)
+
+    embedding = take("embed_tokens.weight")
+    ours = {"embedding.weight": embedding, "backbone.norm.weight": take("norm.weight")}
+    ours["head.weight"] = rest.pop("lm_head.weight", embedding)  # absent where it is tied to the embedding
+    for i in range(config.layers):
+        block, layer = f"backbone.layers.{i}", f"layers.{i}"
+        ours[f"{block}.attention_norm.weight"] = take(f"{layer}.input_layernorm.weight")
+        ours[f"{block}.mlp_norm.weight"] = take(f"{layer}.post_attention_layernorm.weight")
+        attention = f"{layer}.self_attn"
+        ours[f"{block}.attention.qkv.weight"] = torch.cat([take(f"{attention}.{x}_proj.weight") for x in "qkv"])
+        ours[f"{block}.attention.out.weight"] = take(f"{attention}.o_proj.weight")
+        for norm in ("q_norm", "k_norm"):
+            ours[f"{block}.attention.{norm}.weight"] = take(f"{attention}.{norm}.weight")
+        mlp = f"{layer}.mlp"
+        if i < config.dense_layers:
+            pair = [take(f"{mlp}.{x}_proj.weight") for x in ("gate", "up")]
+            ours[f"{block}.mlp.gate_up.weight"] = torch.cat(pair)
+            ours[f"{block}.mlp.down.weight"] = take(f"{mlp}.down_proj.weight")
+            continue
+        ours[f"{block}.mlp.router.weight"] = take(f"{mlp}.gate.weight")
+        if f"{mlp}.experts.gate_up_proj" in rest:
+            ours[f"{block}.mlp.gate_up"] = take(f"{mlp}.experts.gate_up_proj")
+            ours[f"{block}.mlp.down"] = take(f"{mlp}.experts.down_proj")
+        else:
+            experts = [f"{mlp}.experts.{e}" for e in range(config.experts)]
+            pairs = [torch.cat([take(f"{e}.{x}_proj.weight") for x in ("gate", "up")]) for e in experts]
+            ours[f"{block}.mlp.gate_up"] = torch.stack(pairs)
+            ours[f"{block}.mlp.down"] = torch.stack([take(f"{e}.down_proj.weight") for e in experts])
+        ours[f"{block}.mlp.bias"] = torch.zeros(config.experts)
+    if rest:
+        fix = "Is the config that of these weights?"
+        raise InputError("Qwen3-MoE weights", sorted(rest)[0], "a tensor", "no such tensor", fix)
+    model = LanguageModel(config, len(embedding))
+    expected = model.state_dict()
+    for name, tensor in ours.items():
+        came, wants = list(tensor.shape), list(expected[name].shape)
+        if came != wants:
+            fix = "Is the config that of these weights?"
+            raise InputError("Qwen3-MoE weights", f"{name} (our name)", came, wants, fix)
+    model.load_state_dict(ours)
+    return model.eval()

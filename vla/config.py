@@ -17,19 +17,89 @@ from sensors.errors import InputError
 
 PLAN_TOKEN = 0
 COMMAND_OFFSET = 1
+ROUTERS = ("sigmoid", "softmax")
+ACTION_DECODINGS = ("autoregressive", "parallel")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Shapes of the model; the defaults are `tiny`, which trains and drives on two CPU cores.
+class BackboneConfig:
+    """Shapes of the decoder that all tokens share; the defaults are `tiny`'s.
+
+    width, layers, heads, kv_heads, head_dim   kv_heads divides heads; head_dim is even
+    dense_layers, dense_hidden   so many layers from the first on are dense, dense_hidden wide; the rest are routed
+    experts, experts_per_token, expert_hidden, shared_experts   the routed layers
+    router          "sigmoid": scores are independent, a bias evens the load; "softmax": Qwen3's, evened by a loss
+    normalise_weights   whether the weights of a token's chosen experts sum to 1
+    expert_dropout  chance that a training step does without an expert
+    rope_base       of the rotary angles; order_pairs of each head's pairs turn with the order inside a time step
+                    instead of with time
+    """
+
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 32
+    dense_layers: int = 1
+    dense_hidden: int = 384
+    experts: int = 8
+    experts_per_token: int = 2
+    expert_hidden: int = 128
+    shared_experts: int = 1
+    router: str = "sigmoid"
+    normalise_weights: bool = True
+    expert_dropout: float = 0.0
+    rope_base: float = 10_000.0
+    order_pairs: int = 0
+
+    def validate(self, where: object = "backbone config") -> "BackboneConfig":
+        """Self, or an InputError that names the field to change."""
+        may_be_zero = ("dense_layers", "shared_experts", "order_pairs")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in may_be_zero else 1
+            if field.type is int and (type(value) is not int or value < least):
+                raise InputError(where, field.name, repr(value), f"a whole number of at least {least}")
+            if field.type is float and (type(value) not in (int, float) or not abs(value) < float("inf")):
+                raise InputError(where, field.name, repr(value), "a finite number")
+        self._divides(where, "kv_heads", self.kv_heads, "heads")
+        self._divides(where, "2 (rotary pairs)", 2, "head_dim")
+        if self.experts_per_token > self.experts:
+            raise InputError(where, "experts_per_token", self.experts_per_token, f"at most experts = {self.experts}")
+        if self.dense_layers > self.layers:
+            raise InputError(where, "dense_layers", self.dense_layers, f"at most layers = {self.layers}")
+        if not 0 <= self.expert_dropout < 1:
+            raise InputError(where, "expert_dropout", self.expert_dropout, "0 .. 1, 1 excluded")
+        if not self.rope_base > 1:
+            raise InputError(where, "rope_base", self.rope_base, "more than 1")
+        if self.order_pairs >= self.head_dim // 2:
+            raise InputError(where, "order_pairs", self.order_pairs, f"less than head_dim / 2 = {self.head_dim // 2}")
+        self._one_of(where, "router", ROUTERS)
+        return self
+
+    def _divides(self, where: object, divisor_name: str, divisor: int, name: str) -> None:
+        value = getattr(self, name)
+        if value % divisor:
+            raise InputError(where, name, value, f"a multiple of {divisor_name} = {divisor}", f"Change {name}.")
+
+    def _one_of(self, where: object, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            near = difflib.get_close_matches(str(value), allowed, n=1)
+            hint = f"Did you mean {near[0]}?" if near else ""
+            raise InputError(where, name, repr(value), f"one of {', '.join(allowed)}", hint)
+
+
+@dataclass(frozen=True)
+class ModelConfig(BackboneConfig):
+    """Shapes of the model around its backbone; the defaults are `tiny`, which trains and drives on two CPU cores.
 
     image_width, image_height, patch_px   every camera, px; a patch is a square of patch_px
     cameras, steps                        N and T of the clip
     encoder_*                             local encoder (within one image) and fusion (into scene tokens), one width
     scene_tokens                          S, scene tokens per time step
     imu_samples, imu_rate_hz, imu_tokens  IMU window of imu_samples / imu_rate_hz seconds, cut into imu_tokens tokens
-    width, layers, heads, kv_heads, head_dim  backbone; its first layer is dense, dense_hidden wide
-    experts, experts_per_token, expert_hidden, shared_experts   the routed layers
+    action_decoding                       "autoregressive", or "parallel": all tokens of a plan from one forward pass
     plan_steps, plan_dt_s                 K intervals of plan_dt_s: one acceleration and one curvature each
     accel_*, curvature_*                  the bins, see `vla.action_tokens`
     commands                              route commands that the embedding knows, in order
@@ -49,16 +119,7 @@ class ModelConfig:
     imu_samples: int = 100
     imu_rate_hz: int = 100
     imu_tokens: int = 4
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 32
-    dense_hidden: int = 384
-    experts: int = 8
-    experts_per_token: int = 2
-    expert_hidden: int = 128
-    shared_experts: int = 1
+    action_decoding: str = "autoregressive"
     plan_steps: int = 8
     plan_dt_s: float = 0.5
     accel_min_mps2: float = -6.0
@@ -98,21 +159,13 @@ class ModelConfig:
 
     def validate(self, where: object = "model config") -> "ModelConfig":
         """Self, or an InputError that names the field to change."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (type(value) is not int or value < 1):
-                raise InputError(where, field.name, repr(value), "a whole number of at least 1")
-            if field.type is float and (type(value) not in (int, float) or not abs(value) < float("inf")):
-                raise InputError(where, field.name, repr(value), "a finite number")
+        super().validate(where)
         for name in ("image_width", "image_height"):
             self._divides(where, "patch_px", self.patch_px, name)
         self._divides(where, "sub-patch 4", 4, "patch_px")
         self._divides(where, "encoder_heads", self.encoder_heads, "encoder_width")
-        self._divides(where, "kv_heads", self.kv_heads, "heads")
         self._divides(where, "imu_tokens", self.imu_tokens, "imu_samples")
-        self._divides(where, "2 (rotary pairs)", 2, "head_dim")
-        if self.experts_per_token > self.experts:
-            raise InputError(where, "experts_per_token", self.experts_per_token, f"at most experts = {self.experts}")
+        self._one_of(where, "action_decoding", ACTION_DECODINGS)
         if not self.plan_dt_s > 0:
             raise InputError(where, "plan_dt_s", self.plan_dt_s, "more than 0 s")
         if not self.accel_min_mps2 < 0 < self.accel_max_mps2:
@@ -132,11 +185,6 @@ class ModelConfig:
                 where, "commands", self.commands, ROUTE_COMMANDS, "The clip's command ids follow that order."
             )
         return self
-
-    def _divides(self, where: object, divisor_name: str, divisor: int, name: str) -> None:
-        value = getattr(self, name)
-        if value % divisor:
-            raise InputError(where, name, value, f"a multiple of {divisor_name} = {divisor}", f"Change {name}.")
 
     def to_dict(self) -> dict:
         """Plain numbers, strings and lists, as they stand in JSON."""

@@ -1,20 +1,32 @@
-"""Autoregressive decoding of a plan, restricted to tokens that are legal at their position."""
+"""Saying tokens one by one or all at once, never one that is not legal at its place.
 
+Logits that are not numbers choose nothing: what is said then is the likeliest-free middle of each legal range, and
+`valid` says so; a caller can brake, but nothing passes for a plan that is none.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla.backbone import Backbone
+from sensors.errors import InputError
+from vla.attention import Layout
+from vla.backbone import Backbone, LanguageModel
+from vla.cache import Cache
 
 
 @dataclass(frozen=True)
 class ActionDecode:
-    """tokens int64 [B, 2K], legal at every position; logprob float32 [B], of the whole plan at temperature 1."""
+    """tokens int64 [B, 2K], legal at every position; logprob float32 [B], of the whole plan at temperature 1.
+
+    valid bool [B]: false where the model's logits were not finite; those tokens are a fallback, their logprob is -inf.
+    """
 
     tokens: Tensor
     logprob: Tensor
+    valid: Tensor
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
@@ -24,27 +36,180 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator | None
     return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
+def choose_valid(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """(index [B], log-probability [B]) of finite logits [B, V]; the middle of the range and -inf for other rows."""
+    index, logprobs = None, logits.log_softmax(dim=-1)
+    if not torch.isfinite(logprobs.sum()):  # one number tells of all
+        finite = torch.isfinite(logprobs).all(dim=-1)
+        index = choose(torch.where(finite[:, None], logits, 0.0), temperature, generator)
+        index = torch.where(finite, index, logits.shape[-1] // 2)
+        return index, logprobs.gather(-1, index[:, None])[:, 0].masked_fill(~finite, -torch.inf)
+    index = choose(logits, temperature, generator)
+    return index, logprobs.gather(-1, index[:, None])[:, 0]
+
+
 def decode_actions(
     backbone: Backbone,
     embedding: nn.Embedding,
     head: Tensor,
     slots: tuple[slice, slice],
-    prefix: Tensor,
-    blocks: Tensor,
+    plan_token: int,
+    cache: Cache,
+    layout: Layout,
     temperature: float,
     generator: torch.Generator | None,
 ) -> ActionDecode:
-    """Tokens after prefix [B, L, D], whose end is the plan token; blocks [L + 2K - 1] number it and what follows."""
-    B, L, _ = prefix.shape
-    cache = backbone.cache(B, len(blocks), prefix)
-    x, start, tokens = prefix, 0, []
-    logprob = torch.zeros(B, device=prefix.device)
-    for i in range(len(blocks) - L + 1):
-        hidden, _ = backbone(x, blocks[start : L + i], cache)
+    """One token after the other behind what the cache holds; layout [2K] of the plan token and all actions but one."""
+    B = cache.shape.batch
+    cache.reserve(layout)
+    cos, sin = backbone.angles(layout)
+    x = embedding.weight[plan_token].expand(B, 1, -1)
+    tokens, logprobs = [], []
+    for i in range(len(layout)):
+        # Each token follows everything there is, so there is no mask.
+        hidden = backbone.run(x, (cos[i : i + 1], sin[i : i + 1]), None, cache)
         slot = slots[i % 2]
-        logits = F.linear(hidden[:, -1], head[slot]).float()
-        index = choose(logits, temperature, generator)
-        logprob = logprob + logits.log_softmax(dim=-1).gather(-1, index[:, None])[:, 0]
+        index, logprob = choose_valid(F.linear(hidden[:, -1], head[slot]).float(), temperature, generator)
         tokens.append(index + slot.start)
-        x, start = embedding(tokens[-1])[:, None], L + i
-    return ActionDecode(torch.stack(tokens, dim=1), logprob)
+        logprobs.append(logprob)
+        x = embedding(tokens[-1])[:, None]
+    total = torch.stack(logprobs, dim=1).sum(dim=1)
+    return ActionDecode(torch.stack(tokens, dim=1), total, torch.isfinite(total))
+
+
+def decode_parallel(
+    backbone: Backbone,
+    queries: Tensor,
+    head: Tensor,
+    slots: tuple[slice, slice],
+    cache: Cache,
+    layout: Layout,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> ActionDecode:
+    """All tokens from one pass over queries [2K, D] behind what the cache holds."""
+    B, steps = cache.shape.batch, len(queries)
+    cache.reserve(layout)
+    hidden = backbone.run(queries.expand(B, -1, -1), backbone.angles(layout), None, cache)
+    tokens, total = torch.empty(B, steps, dtype=torch.int64, device=hidden.device), hidden.new_zeros(B)
+    for first, slot in enumerate(slots):
+        logits = F.linear(hidden[:, first::2], head[slot]).float()
+        index, logprob = choose_valid(logits.flatten(0, 1), temperature, generator)
+        tokens[:, first::2] = index.view(B, -1) + slot.start
+        total = total + logprob.view(B, -1).sum(dim=1)
+    return ActionDecode(tokens, total, torch.isfinite(total))
+
+
+def best_of(count: int, cache: Cache, say: Callable[[Cache], ActionDecode]) -> ActionDecode:
+    """The most likely of `count` plans that `say` draws behind one past, which is computed once; B = 1."""
+    said = say(cache.repeated(count))
+    best = said.logprob.argmax().view(1)
+    return ActionDecode(said.tokens[best], said.logprob[best], said.valid[best])
+
+
+# Free text between fixed forms --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """`least` .. `most` tokens of `allowed`, closed by the token `end` if there is one (else by `most` = `least`)."""
+
+    allowed: range
+    least: int
+    most: int
+    end: int | None = None
+
+
+class Grammar:
+    """Parts in a row, such as  reason: text ... <end>  then  plan: 2K actions. A state is (part, tokens said in it)."""
+
+    def __init__(self, parts: Sequence[Part], vocabulary: int):
+        self.parts, self.vocabulary = tuple(parts), vocabulary
+        for i, part in enumerate(parts):
+            where, of = f"grammar part {i}", part.allowed
+            if len(of) == 0 or of.start < 0 or of.stop > vocabulary:
+                raise InputError(where, "allowed", of, f"tokens of 0 .. {vocabulary - 1}")
+            if not 0 <= part.least <= part.most or (part.end is None and part.least != part.most):
+                raise InputError(where, "least, most", (part.least, part.most), "least <= most, alike without an end")
+        masks = torch.zeros(len(self.parts), 2, 2, vocabulary, dtype=torch.bool)  # [part, may end, may go on]
+        for mask, part in zip(masks, self.parts, strict=True):
+            mask[:, 1, part.allowed.start : part.allowed.stop] = True
+            if part.end is not None:
+                mask[1, :, part.end] = True
+        self._masks = masks
+
+    @property
+    def most(self) -> int:
+        """Tokens of the longest sentence."""
+        return sum(part.most + (part.end is not None) for part in self.parts)
+
+    def allowed(self, state: tuple[int, int]) -> Tensor:
+        """bool [V]: what may come next."""
+        part, said = self.parts[state[0]], state[1]
+        return self._masks[state[0], int(part.end is not None and said >= part.least), int(said < part.most)]
+
+    def after(self, state: tuple[int, int], token: int) -> tuple[int, int]:
+        """The state once `token` is said; (number of parts, 0) is the end of the sentence."""
+        part, said = self.parts[state[0]], state[1] + 1
+        if token == part.end and said > part.least:
+            return state[0] + 1, 0
+        return (state[0] + 1, 0) if part.end is None and said == part.most else (state[0], said)
+
+    def accepts(self, tokens: Sequence[int]) -> bool:
+        """Whether the tokens are a whole sentence."""
+        state = (0, 0)
+        for token in tokens:
+            if state[0] == len(self.parts) or not self.allowed(state)[token]:
+                return False
+            state = self.after(state, token)
+        return state[0] == len(self.parts)
+
+
+@dataclass(frozen=True)
+class Said:
+    """One sentence: tokens, its log-probability at temperature 1, and whether the model chose every token of it."""
+
+    tokens: tuple[int, ...]
+    logprob: float
+    valid: bool
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    prompt: Tensor,
+    grammar: Grammar,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    room: int | None = None,
+) -> Said:
+    """A sentence of the grammar after prompt int64 [P]. room: tokens of context there are, P + grammar.most if None."""
+    _check_prompt(prompt, len(model.embedding.weight), grammar, room)
+    P, most = len(prompt), grammar.most
+    cache = model.backbone.cache(1, P + most, model.embedding.weight)
+    backbone, layout = model.backbone, Layout.causal(P + most, device=prompt.device)
+    hidden = backbone(model.embedding(prompt[None]), layout[:P], cache)[:, -1]
+    cache.reserve(layout[P:])
+    cos, sin = backbone.angles(layout[P:])
+    state, tokens, logprob = (0, 0), [], 0.0
+    while True:
+        logits = model.head(hidden)[0].float()
+        legal = grammar.allowed(state).to(logits.device).nonzero()[:, 0]
+        index, one = choose_valid(logits[legal][None], temperature, generator)
+        tokens.append(int(legal[index]))
+        logprob += float(one)
+        state = grammar.after(state, tokens[-1])
+        if state[0] == len(grammar.parts):
+            return Said(tuple(tokens), logprob, logprob > -torch.inf)
+        i = len(tokens) - 1
+        x = model.embedding.weight[tokens[-1]].view(1, 1, -1)
+        hidden = backbone.run(x, (cos[i : i + 1], sin[i : i + 1]), None, cache)[:, -1]
+
+
+def _check_prompt(prompt: Tensor, vocabulary: int, grammar: Grammar, room: int | None) -> None:
+    if len(prompt) == 0 or prompt.min() < 0 or prompt.max() >= vocabulary:
+        came = "no tokens" if len(prompt) == 0 else f"{int(prompt.min())} .. {int(prompt.max())}"
+        raise InputError("generate", "prompt", came, f"tokens of 0 .. {vocabulary - 1}", "Is it of this vocabulary?")
+    if room is not None and len(prompt) + grammar.most > room:
+        came = f"{len(prompt)} + up to {grammar.most} tokens"
+        raise InputError("generate", "prompt", came, f"at most {room} in all", "Shorten the prompt or a part's `most`.")

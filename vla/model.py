@@ -7,7 +7,9 @@ one sequence, one decoder:
     scene 0 | scene 1 ... scene T-1, IMU, vehicle, command | plan | accel 0 | curvature 0 | accel 1 | ...
     block 0   block 1 ... block T-1                          T      T+1       T+2           T+3
 
-each action token is predicted from the position before it.
+each action token is predicted from the position before it; or, with parallel action decoding, from a query of its own:
+
+    ... vehicle, command | query 0 | query 1 | ...       all of block T, which see each other
 """
 
 import torch
@@ -15,14 +17,18 @@ from torch import Tensor, nn
 
 from sensors.collate import Batch
 from sensors.errors import InputError
+from vla.attention import Layout
 from vla.backbone import Backbone
+from vla.cache import Cache
 from vla.config import COMMAND_OFFSET, PLAN_TOKEN, ModelConfig
-from vla.decode import ActionDecode, decode_actions
+from vla.decode import ActionDecode, decode_actions, decode_parallel
 from vla.embeddings import ImuProjector, TimeEmbedding, VehicleProjector
 from vla.encoder import SceneEncoder
 from vla.losses import action_loss
+from vla.moe import Routing, balance_loss, router_z_loss
 
 ROUTER_Z_WEIGHT = 1e-4
+BALANCE_WEIGHT = 1e-2  # of a softmax router; a sigmoid router is evened by its bias
 VEHICLE_SIGNALS = 3
 # What is seen has to be loud at the start: with all maps alike, pictures move the scene tokens by 3 % of their size,
 # and a policy learns from everything else first. Faint time, sharp queries and loud answers make it 45 %.
@@ -32,7 +38,14 @@ GAINS = (
     ("fusion.0.attention.out.weight", 3.0),
     ("fusion.1.attention.out.weight", 3.0),
 )
-TOKENS = ("embedding", "queries", "nothing", "known", "missing")  # parameters that are tokens, not maps
+TOKENS = (
+    "embedding",
+    "action_queries",
+    "queries",
+    "nothing",
+    "known",
+    "missing",
+)  # are tokens, not maps
 
 
 class DrivingModel(nn.Module):
@@ -49,19 +62,37 @@ class DrivingModel(nn.Module):
             self.embedding = nn.Embedding(c.vocabulary, c.width)
             self.backbone = Backbone(c)
             self.head = nn.Linear(c.width, c.vocabulary, bias=False)
+            if c.action_decoding == "parallel":
+                self.action_queries = nn.Parameter(torch.empty(c.action_tokens, c.width))
         self.slots = slice(c.accel_offset, c.curvature_offset), slice(c.curvature_offset, c.vocabulary)
-        now = c.imu_tokens + VEHICLE_SIGNALS + 1  # tokens that speak of the last step only
-        blocks = [t for t in range(c.steps) for _ in range(c.scene_tokens)] + now * [c.steps - 1]
-        blocks += [c.steps + i for i in range(c.action_tokens)]
-        self.register_buffer("blocks", torch.tensor(blocks), persistent=False)
+        self._layout = self._lay_out()
         self._initialise(torch.Generator().manual_seed(seed))
+
+    def layout(self, device: torch.device | str = "cpu") -> Layout:
+        """Where the tokens of a clip and its plan stand, in the order of the module's docstring."""
+        self._layout = self._layout.to(device)
+        return self._layout
+
+    def _lay_out(self) -> Layout:
+        c = self.config
+        now = c.imu_tokens + VEHICLE_SIGNALS + 1  # tokens that speak of the last step only
+        past, said = (c.steps - 1) * c.scene_tokens, torch.arange(c.action_tokens)
+        step = torch.arange(c.steps).repeat_interleave(c.scene_tokens)
+        step = torch.cat([step, torch.full((now + c.action_tokens,), c.steps - 1)])
+        phase = torch.zeros_like(step)
+        phase[-c.action_tokens :] = 1 + (said if c.action_decoding == "autoregressive" else 0 * said)
+        order = torch.zeros_like(step)
+        order[: c.steps * c.scene_tokens] = torch.arange(c.scene_tokens).repeat(c.steps)
+        order[-c.action_tokens :] = said
+        lasting = torch.arange(len(step)) < past
+        return Layout(step, phase, order, lasting)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
         """Norms 1, biases 0, maps N(0, 1 / inputs), tokens N(0, 0.1^2), smaller where a residual branch ends."""
         depth = (2 * self.config.layers) ** -0.5
         for name, parameter in self.named_parameters():
-            parts = name.split(".")
+            parts = ["", *name.split(".")]
             if parts[-2].endswith("norm"):
                 parameter.fill_(1.0)
             elif parts[-1] == "bias":
@@ -69,7 +100,7 @@ class DrivingModel(nn.Module):
             elif not parameter.is_meta:
                 std = 0.1 if any(part in TOKENS for part in parts) else parameter.shape[-1] ** -0.5
                 std *= next((gain for ending, gain in GAINS if name.endswith(ending)), 1.0)
-                if parts[0] in ("backbone", "head") and (parts[-1] == "down" or parts[-2] in ("down", "out", "head")):
+                if parts[1] in ("backbone", "head") and (parts[-1] == "down" or parts[-2] in ("down", "out", "head")):
                     std *= depth
                 parameter.normal_(0.0, std, generator=generator)
         for layer in self.encoder.fusion:  # queries find the keys that resemble them, at first
@@ -89,21 +120,49 @@ class DrivingModel(nn.Module):
         command = self.embedding(batch.command_id[:, None] + COMMAND_OFFSET)
         return torch.cat([scene, imu, vehicle, command], dim=1)
 
-    def hidden(self, batch: Batch, action_tokens: Tensor, allow_blind: bool = False) -> tuple[Tensor, Tensor]:
-        """(hidden [B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it, router z-loss)."""
-        plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
-        actions = self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1))
-        x = torch.cat([self.prefix(batch, allow_blind), actions], dim=1)
-        hidden, z_loss = self.backbone(x, self.blocks)
-        return hidden[:, -action_tokens.shape[1] :], z_loss
+    def hidden(
+        self,
+        batch: Batch,
+        action_tokens: Tensor,
+        allow_blind: bool = False,
+        routings: list[Routing] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """[B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it (in parallel: from none)."""
+        prefix = self.prefix(batch, allow_blind)
+        if self.config.action_decoding == "parallel":
+            said = self.action_queries.expand(len(prefix), -1, -1)
+        else:
+            plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
+            said = self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1))
+        x = torch.cat([prefix, said], dim=1)
+        hidden = self.backbone(x, self.layout(x.device), routings=routings, generator=generator)
+        return hidden[:, -action_tokens.shape[1] :]
 
-    def loss(self, batch: Batch, action_tokens: Tensor, allow_blind: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K]."""
+    def loss(
+        self,
+        batch: Batch,
+        action_tokens: Tensor,
+        allow_blind: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K].
+
+        generator: draws what expert dropout drops, where the config has it.
+        """
         self._check_tokens(batch, action_tokens)
-        hidden, z_loss = self.hidden(batch, action_tokens, allow_blind)
+        routings: list[Routing] = []
+        hidden = self.hidden(batch, action_tokens, allow_blind, routings, generator)
         loss, scalars = action_loss(hidden, self.head.weight, action_tokens, self.slots)
-        scalars["loss_router_z"] = z_loss.detach()
-        return loss + ROUTER_Z_WEIGHT * z_loss, scalars
+        if routings:
+            z_loss = router_z_loss(routings)
+            scalars["loss_router_z"] = z_loss.detach()
+            loss = loss + ROUTER_Z_WEIGHT * z_loss
+            if self.config.router == "softmax":
+                balance = balance_loss(routings)
+                scalars["loss_balance"] = balance.detach()
+                loss = loss + BALANCE_WEIGHT * balance
+        return loss, scalars
 
     @torch.inference_mode()
     def decode(
@@ -115,10 +174,27 @@ class DrivingModel(nn.Module):
     ) -> ActionDecode:
         """One plan per clip: the most likely token at each position, or a draw at `temperature`."""
         prefix = self.prefix(batch, allow_blind)
-        plan = self.embedding.weight[PLAN_TOKEN].expand(len(prefix), 1, -1)
-        prefix = torch.cat([prefix, plan], dim=1)
+        layout = self.layout(prefix.device)
+        cache = self.backbone.cache(len(prefix), len(layout), prefix)
+        self.backbone(prefix, layout[: prefix.shape[1]], cache)
+        return self.say(cache, layout[prefix.shape[1] :], temperature, generator)
+
+    def say(self, cache: Cache, layout: Layout, temperature: float, generator: torch.Generator | None) -> ActionDecode:
+        """The plan that follows what the cache holds; layout [2K] of its tokens."""
+        if self.config.action_decoding == "parallel":
+            return decode_parallel(
+                self.backbone, self.action_queries, self.head.weight, self.slots, cache, layout, temperature, generator
+            )
         return decode_actions(
-            self.backbone, self.embedding, self.head.weight, self.slots, prefix, self.blocks, temperature, generator
+            self.backbone,
+            self.embedding,
+            self.head.weight,
+            self.slots,
+            PLAN_TOKEN,
+            cache,
+            layout,
+            temperature,
+            generator,
         )
 
     def rebalance(self, rate: float = 1e-3) -> float:

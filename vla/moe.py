@@ -1,16 +1,24 @@
 """Feed-forward parts of a block: dense SwiGLU, and routed experts.
 
-    SwiGLU(x) = W_down (silu(W_gate x) * W_up x)
-    MoE(x)    = Shared(x) + sum over chosen e of  w_e Expert_e(x)
-    s = sigmoid(W_router x);  chosen = top-k of s + bias;  w_e = s_e / sum of chosen s
+    SwiGLU(x)  = W_down (silu(W_gate x) * W_up x)
+    MoE(x)     = Shared(x) + sum over chosen e of  w_e Expert_e(x)
+    "sigmoid"    s = sigmoid(W_router x);  chosen = top-k of s + bias;  w_e = s_e / sum of chosen s
+    "softmax"    s = softmax(W_router x);  chosen = top-k of s;         w_e = s_e / sum of chosen s   (Qwen3)
 
 The bias chooses but does not weigh: after each training step `rebalance` raises it for experts that got less than
 their share, which evens the load without a loss that pulls on the weights (Wang et al. 2024, DeepSeek-V3). No token
-is ever dropped. Letters: M tokens, D width, E experts, k chosen per token, F expert width.
+is ever dropped. Letters: M tokens, D width, E experts, k chosen per token, F expert width, n groups of tokens.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sensors.errors import InputError
+from vla.config import BackboneConfig
 
 
 class SwiGLU(nn.Module):
@@ -23,47 +31,160 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(nn.functional.silu(gate) * up)
+        return self.down(F.silu(gate) * up)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one routed layer did: logits [M, E] of its router and the experts chosen int64 [M, k]."""
+
+    logits: Tensor
+    chosen: Tensor
+
+    @property
+    def load(self) -> Tensor:
+        """Tokens of each expert, int64 [E]."""
+        return self.chosen.flatten().bincount(minlength=self.logits.shape[-1])
 
 
 class MoE(nn.Module):
-    """Routed experts with one shared; x [B, L, D] to (y [B, L, D], router z-loss)."""
+    """Routed experts, with shared ones where the config has some; x [B, L, D] to [B, L, D]."""
 
-    def __init__(self, width: int, experts: int, experts_per_token: int, hidden: int, shared: int):
+    def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.experts, self.k = experts, experts_per_token
-        self.router = nn.Linear(width, experts, bias=False)
-        self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
-        self.down = nn.Parameter(torch.empty(experts, width, hidden))
-        self.shared = SwiGLU(width, shared * hidden)
-        self.register_buffer("bias", torch.zeros(experts))
+        c, width, hidden = config, config.width, config.expert_hidden
+        self.experts, self.k = c.experts, c.experts_per_token
+        self.softmax, self.normalise = c.router == "softmax", c.normalise_weights
+        self.dropout = c.expert_dropout
+        self.router = nn.Linear(width, c.experts, bias=False)
+        self.gate_up = nn.Parameter(torch.empty(c.experts, 2 * hidden, width))
+        self.down = nn.Parameter(torch.empty(c.experts, width, hidden))
+        self.shared = SwiGLU(width, c.shared_experts * hidden) if c.shared_experts else None
+        self.register_buffer("bias", torch.zeros(c.experts))
         # Tokens each expert got since the last `rebalance`; zero between steps, so not part of a checkpoint.
-        self.register_buffer("load", torch.zeros(experts), persistent=False)
+        self.register_buffer("load", torch.zeros(c.experts), persistent=False)
+        self.grouped = grouped_linear
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, routings: list[Routing] | None = None, generator: torch.Generator | None = None):
+        """`routings`, where given, gets what this layer chose; `generator` draws which experts are dropped."""
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens).float()
-        scores = logits.sigmoid()
-        chosen = (scores + self.bias).topk(self.k, dim=-1).indices
+        weights, chosen = self.choose(logits, generator)
+        few = len(tokens) == 1 and not torch.is_grad_enabled() and not x.is_cuda
+        routed = (self.one_token if few else self.mixture)(tokens, weights, chosen)
+        if routings is not None:
+            routings.append(Routing(logits, chosen))
+        if self.training:
+            self.load += chosen.flatten().bincount(minlength=self.experts)
+        routed = routed.view_as(x)
+        return routed if self.shared is None else routed + self.shared(x)
+
+    def choose(self, logits: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(weights [M, k], experts int64 [M, k]) of router logits [M, E]."""
+        scores = logits.softmax(dim=-1) if self.softmax else logits.sigmoid()
+        preference = scores if self.softmax else scores + self.bias
+        if self.training and self.dropout:
+            preference = preference.masked_fill(self._dropped(generator), -torch.inf)
+        chosen = preference.topk(self.k, dim=-1).indices
         weights = scores.gather(-1, chosen)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        # Sorted by expert, each expert's tokens are one run of rows, and one grouped product serves all of them.
+        return (weights / weights.sum(dim=-1, keepdim=True) if self.normalise else weights), chosen
+
+    def _dropped(self, generator: torch.Generator | None) -> Tensor:
+        """bool [E]: experts that this pass does without; at least k stay."""
+        if generator is None:
+            raise InputError("training", "generator", "none", "a torch.Generator", "expert_dropout draws from it.")
+        draw = torch.rand(self.experts, generator=generator).to(self.bias.device)
+        return (draw < self.dropout) & (draw < draw.topk(self.k).values[-1])
+
+    def mixture(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """[M, D]: each token's experts, weighed. Sorted by expert, each expert's tokens are one run of rows."""
         order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=self.experts)
-        ends = counts.cumsum(0, dtype=torch.int32)
+        ends = chosen.flatten().bincount(minlength=self.experts).cumsum(0, dtype=torch.int32)
         rows = tokens.index_select(0, order // self.k)
-        gate, up = nn.functional.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        rows = nn.functional.grouped_mm(nn.functional.silu(gate) * up, self.down.transpose(1, 2), offs=ends)
+        gate, up = self.grouped(rows, self.gate_up, ends).chunk(2, dim=-1)
+        rows = self.grouped(F.silu(gate) * up, self.down, ends)
         # Back in the order of the tokens: a sum over k neighbours, the same on every run and for every batch.
         routed = rows.index_select(0, order.argsort()).view(len(tokens), self.k, -1)
-        routed = (routed * weights[..., None].to(rows.dtype)).sum(dim=1)
-        if self.training:
-            self.load += counts
-        z_loss = logits.logsumexp(dim=-1).square().mean()
-        return routed.view_as(x) + self.shared(x), z_loss
+        return (routed * weights[..., None].to(rows.dtype)).sum(dim=1)
+
+    def one_token(self, token: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """`mixture` of a single token [1, D] on a CPU: sorting and grouping would take longer than the products."""
+        y = torch.zeros_like(token)
+        for weight, expert in zip(weights[0].tolist(), chosen[0].tolist(), strict=True):
+            gate, up = F.linear(token, self.gate_up[expert]).chunk(2, dim=-1)
+            y.add_(F.linear(F.silu(gate).mul_(up), self.down[expert]), alpha=weight)
+        return y
 
     @torch.no_grad()
     def rebalance(self, rate: float) -> None:
-        """bias += rate sign(mean load - load), then count afresh."""
-        self.bias += rate * (self.load.mean() - self.load).sign()
+        """bias += rate sign(mean load - load), then count afresh; a softmax router has no bias to move."""
+        if not self.softmax:
+            self.bias += rate * (self.load.mean() - self.load).sign()
         self.load.zero_()
+
+
+def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """rows [R, in] times weight [E, out, in]: expert e's rows end before ends[e]; [R, out]."""
+    return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+
+
+# What routers are told, and what is told about them ----------------------------------------------
+
+
+def router_z_loss(routings: list[Routing]) -> Tensor:
+    """mean log(sum exp logits)^2 over tokens and layers: keeps logits small (Zoph et al. 2022, eq. 5)."""
+    return torch.stack([routing.logits.logsumexp(dim=-1).square().mean() for routing in routings]).mean()
+
+
+def balance_loss(routings: list[Routing]) -> Tensor:
+    """E sum_e f_e p_e, mean over layers: f_e share of choices, p_e mean probability; 1 when even (Fedus et al.)."""
+    losses = []
+    for routing in routings:
+        share = routing.load / routing.chosen.numel()
+        losses.append(routing.logits.shape[-1] * (share * routing.logits.softmax(dim=-1).mean(dim=0)).sum())
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def routing_statistics(routings: list[Routing], groups: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """Named figures per routed layer and group of tokens (`groups` int64 [M] indexes `names`); a group without tokens
+    has none.
+
+        load        share of the busiest expert times E: 1 when even, E / k when all tokens choose the same k
+        entropy     of the group's load, over log E: 1 when even
+        confidence  mean probability of a token's first choice
+    """
+    figures = {}
+    for i, routing in enumerate(routings):
+        E = routing.logits.shape[-1]
+        confidence = routing.logits.softmax(dim=-1).amax(dim=-1)
+        for g, name in enumerate(names):
+            own = groups == g
+            if own.any():
+                share = routing.chosen[own].flatten().bincount(minlength=E) / (own.sum() * routing.chosen.shape[-1])
+                entropy = -(share * share.clamp(min=1e-12).log()).sum() / math.log(E)
+                values = E * share.max(), entropy, confidence[own].mean()
+                for figure, value in zip(("load", "entropy", "confidence"), values, strict=True):
+                    figures[f"router.{i}.{name}.{figure}"] = float(value)
+    return figures
+
+
+class CollapseMonitor:
+    """Finds a router that has stopped choosing: in `patience` steps in a row the busiest k experts of a layer got more
+    than `limit` of its tokens.
+
+    k of E experts get k / E when all is even and 1 when the router has collapsed; the default limit lies between.
+    """
+
+    def __init__(self, config: BackboneConfig, limit: float | None = None, patience: int = 10):
+        self.k, even = config.experts_per_token, config.experts_per_token / config.experts
+        self.limit = (1 + even) / 2 if limit is None else limit
+        self.patience, self._bad = patience, {}
+
+    def step(self, routings: list[Routing]) -> list[int]:
+        """Routed layers (by place) that have collapsed as of this step."""
+        for i, routing in enumerate(routings):
+            load = routing.load
+            busiest = load.topk(self.k).values.sum() / load.sum()
+            self._bad[i] = self._bad.get(i, 0) + 1 if busiest > self.limit else 0
+        return [i for i, bad in self._bad.items() if bad >= self.patience]

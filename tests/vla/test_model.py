@@ -21,7 +21,7 @@ def model(small):
 @torch.no_grad()
 def logits(model, batch, tokens, allow_blind=False):
     """[B, 2K, V] of every action position, teacher-forced."""
-    return model.head(model.hidden(batch, tokens, allow_blind)[0])
+    return model.head(model.hidden(batch, tokens, allow_blind))
 
 
 def collated(clips, config):
@@ -73,12 +73,12 @@ def test_cached_hidden_states_equal_uncached(model, small, make_batch, make_toke
     with torch.no_grad():
         plan = model.embedding(torch.full((2, 1), PLAN_TOKEN))
         x = torch.cat([model.prefix(batch), plan, model.embedding(tokens[:, :-1])], dim=1)
-        whole, _ = model.backbone(x, model.blocks)
+        layout, prefix = model.layout(), x.shape[1] - small.action_tokens
+        whole = model.backbone(x, layout)
         cache = model.backbone.cache(2, x.shape[1], x)
-        start = x.shape[1] - tokens.shape[1]
-        pieces = [model.backbone(x[:, :start], model.blocks[:start], cache)[0]]
-        for i in range(start, x.shape[1]):
-            pieces.append(model.backbone(x[:, i : i + 1], model.blocks[i : i + 1], cache)[0])
+        pieces = [model.backbone(x[:, :prefix], layout[:prefix], cache)]
+        for i in range(prefix, x.shape[1]):
+            pieces.append(model.backbone(x[:, i : i + 1], layout[i : i + 1], cache))
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
 
 
@@ -176,15 +176,15 @@ def test_hidden_states_are_block_causal(model, small, make_batch, make_tokens):
     """The prefix is blind to actions, an action to later ones; inside the last step all tokens see each other."""
     with torch.no_grad():
         x = torch.cat([model.prefix(make_batch(small, 0)), model.embedding(make_tokens(small, 1))], dim=1)
-        base, _ = model.backbone(x, model.blocks)
+        layout = model.layout()
+        base = model.backbone(x, layout)
 
         def changed(position):
             other = x.clone()
             other[:, position] += 1.0
-            hidden, _ = model.backbone(other, model.blocks)
-            return ((hidden - base).abs().amax(dim=(0, 2)) > 1e-6).tolist()
+            return ((model.backbone(other, layout) - base).abs().amax(dim=(0, 2)) > 1e-6).tolist()
 
-        blocks = model.blocks.tolist()
+        blocks = (layout.step + layout.phase).tolist()
         for position in (0, small.scene_tokens, len(blocks) - small.action_tokens - 1, len(blocks) - 3):
             assert changed(position) == [block >= blocks[position] for block in blocks]
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vla.moe import MoE
+from sensors.errors import InputError
+from vla.config import BackboneConfig
+from vla.moe import CollapseMonitor, MoE, Routing, balance_loss, router_z_loss, routing_statistics
 
 
-def make(experts=4, k=2, seed=0):
-    moe = MoE(width=16, experts=experts, experts_per_token=k, hidden=8, shared=1)
+def make(experts=4, k=2, seed=0, **changes):
+    moe = MoE(BackboneConfig(width=16, experts=experts, experts_per_token=k, expert_hidden=8, **changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in moe.parameters():
@@ -18,11 +20,12 @@ def make(experts=4, k=2, seed=0):
 
 def twin(moe, x):
     """Every expert computed for every token, then weighed; those not chosen weigh nothing."""
-    scores = moe.router(x).sigmoid()
-    chosen = (scores + moe.bias).argsort(dim=-1, descending=True)[..., : moe.k]
+    scores = moe.router(x).softmax(dim=-1) if moe.softmax else moe.router(x).sigmoid()
+    chosen = (scores if moe.softmax else scores + moe.bias).argsort(dim=-1, descending=True)[..., : moe.k]
     weights = torch.zeros_like(scores).scatter(-1, chosen, scores.gather(-1, chosen))
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    y = moe.shared(x)
+    if moe.normalise:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    y = torch.zeros_like(x) if moe.shared is None else moe.shared(x)
     for e in range(moe.experts):
         gate, up = F.linear(x, moe.gate_up[e]).chunk(2, dim=-1)
         y = y + weights[..., e, None] * F.linear(F.silu(gate) * up, moe.down[e])
@@ -30,11 +33,14 @@ def twin(moe, x):
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_equals_dense_twin(k):
-    moe, x = make(k=k)
+@pytest.mark.parametrize(
+    "changes", [{}, {"router": "softmax", "shared_experts": 0}, {"router": "softmax", "normalise_weights": False}]
+)
+def test_equals_dense_twin(k, changes):
+    moe, x = make(k=k, **changes)
     moe.bias.copy_(torch.tensor([0.3, -0.2, 0.0, 0.1]))
     results = []
-    for forward in (lambda v: moe(v)[0], lambda v: twin(moe, v)):
+    for forward in (moe, lambda v: twin(moe, v)):
         moe.zero_grad()
         inputs = x.clone().requires_grad_()
         y = forward(inputs)
@@ -47,7 +53,7 @@ def test_equals_dense_twin(k):
 def test_experts_without_tokens_are_harmless():
     moe, x = make()
     moe.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0]))
-    y, _ = moe(x)
+    y = moe(x)
     torch.testing.assert_close(y, twin(moe, x), atol=1e-6, rtol=1e-5)
     y.square().mean().backward()
     assert (moe.gate_up.grad[2:] == 0).all()
@@ -55,13 +61,82 @@ def test_experts_without_tokens_are_harmless():
 
 def test_a_tokens_result_does_not_depend_on_its_neighbours():
     moe, x = make()
-    torch.testing.assert_close(moe(x)[0][1:2, 2:3], moe(x[1:2, 2:3])[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(moe(x)[1:2, 2:3], moe(x[1:2, 2:3]), atol=1e-6, rtol=1e-5)
 
 
-def test_z_loss_is_the_squared_log_partition():
+def routings_of(moe, x):
+    routings = []
+    moe(x, routings)
+    return routings
+
+
+def test_one_token_on_its_own_way_equals_the_dense_twin():
     moe, x = make()
-    expected = moe.router(x).exp().sum(dim=-1).log().square().mean()
-    torch.testing.assert_close(moe(x)[1], expected)
+    with torch.no_grad():
+        for token in x.view(-1, 1, 1, 16):
+            torch.testing.assert_close(moe(token), twin(moe, token), atol=1e-6, rtol=1e-5)
+
+
+def test_losses_of_the_router_equal_their_definitions():
+    moe, x = make(router="softmax")
+    routings = routings_of(moe, x)
+    logits = moe.router(x).flatten(0, 1)
+    torch.testing.assert_close(router_z_loss(routings), logits.exp().sum(dim=-1).log().square().mean())
+    probability, expected = logits.softmax(dim=-1), 0.0
+    chosen = probability.topk(2).indices
+    for e in range(4):
+        share = (chosen == e).float().sum() / chosen.numel()
+        expected = expected + 4 * share * probability[:, e].mean()
+    torch.testing.assert_close(balance_loss(routings), expected)
+    even = Routing(torch.zeros(8, 4), torch.arange(16).view(8, 2) % 4)
+    assert balance_loss([even]).item() == pytest.approx(1.0)
+
+
+def test_expert_dropout_drops_and_is_for_training_only():
+    moe, x = make(expert_dropout=0.5)
+    kept = []
+    for seed in range(20):
+        routings = []
+        moe(x, routings, torch.Generator().manual_seed(seed))
+        kept.append(len(routings[0].chosen.unique()))
+    assert 2 == min(kept) < max(kept)
+    moe.load.zero_()
+    torch.testing.assert_close(moe.eval()(x), twin(moe, x), atol=1e-6, rtol=1e-5)
+    with pytest.raises(InputError, match="generator"):
+        moe.train()(x)
+
+
+def test_statistics_per_modality():
+    logits = torch.tensor([[9.0, 0, 0, 0]] * 4 + [[1.0, 1, 1, 1]] * 4)
+    chosen = torch.tensor([[0]] * 4 + [[0], [1], [2], [3]])
+    figures = routing_statistics(
+        [Routing(logits, chosen)], torch.tensor([0] * 4 + [1] * 4), ("scene", "action", "text")
+    )
+    assert figures["router.0.scene.load"] == 4
+    assert figures["router.0.scene.entropy"] == pytest.approx(0, abs=1e-6)
+    assert figures["router.0.action.load"] == 1
+    assert figures["router.0.action.entropy"] == pytest.approx(1)
+    assert figures["router.0.action.confidence"] == pytest.approx(0.25)
+    assert not any("text" in name for name in figures)
+
+
+@pytest.mark.parametrize("router", ["sigmoid", "softmax"])
+def test_monitor_finds_an_injected_collapse_within_20_steps_and_no_false_one(router):
+    moe, _ = make(experts=8, router=router)
+    config = BackboneConfig(experts=8, router=router)
+    generator, monitor = torch.Generator().manual_seed(0), CollapseMonitor(config)
+    for _ in range(40):
+        assert monitor.step(routings_of(moe, torch.randn(1, 64, 16, generator=generator))) == []
+    with torch.no_grad():  # whatever comes, two experts answer
+        moe.router.weight.mul_(0.01)
+        moe.router.weight[:2, 0] += 100.0
+    for step in range(1, 21):  # noqa: B007
+        x = torch.randn(1, 64, 16, generator=generator)
+        x[..., 0] = 1.0
+        if monitor.step(routings_of(moe, x)) == [0]:
+            break
+    assert 1 < step <= 20
+    assert monitor.step(routings_of(moe, x)) == [0]
 
 
 def test_rebalance_evens_a_collapsed_router():
