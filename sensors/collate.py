@@ -5,7 +5,7 @@ Differences are taken in int64 and float64 first, then rounded to float32: a flo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -91,6 +91,33 @@ def collate(clips: Sequence[Clip], patch_px: int = 16, imu_samples: int = 100, i
         vehicle=_float32(np.where(vehicle_mask, vehicle, 0.0)),
         vehicle_mask=torch.from_numpy(vehicle_mask),
         command_id=torch.tensor([ROUTE_COMMANDS.index(clip.command) for clip in clips]),
+    )
+
+
+STEPWISE = ("images", "image_mask", "time_s", "T_ego_now_from_cam")
+
+
+def join_steps(batches: Sequence[Batch]) -> Batch:
+    """One batch of T steps from batches of one step each, oldest first, every step as its own now saw it.
+
+    Whatever speaks of now only (IMU, vehicle, command) and the rays of the cameras are those of the last.
+    """
+    if not batches:
+        raise InputError("join_steps", "batches", "none", "at least one")
+    joined = {name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in STEPWISE}
+    return replace(batches[-1], **joined)
+
+
+def by_step(batch: Batch) -> Batch:
+    """B clips of T steps as B T clips of one step; clip b's steps follow each other."""
+    T = batch.image_mask.shape[1]
+    return Batch(
+        *(
+            getattr(batch, field.name).flatten(0, 1).unsqueeze(1)
+            if field.name in STEPWISE
+            else getattr(batch, field.name).repeat_interleave(T, dim=0)
+            for field in fields(batch)
+        )
     )
 
 

@@ -8,7 +8,7 @@ what follows. Letters as in `vla.attention`.
 """
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -135,5 +135,6 @@ class Cache:
     def repeated(self, count: int) -> "Cache":
         """A copy for `count` continuations of each sequence: their common past is computed once."""
         other = copy(self)
+        other.shape = replace(self.shape, batch=self.shape.batch * count)
         other.layers = [layer.repeated(count) for layer in self.layers]
         return other

@@ -18,6 +18,7 @@ from sensors.errors import InputError
 PLAN_TOKEN = 0
 COMMAND_OFFSET = 1
 ROUTERS = ("sigmoid", "softmax")
+FUSION_REACHES = ("past", "step")
 ACTION_DECODINGS = ("autoregressive", "parallel")
 
 
@@ -98,6 +99,8 @@ class ModelConfig(BackboneConfig):
     cameras, steps                        N and T of the clip
     encoder_*                             local encoder (within one image) and fusion (into scene tokens), one width
     scene_tokens                          S, scene tokens per time step
+    fusion_reach                          "past": scene tokens read the images of all steps up to their own; "step": of
+                                          their own only, so that a running car appends steps and computes none again
     imu_samples, imu_rate_hz, imu_tokens  IMU window of imu_samples / imu_rate_hz seconds, cut into imu_tokens tokens
     action_decoding                       "autoregressive", or "parallel": all tokens of a plan from one forward pass
     plan_steps, plan_dt_s                 K intervals of plan_dt_s: one acceleration and one curvature each
@@ -116,6 +119,7 @@ class ModelConfig(BackboneConfig):
     encoder_hidden: int = 256
     fusion_layers: int = 2
     scene_tokens: int = 32
+    fusion_reach: str = "past"
     imu_samples: int = 100
     imu_rate_hz: int = 100
     imu_tokens: int = 4
@@ -165,6 +169,7 @@ class ModelConfig(BackboneConfig):
         self._divides(where, "sub-patch 4", 4, "patch_px")
         self._divides(where, "encoder_heads", self.encoder_heads, "encoder_width")
         self._divides(where, "imu_tokens", self.imu_tokens, "imu_samples")
+        self._one_of(where, "fusion_reach", FUSION_REACHES)
         self._one_of(where, "action_decoding", ACTION_DECODINGS)
         if not self.plan_dt_s > 0:
             raise InputError(where, "plan_dt_s", self.plan_dt_s, "more than 0 s")

@@ -1,7 +1,7 @@
 """Saying tokens one by one or all at once, never one that is not legal at its place.
 
-Logits that are not numbers choose nothing: what is said then is the likeliest-free middle of each legal range, and
-`valid` says so; a caller can brake, but nothing passes for a plan that is none.
+Logits that are not numbers choose nothing: what is said then is the middle of each legal range, and `valid` says so. A
+caller can brake; nothing passes for a plan that is none.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,37 +129,33 @@ class Grammar:
             where, of = f"grammar part {i}", part.allowed
             if len(of) == 0 or of.start < 0 or of.stop > vocabulary:
                 raise InputError(where, "allowed", of, f"tokens of 0 .. {vocabulary - 1}")
-            if not 0 <= part.least <= part.most or (part.end is None and part.least != part.most):
+            if not 0 <= part.least <= part.most or (part.end is None and part.least != part.most) or not part.most:
                 raise InputError(where, "least, most", (part.least, part.most), "least <= most, alike without an end")
-        masks = torch.zeros(len(self.parts), 2, 2, vocabulary, dtype=torch.bool)  # [part, may end, may go on]
-        for mask, part in zip(masks, self.parts, strict=True):
-            mask[:, 1, part.allowed.start : part.allowed.stop] = True
-            if part.end is not None:
-                mask[1, :, part.end] = True
-        self._masks = masks
+            if part.end is not None and (part.end in of or not 0 <= part.end < vocabulary):
+                raise InputError(where, "end", part.end, f"a token of the vocabulary outside {of}")
 
     @property
     def most(self) -> int:
         """Tokens of the longest sentence."""
         return sum(part.most + (part.end is not None) for part in self.parts)
 
-    def allowed(self, state: tuple[int, int]) -> Tensor:
-        """bool [V]: what may come next."""
+    def allowed(self, state: tuple[int, int]) -> tuple[range, ...]:
+        """What may come next: tokens of the part, its end, or both."""
         part, said = self.parts[state[0]], state[1]
-        return self._masks[state[0], int(part.end is not None and said >= part.least), int(said < part.most)]
+        more = (part.allowed,) if said < part.most else ()
+        return more if part.end is None or said < part.least else (*more, range(part.end, part.end + 1))
 
     def after(self, state: tuple[int, int], token: int) -> tuple[int, int]:
         """The state once `token` is said; (number of parts, 0) is the end of the sentence."""
         part, said = self.parts[state[0]], state[1] + 1
-        if token == part.end and said > part.least:
-            return state[0] + 1, 0
-        return (state[0] + 1, 0) if part.end is None and said == part.most else (state[0], said)
+        over = token == part.end if part.end is not None else said == part.most
+        return (state[0] + 1, 0) if over else (state[0], said)
 
     def accepts(self, tokens: Sequence[int]) -> bool:
         """Whether the tokens are a whole sentence."""
         state = (0, 0)
         for token in tokens:
-            if state[0] == len(self.parts) or not self.allowed(state)[token]:
+            if state[0] == len(self.parts) or not any(token in of for of in self.allowed(state)):
                 return False
             state = self.after(state, token)
         return state[0] == len(self.parts)
@@ -183,20 +179,24 @@ def generate(
     generator: torch.Generator | None = None,
     room: int | None = None,
 ) -> Said:
-    """A sentence of the grammar after prompt int64 [P]. room: tokens of context there are, P + grammar.most if None."""
+    """A sentence of the grammar after prompt int64 [P]; only legal tokens have logits.
+
+    room: tokens of context that there are, P + grammar.most if None.
+    """
     _check_prompt(prompt, len(model.embedding.weight), grammar, room)
-    P, most = len(prompt), grammar.most
-    cache = model.backbone.cache(1, P + most, model.embedding.weight)
+    P, most, head = len(prompt), grammar.most, model.head.weight
     backbone, layout = model.backbone, Layout.causal(P + most, device=prompt.device)
+    cache = backbone.cache(1, P + most, head)
     hidden = backbone(model.embedding(prompt[None]), layout[:P], cache)[:, -1]
     cache.reserve(layout[P:])
     cos, sin = backbone.angles(layout[P:])
     state, tokens, logprob = (0, 0), [], 0.0
     while True:
-        logits = model.head(hidden)[0].float()
-        legal = grammar.allowed(state).to(logits.device).nonzero()[:, 0]
-        index, one = choose_valid(logits[legal][None], temperature, generator)
-        tokens.append(int(legal[index]))
+        ranges = grammar.allowed(state)
+        logits = torch.cat([F.linear(hidden, head[of.start : of.stop]) for of in ranges], dim=-1).float()
+        index, one = choose_valid(logits, temperature, generator)
+        place = int(index)
+        tokens.append(ranges[0][place] if place < len(ranges[0]) else ranges[1][place - len(ranges[0])])
         logprob += float(one)
         state = grammar.after(state, tokens[-1])
         if state[0] == len(grammar.parts):

@@ -1,7 +1,7 @@
 """From pixels to scene tokens: a small encoder within each image, then fusion over cameras and time.
 
     patches of one image  <-> patches of the same image      local encoder, weights shared by all cameras and steps
-    S queries of step t    -> patches of all cameras of steps <= t
+    S queries of step t    -> patches of all cameras of steps <= t  (or of t alone)
 
 so the scene tokens of a past step never change when a new step arrives. Letters as in `sensors.collate.Batch`;
 S scene tokens per step, D encoder width, I images that cameras delivered.
@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sensors.collate import Batch
+from sensors.collate import Batch, by_step
 from vla.attention import CrossAttention, SelfAttention, attention_bias
 from vla.config import ModelConfig
 from vla.embeddings import PatchStem, RayEmbedding, TimeEmbedding
@@ -73,10 +73,13 @@ class SceneEncoder(nn.Module):
         self.nothing = nn.Parameter(torch.empty(1, width))  # a key that is always there, also when no camera is
         self.queries = nn.Parameter(torch.empty(config.scene_tokens, width))
         self.register_buffer("anchors", anchor_directions(config.scene_tokens), persistent=False)
+        self.each_step = config.fusion_reach == "step"
         self.fusion = nn.ModuleList(FusionLayer(width, heads, hidden) for _ in range(config.fusion_layers))
 
     def forward(self, batch: Batch) -> Tensor:
         B, T, N = batch.image_mask.shape
+        if self.each_step and T > 1:
+            return self.forward(by_step(batch)).view(B, T, len(self.queries), -1)
         P, D = batch.rays_in_cam.shape[2], self.queries.shape[1]
         patches = self.queries.new_zeros(B, T, N, P, D)
         b, t, n = batch.image_mask.nonzero(as_tuple=True)  # what no camera delivered costs nothing

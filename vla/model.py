@@ -112,13 +112,17 @@ class DrivingModel(nn.Module):
         A batch that does not fit the config or holds NaN is an InputError; so is a clip without a single image, unless
         `allow_blind`.
         """
-        self._check(batch, allow_blind)
+        return torch.cat(self.perceive(batch, self.config.steps, allow_blind), dim=1)
+
+    def perceive(self, batch: Batch, steps: int, allow_blind: bool = False) -> tuple[Tensor, Tensor]:
+        """(scene tokens of `steps` steps [B, steps S, D], tokens that speak of now [B, M, D]); rules as `prefix`."""
+        self._check(batch, steps, allow_blind)
         scene = self.scene(self.encoder(batch)).flatten(1, 2)
         imu_time_s = batch.imu_time_s.reshape(len(scene), self.imu.tokens, -1).mean(dim=-1)
         imu = self.imu(batch.imu, batch.imu_mask) + self.imu_time(imu_time_s)
         vehicle = self.vehicle(batch.vehicle, batch.vehicle_mask)
         command = self.embedding(batch.command_id[:, None] + COMMAND_OFFSET)
-        return torch.cat([scene, imu, vehicle, command], dim=1)
+        return scene, torch.cat([imu, vehicle, command], dim=1)
 
     def hidden(
         self,
@@ -209,12 +213,12 @@ class DrivingModel(nn.Module):
                 layer.mlp.rebalance(rate)
         return busiest
 
-    def _check(self, batch: Batch, allow_blind: bool) -> None:
+    def _check(self, batch: Batch, steps: int, allow_blind: bool) -> None:
         c = self.config
         B = len(batch.images)
         patches = (c.image_width // c.patch_px) * (c.image_height // c.patch_px)
         for name, shape, hint in (
-            ("images", (B, c.steps, c.cameras, c.image_height, c.image_width, 3), "[B, T, N, H, W, 3]"),
+            ("images", (B, steps, c.cameras, c.image_height, c.image_width, 3), "[B, T, N, H, W, 3]"),
             ("rays_in_cam", (B, c.cameras, patches, 3), f"patches of {c.patch_px} px"),
             ("imu", (B, c.imu_samples, 6), "imu_samples of the config"),
         ):

@@ -1,0 +1,127 @@
+"""A running car computes nothing twice, and yet says what it would say if it did; caches and their horizons."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sensors.collate import by_step, join_steps
+from sensors.errors import InputError
+from vla.attention import Horizon, Layout, visible
+from vla.backbone import Backbone
+from vla.cache import quantise
+from vla.config import PLAN_TOKEN, BackboneConfig
+from vla.model import DrivingModel
+from vla.stream import Stream
+
+TINY = BackboneConfig(width=32, layers=3, heads=4, kv_heads=2, head_dim=8, dense_hidden=48, experts=4, expert_hidden=16)
+
+
+def streaming(small, **changes):
+    return replace(small, steps=3, fusion_reach="step", **changes)
+
+
+def backbone(config=TINY, seed=0):
+    model, generator = Backbone(config).eval(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
+def test_tick_equals_recomputing_everything(small, make_batch, decoding):
+    config = streaming(small, action_decoding=decoding)
+    model = DrivingModel(config, seed=2).eval()
+    steps = [make_batch(replace(config, steps=1), seed) for seed in range(4)]
+    stream = Stream(model, Horizon(9))
+    for last, batch in enumerate(steps[: config.steps]):
+        tick = stream.tick(batch)
+        if last + 1 < config.steps:
+            continue
+        whole = model.decode(join_steps(steps[: config.steps]))
+        assert torch.equal(tick.decode.tokens, whole.tokens)
+        torch.testing.assert_close(tick.decode.logprob, whole.logprob, atol=1e-4, rtol=0)
+        alone = model.decode(join_steps([batch] * config.steps))
+        assert (alone.logprob - whole.logprob).abs() > 1e-4, "the past does not matter, so this test shows nothing"
+    assert set(tick.latency_ms) == {"see", "think", "say", "remember"}
+
+
+def test_steps_join_and_part(small, make_batch):
+    one = [make_batch(replace(small, steps=1), seed) for seed in (0, 1)]
+    apart = by_step(join_steps(one))
+    assert torch.equal(apart.images, torch.cat([b.images for b in one]))
+    assert torch.equal(apart.time_s, torch.cat([b.time_s for b in one]))
+    assert apart.imu.shape[0] == apart.rays_in_cam.shape[0] == 2
+
+
+@pytest.mark.parametrize("horizon", [Horizon(2), Horizon(2, keyframe_every=3, keyframe_steps=7)])
+def test_forgetting_equals_a_mask_over_everything(horizon):
+    model, S, said, steps = backbone(), 3, 2, 9
+    x = torch.randn(1, steps * (S + said), 32, generator=torch.Generator().manual_seed(1))
+    step = torch.arange(steps).repeat_interleave(S + said)
+    phase = torch.tensor([0] * S + [1, 2]).repeat(steps)
+    layout = Layout(step, phase, torch.zeros_like(step), phase == 0)
+    with torch.inference_mode():
+        whole = model(x, layout, horizon=horizon)
+        cache, most = model.cache(1, 40, x, horizon), 0
+        for t in range(steps):
+            part = slice(t * (S + said), (t + 1) * (S + said))
+            cache.begin(t)
+            torch.testing.assert_close(model(x[:, part], layout[part], cache), whole[:, part], atol=1e-5, rtol=1e-5)
+            most = max(most, len(cache))
+    assert most < steps * S
+    unbounded = model(x, layout)
+    assert not torch.allclose(unbounded[:, -1], whole[:, -1], atol=1e-4), "nothing was forgotten"
+
+
+def test_what_was_said_is_not_seen_later():
+    step, phase = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
+    layout = Layout(step, phase, torch.zeros_like(step), phase == 0)
+    lives = replace(layout, lasting=torch.tensor([True, False, False, True, False]))
+    seen = visible(lives, lives)
+    assert seen[4].tolist() == [True, False, False, False, True]
+    assert seen[3].tolist() == [True, False, False, True, False]
+    assert seen[2].tolist() == [False, True, True, False, False]
+
+
+def test_int8_cache_is_close_and_small():
+    model = backbone()
+    x = torch.randn(1, 60, 32, generator=torch.Generator().manual_seed(1))
+    layout = Layout.causal(60)
+    with torch.inference_mode():
+        caches = [model.cache(1, 60, x, int8=int8) for int8 in (False, True)]
+        halves = slice(0, 40), slice(40, 60)
+        exact, close = (torch.cat([model(x[:, half], layout[half], c) for half in halves], dim=1) for c in caches)
+    assert (close - exact).abs().mean() < 0.02 * exact.abs().mean()
+    assert not torch.equal(close, exact)
+    assert caches[1].bytes <= caches[0].bytes * (8 + 4) / (8 * 4)  # heads of 8 and a scale each
+    values, scale = quantise(x)
+    assert ((values * scale - x).abs() <= scale / 2 + 1e-6).all()
+
+
+def test_best_of_many_takes_the_likeliest_of_a_shared_past(small, make_batch):
+    config = streaming(small)
+    model, batch = DrivingModel(config, seed=2).eval(), make_batch(replace(config, steps=1), 0)
+    one = Stream(model).tick(batch, 1.0, torch.Generator().manual_seed(0)).decode
+    best = Stream(model).tick(batch, 1.0, torch.Generator().manual_seed(0), best=32).decode
+    assert best.tokens.shape == one.tokens.shape
+    assert best.logprob > one.logprob
+    steps = model.layout()[(config.steps - 1) * config.scene_tokens :]
+    with torch.inference_mode():  # its log-probability is that of its tokens
+        said = torch.cat([torch.full((1, 1), PLAN_TOKEN), best.tokens[:, :-1]], dim=1)
+        x = torch.cat([*model.perceive(batch, 1), model.embedding(said)], dim=1)
+        hidden = model.backbone(x, steps)[:, -config.action_tokens :]
+        logits = [hidden[:, i] @ model.head.weight[model.slots[i % 2]].T for i in range(config.action_tokens)]
+        chosen = [best.tokens[0, i] - model.slots[i % 2].start for i in range(config.action_tokens)]
+        logprob = sum(row.log_softmax(-1)[0, token] for row, token in zip(logits, chosen, strict=True))
+    torch.testing.assert_close(best.logprob[0], logprob, atol=1e-4, rtol=0)
+
+
+def test_what_cannot_stream_or_does_not_fit_is_said(small, make_batch):
+    with pytest.raises(InputError, match="fusion_reach"):
+        Stream(DrivingModel(small))
+    model = backbone()
+    cache = model.cache(1, 4, torch.zeros(1))
+    with pytest.raises(InputError, match="5 tokens after 0, expected at most 4"):
+        model(torch.zeros(1, 5, 32), Layout.causal(5), cache)
