@@ -17,6 +17,7 @@ from sensors.errors import InputError
 from sensors.frames import wrap
 from sim.road_network import RoadNetwork
 from sim.vehicle import EgoState, VehicleParams
+from sim.walking import MAX_WALK_MPS, SmoothWalk
 from sim.world import PAINTS, Actor
 
 STEP_S = 0.1
@@ -27,9 +28,10 @@ EXTEND_EVERY_STEPS = 30
 NEAR_ROAD_M = 30.0  # the ego is on a lane that is this near; SUMO's own 100 m take it ten times as long to look for one
 CLEAR_M = 9.0  # no vehicle starts this near to the ego
 WAY_M, WALK_M = 2500.0, 350.0
-MAX_WALK_MPS = 4.0
 FAR = 1e5  # where those are who are not in the town
-OWN_LANE_CHANGES = 1621  # SUMO's default mode
+OWN_LANE_CHANGES, OWN_SPEED = 1621, 31  # SUMO's default modes
+FOES_IN_JUNCTION_IGNORED = 32
+KNOT_S, SQUEEZE_MPS = 40.0, 2.0
 # SUMO's speed modes, sums of what is respected: 1 leaders, 2 own acceleration, 4 own braking, 8 right of way, 16 red
 # lights; 32: who is in the junction already is not.
 RECKLESS, LAWFUL, RUNS_RED, PRESSES_ON = 0, 31, 39, 55
@@ -142,7 +144,9 @@ class SumoTraffic:
         self.actors = tuple(made)
         self._index = {actor.id: k for k, actor in enumerate(made)}
         self._half = np.array([a.size_lwh_m[0] / 2 if a.category.startswith("vehicle") else 0.0 for a in made])
-        self._on_foot, self._last_m = np.flatnonzero([a.category == PEDESTRIAN for a in made]), None
+        self._on_foot = np.flatnonzero([a.category == PEDESTRIAN for a in made])
+        self._walk = SmoothWalk(len(self._on_foot), STEP_S)
+        self._squeezing: set[str] = set()
         self._steps, self._listed = 0, None
         for _ in range(SETTLE_STEPS):
             self._put(ego)
@@ -164,6 +168,7 @@ class SumoTraffic:
         self._steps += 1
         if self._steps % EXTEND_EVERY_STEPS == 0:
             self._extend_ways()
+            self._untie_knots()
         self.now = self._read()
 
     def close(self) -> None:
@@ -315,6 +320,26 @@ class SumoTraffic:
                 if edges:
                     self._walk_on(name, edges[-1])
 
+    def _untie_knots(self) -> None:
+        """Where all wait for each other within a junction, who has stood longest squeezes through, slowly.
+
+        Not where the ego is in the junction too: it may be the one whom they let pass.
+        """
+        knots: dict[str, tuple[float, str]] = {}
+        for name in sorted(self._vehicle_ids):
+            junction = _junction_of(name)
+            if name in self._squeezing and not junction:
+                self._squeezing.remove(name)
+                self.drive_at(name, None)
+            stood_s = libsumo.vehicle.getWaitingTime(name)
+            if junction and stood_s > KNOT_S and libsumo.vehicle.getSpeedMode(name) == OWN_SPEED:
+                knots[junction] = max(knots.get(junction, (0.0, "")), (stood_s, name))
+        knots.pop(_junction_of(EGO), None)
+        for _, name in knots.values():
+            self._squeezing.add(name)
+            libsumo.vehicle.setSpeedMode(name, OWN_SPEED | FOES_IN_JUNCTION_IGNORED)
+            libsumo.vehicle.setSpeed(name, SQUEEZE_MPS)
+
     # Reading ---------------------------------------------------------------------------------------
 
     def _read(self) -> Snapshot:
@@ -333,12 +358,9 @@ class SumoTraffic:
             poses[rows, 1] = at[1::2] - self._half[rows] * np.sin(yaw)
             poses[rows, 2] = yaw
             speed[rows], present[rows] = speeds, True
-            # SUMO knows no speed of a pedestrian who was put somewhere; nobody walks far in a step.
-            if self._last_m is not None and len(self._on_foot):
-                moved = np.hypot(*(poses[self._on_foot] - self._last_m[self._on_foot])[:, :2].T) / STEP_S
-                walks = present[self._on_foot] & (moved < MAX_WALK_MPS)
-                speed[self._on_foot[walks]] = moved[walks]
-            self._last_m = poses
+            foot = self._on_foot
+            poses[foot, :2], walked_mps = self._walk.follow(poses[foot, :2], present[foot])
+            speed[foot] = np.where(walked_mps < MAX_WALK_MPS, walked_mps, speed[foot])
         state = libsumo.trafficlight.getRedYellowGreenState
         return Snapshot(poses, speed, present, {name: state(name) for name in self._lights})
 
@@ -356,3 +378,9 @@ class SumoTraffic:
         for name in self._vehicle_ids:
             out[self._index[name]] = libsumo.vehicle.getSignals(name)
         return out
+
+
+def _junction_of(vehicle: str) -> str:
+    """The junction that a vehicle is in, ":" before its name; "" on a road."""
+    road = libsumo.vehicle.getRoadID(vehicle)
+    return road.rpartition("_")[0] if road.startswith(":") else ""
