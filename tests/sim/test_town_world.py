@@ -297,12 +297,13 @@ def test_whoever_touches_the_ego_is_near_enough_to_be_looked_at(world: TownWorld
 
 
 @pytest.mark.slow
-def test_nobody_stands_in_a_junction_for_ever(world: TownWorld) -> None:
-    world.reset(Scenario("knot", "irregular", 2, 60, 40))
+@pytest.mark.parametrize("seed", [1, 11])
+def test_nobody_stands_in_a_junction_for_ever(world: TownWorld, seed: int) -> None:
+    world.reset(Scenario("knot", "oldtown", seed, 90, 20))
     stood = dict.fromkeys((actor.id for actor in world.actors), 0)
-    for _ in range(2500):
+    for _ in range(1500):
         world.step(-1.0, 0.0)
         for actor, speed_mps in zip(world.actors, world.traffic.now.speed_mps, strict=True):
             stands = speed_mps < 0.1 and world.traffic.lane_of(actor.id).startswith(":")
             stood[actor.id] = stood[actor.id] + 1 if stands else 0
-        assert max(stood.values()) < 900
+        assert max(stood.values()) < 700
