@@ -1,5 +1,7 @@
 """What inline SVG draws: an episode from above and over time, a training curve. Numbers and strings, no markup."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -16,6 +18,7 @@ MARGIN_M, LEAST_SPAN_M = 12.0, 60.0
 MAP_TOLERANCE_M, TRACK_TOLERANCE_M = 0.08, 0.05  # lines are thinned to this before they are drawn
 AREA_TOLERANCE_M = 0.3
 MOVED_M = 1.0  # less than this is no track
+ROUTE_EVERY = 5  # frames: finding the place on the route is the dearest of all
 TOP, BOTTOM = 6.0, 94.0  # of the curves over time, in a view of 0 to 100
 LABEL_PERCENT = 18.0  # of the width that a label of the time line takes: one nearer goes a row lower
 
@@ -52,7 +55,7 @@ def bird_eye_plot(log: EpisodeLog, found: list[Failure]) -> dict:
         "bar": {"metres": bar_m, "x": 3 * span[0] / 100 - span[0] / 2, "y": span[1] / 2 - 3 * span[0] / 100},
         "text": span[0] / 55,
         "lines": lines,
-        "areas": [] if lines else [thin(xy, AREA_TOLERANCE_M) for xy in _drivable(log) if visible(xy)],
+        "areas": [thin(xy, AREA_TOLERANCE_M) for xy in _drivable(log) if visible(xy)],
         "route": [thin(piece, MAP_TOLERANCE_M) for piece in route],
         "tracks": [thin(xy, TRACK_TOLERANCE_M) for xy in _moving_tracks(log) if visible(xy)],
         "actors": [points(box) for box in boxes if visible(box)],
@@ -107,13 +110,11 @@ def _plans_and_misses(log: EpisodeLog) -> tuple[list[np.ndarray], list[np.ndarra
 
 
 def _pieces_in_view(xy: np.ndarray, middle: np.ndarray, span: np.ndarray) -> list[np.ndarray]:
-    """The runs of a polyline [V, 2] with a vertex in view (and one vertex beyond at each end)."""
-    inside = (np.abs(xy - middle) <= span / 2).all(axis=1)
-    near = inside.copy()
-    near[1:] |= inside[:-1]
-    near[:-1] |= inside[1:]
+    """The runs of a polyline [V, 2] whose segments may be in view."""
+    low, high = np.minimum(xy[:-1], xy[1:]), np.maximum(xy[:-1], xy[1:])
+    near = ((low <= middle + span / 2) & (high >= middle - span / 2)).all(axis=1)
     ends = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(int)))
-    return [xy[i:j] for i, j in ends.reshape(-1, 2) if j - i > 1]
+    return [xy[i : j + 1] for i, j in ends.reshape(-1, 2)]
 
 
 def _first_of_kind(found: list[Failure]) -> list[Failure]:
@@ -136,8 +137,9 @@ def time_line(log: EpisodeLog, found: list[Failure]) -> dict | None:
             at_s, words = log.time_s[: len(errors_m)], "mean error of the plan over 3 s, m"
             curves.append(_curve_over_time("score", words, at_s, errors_m.mean(axis=1), length_s))
     elif len(log.route_xy_in_world_m) > 1 and log.goal_m > 0:
-        share = 100 * route_share(log)
-        curves.append(_curve_over_time("score", "route done, %", log.time_s, share, length_s))
+        seen = np.unique(np.append(np.arange(0, len(log), ROUTE_EVERY), len(log) - 1))
+        share = 100 * route_share(log, seen)
+        curves.append(_curve_over_time("score", "route done, %", log.time_s[seen], share, length_s))
     marks, row_end = [], []  # a label goes to the first row whose last one is far enough to the left
     for failure in found:
         if failure.at_s is not None:
@@ -148,9 +150,10 @@ def time_line(log: EpisodeLog, found: list[Failure]) -> dict | None:
     return {"length_s": length_s, "curves": curves, "marks": marks, "rows": len(row_end)}
 
 
-def route_share(log: EpisodeLog) -> np.ndarray:
-    """float64 [F]: how much of the way to the goal has been driven by each frame, the most so far."""
-    along_m = np.maximum.accumulate(LogView(log).along_m)
+def route_share(log: EpisodeLog, seen: np.ndarray) -> np.ndarray:
+    """float64 [M]: how much of the way to the goal has been driven by each of these frames [M], the most so far."""
+    thinned = replace(log, ego_xyyaw_in_world=log.ego_xyyaw_in_world[seen])
+    along_m = np.maximum.accumulate(LogView(thinned).along_m)
     to_go_m = log.goal_m - along_m[0]
     return np.clip((along_m - along_m[0]) / to_go_m, 0.0, 1.0) if to_go_m > 0 else np.ones(len(along_m))
 

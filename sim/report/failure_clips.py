@@ -13,11 +13,11 @@ import numpy as np
 from sensors.clip import Boxes
 from sensors.frames import apply, inverse, matrix_from_xy_yaw
 from sim.report.failures import KINDS, Failure, failures
+from sim.report.log_scene import red_ways
 from sim.report.pictures import beside, bird_eye_image, captioned
 from sim.report.summary import inside
 from sim.report.video import VideoWriter
 from sim.rollout_log import EpisodeLog, read_episode
-from sim.surroundings import lane_polygon
 
 MOST_CLIPS = 12
 BEFORE_S, AFTER_S, HELD_S = 5.0, 1.0, 1.0  # the last picture stays for a while: nobody sees a single one
@@ -84,9 +84,7 @@ def frame_from_above(log: EpisodeLog, frame: int, lines: Sequence[tuple[str, np.
     at = T_world_from_ego[:2, 3]
     drawn = [("route", log.route_xy_in_world_m)] if len(log.route_xy_in_world_m) > 1 else []
     drawn += [(kind, xy) for kind, xy in lines if (np.hypot(*(xy - at).T) < LINES_WITHIN_M).any()]
-    red = log.red_lane[slice(*np.searchsorted(log.red_frame, (frame, frame + 1)))]
-    lanes = log.surroundings.lanes
-    drawn += [("red", lane_polygon(lanes[k].centreline_m, lanes[k].width_m)) for k in red]
+    drawn += [("red", xy) for xy in red_ways(log, frame)]
     return bird_eye_image(
         T_world_from_ego,
         drawn,

@@ -22,7 +22,7 @@ from sim.report.templates import write_page
 from sim.rollout_log import EpisodeLog, read_episode
 
 MIME = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".png": "image/png"}
-EMBEDDED_BYTES, DRAWN_BYTES = 6_500_000, 4_000_000  # base64 makes 4 of 3
+EMBEDDED_BYTES, DRAWN_BYTES = 6_500_000, 3_000_000  # base64 makes 4 of 3
 PLANS_LISTED = 5
 ROW_COLUMNS = (  # of the table of episodes: what the outcome does not say already
     "time_on_course_s",

@@ -106,3 +106,17 @@ def test_a_town_is_driven_again_too(tmp_path: Path):
     env = quiet_env((32, 20), 20.0, get_scenario("town-smoke/1"))
     assert len(list(driven_again(env, get_scenario("town-smoke/1"), log))) == len(log)
     env.close()
+
+
+def test_the_other_verbs_of_finished_runs(driven: Path, tmp_path: Path, capsys):
+    board, compared = tmp_path / "board.html", tmp_path / "compared.html"
+    assert main(["leaderboard", str(driven.parent), "--out", str(board)]) == 0
+    text = capsys.readouterr().out
+    assert "run constant-velocity" in text
+    assert "course" in board.read_text()
+    assert main(["leaderboard", str(tmp_path / "nowhere")]) == 2
+    assert "no summary.json in it or below" in capsys.readouterr().err
+    assert main(["compare", str(driven), str(driven), "--html", str(compared)]) == 2  # one scene is no interval
+    assert not compared.exists()
+    assert main(["export", str(driven), "--to", "rdd"]) == 2
+    assert "Did you mean rrd?" in capsys.readouterr().err
