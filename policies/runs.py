@@ -91,6 +91,7 @@ class Run:
         run.summary = {
             "verb": verb,
             "command": ["vla", *sys.argv[1:]],
+            "started": datetime.now().isoformat(timespec="seconds"),
             "config": config,
             "version": package_version(),
             "git_commit": git_commit(),

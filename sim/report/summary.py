@@ -37,6 +37,7 @@ LABELS = {  # metric: (words, unit)
     "red_light_rate": ("red-light rate", ""),
     "comfort_rate": ("comfort rate", ""),
     "incidents_per_km": ("incidents per km", ""),
+    "km_between_incidents": ("distance between incidents", "km"),
     "ade_3s_m": ("average displacement over 3 s", "m"),
     "fde_3s_m": ("displacement at 3 s", "m"),
     "ade_1s_m": ("average displacement over 1 s", "m"),
