@@ -9,8 +9,9 @@ import difflib
 import gzip
 import heapq
 import xml.etree.ElementTree as ET
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ TOWNS_FOLDER = Path(__file__).parent / "towns"
 SUFFIX = ".net.xml.gz"
 MIN_STEP_M = 0.05  # neighbours closer than this are one point
 CAR, WALKER = "passenger", "pedestrian"
+CLASSES = (CAR, WALKER, "truck", "bus", "bicycle", "motorcycle")  # SUMO's names of who may use a lane
+TOO_FAST_TO_CYCLE_MPS = 17.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class NetLane:
     kind      "road", "inner" (through a junction), "walk" (sidewalk), "crossing" or "area" (where sidewalks meet)
     index     number from the right within its edge; neighbours of the same kind are beside it
     outline_m [P, 2] polygon of an area, None for others
+    open_to   those of CLASSES that may use it
     """
 
     id: str
@@ -43,6 +47,7 @@ class NetLane:
     width_m: float
     speed_limit_mps: float
     outline_m: np.ndarray | None = None
+    open_to: frozenset[str] = frozenset(CLASSES)
 
     @property
     def length_m(self) -> float:
@@ -120,6 +125,20 @@ class RoadNetwork:
                 out[link.junction].append(link)
         return {junction: tuple(links) for junction, links in out.items()}
 
+    @cached_property
+    def endless(self) -> frozenset[str]:
+        """Edges from which one can drive on for ever: what is left when blind alleys are peeled off."""
+        left = set(self.edges)
+        while blind := {edge for edge in left if left.isdisjoint(self.followers[edge])}:
+            left -= blind
+        return frozenset(left)
+
+    def open_to(self, edge: str, sumo_class: str) -> bool:
+        """Whether some lane of a road is open to one of CLASSES; nobody cycles on a motorway."""
+        lanes = [self.lanes[name] for name in self.edges[edge]]
+        fast = sumo_class == "bicycle" and lanes[0].speed_limit_mps > TOO_FAST_TO_CYCLE_MPS
+        return not fast and any(sumo_class in lane.open_to for lane in lanes)
+
     def edge_length_m(self, edge: str) -> float:
         return self.lanes[self.edges[edge][0]].length_m
 
@@ -127,11 +146,17 @@ class RoadNetwork:
         return (lane for lane in self.lanes.values() if lane.kind in kinds)
 
     def route(self, from_edge: str, to_edge: str) -> tuple[str, ...]:
-        """Edges of the quickest way, both ends included (Dijkstra 1959); where there is none it is an InputError."""
+        """Edges of the quickest way, both ends included; where there is none it is an InputError."""
         for name in (from_edge, to_edge):
             if name not in self.edges:
-                near = ", ".join(sorted(self.edges)[:5])
-                raise InputError(self.path, "edge", name, f"a road of the network, such as {near}")
+                raise InputError(self.path, "edge", name, *road_names(name, self.edges))
+        way = self.find_route(from_edge, to_edge)
+        if not way:
+            raise InputError(self.path, "destination", to_edge, f"an edge that can be reached from {from_edge}")
+        return way
+
+    def find_route(self, from_edge: str, to_edge: str) -> tuple[str, ...]:
+        """The quickest way (Dijkstra 1959), empty where there is none."""
         best, heap, before = {from_edge: 0.0}, [(0.0, from_edge)], {}
         while heap:
             cost, edge = heapq.heappop(heap)
@@ -148,16 +173,30 @@ class RoadNetwork:
                 if further < best.get(follower, np.inf):
                     best[follower], before[follower] = further, edge
                     heapq.heappush(heap, (further, follower))
-        raise InputError(self.path, "destination", to_edge, f"an edge that can be reached from {from_edge}")
+        return ()
 
-    def random_walk(self, rng: np.random.Generator, start: str, length_m: float) -> tuple[str, ...]:
-        """Edges from `start` on, at least this long, turning at random; shorter only at a dead end."""
+    def random_walk(
+        self, rng: np.random.Generator, start: str, length_m: float, sumo_class: str = CAR
+    ) -> tuple[str, ...]:
+        """Edges from `start` on, at least this long, turning at random; shorter only where nothing leads on.
+
+        Blind alleys are entered only where there is no other way.
+        """
         way, total = [start], self.edge_length_m(start)
-        while total < length_m and self.followers[way[-1]]:
-            choice = self.followers[way[-1]]
+        while total < length_m:
+            choice = [edge for edge in self.followers[way[-1]] if self.open_to(edge, sumo_class)]
+            choice = [edge for edge in choice if edge in self.endless] or choice
+            if not choice:
+                break
             way.append(choice[int(rng.integers(len(choice)))])
             total += self.edge_length_m(way[-1])
         return tuple(way)
+
+
+def road_names(came: str, edges: Iterable[str]) -> tuple[str, str]:
+    """What was expected in place of the name of a road, and the nearest."""
+    near = difflib.get_close_matches(came, edges, 1)
+    return f"a road of the network, such as {', '.join(sorted(edges)[:5])}", f"Did you mean {near[0]}?" if near else ""
 
 
 def shipped_towns() -> tuple[str, ...]:
@@ -184,10 +223,20 @@ def read_network(path: Path) -> RoadNetwork:
     try:
         data = path.read_bytes()
         root = ET.fromstring(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except (ET.ParseError, gzip.BadGzipFile, EOFError) as error:
+    except (ET.ParseError, gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
         raise InputError(path, "network", str(error), "an XML file that netconvert made") from error
     if root.tag != "net":
         raise InputError(path, "root element", root.tag, "net", "Make one with netconvert or netgenerate.")
+    try:
+        return _network(path, root)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        came = f"an element without what it needs ({type(error).__name__}: {error})"
+        raise InputError(path, "network", came, "a network that netconvert made, unchanged") from error
+
+
+def _network(path: Path, root: ET.Element) -> RoadNetwork:
     lanes, edges, ends, starts = {}, {}, {}, {}
     for element in root.iter("edge"):
         made = [lane for each in element.iter("lane") if (lane := _lane(element, each)) is not None]
@@ -230,13 +279,12 @@ def _bits(text: str) -> frozenset[int]:
 def _lane(edge: ET.Element, element: ET.Element) -> NetLane | None:
     """A lane, or None for one that neither cars nor walkers use."""
     allow, disallow = ((element.get(name) or "").split() for name in ("allow", "disallow"))
-    allowed = {
-        name: name in allow or (not allow and name not in disallow and "all" not in disallow) for name in (CAR, WALKER)
-    }
+    everybody = "all" in allow or not (allow or "all" in disallow)
+    allowed = frozenset(name for name in CLASSES if name in allow or (everybody and name not in disallow))
     function = edge.get("function", "normal")
     kinds = {"internal": "inner", "crossing": "crossing", "walkingarea": "area"}
-    kind = kinds.get(function) or ("road" if allowed[CAR] else "walk" if allowed[WALKER] else "")
-    if not kind or (kind == "inner" and not allowed[CAR]):
+    kind = kinds.get(function) or ("road" if CAR in allowed else "walk" if WALKER in allowed else "")
+    if not kind or (kind == "inner" and CAR not in allowed):
         return None
     points = _points(element.get("shape"))
     outline = points if kind == "area" else None
@@ -246,7 +294,15 @@ def _lane(edge: ET.Element, element: ET.Element) -> NetLane | None:
         kept = np.array([points[0], points[0] + [MIN_STEP_M, 0.0]])
     width, speed = float(element.get("width", 3.2)), float(element.get("speed"))
     return NetLane(
-        element.get("id"), edge.get("id"), int(element.get("index")), kind, OpenLine(kept), width, speed, outline
+        element.get("id"),
+        edge.get("id"),
+        int(element.get("index")),
+        kind,
+        OpenLine(kept),
+        width,
+        speed,
+        outline,
+        allowed,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from sensors.errors import InputError
 from sim.geometry import OpenLine
-from sim.road_network import Link, NetLane, RoadNetwork
+from sim.road_network import Link, NetLane, RoadNetwork, road_names
 
 SPACING_M = 1.0
 SMOOTH_STEPS = 2  # lines are averaged over this many neighbours to each side: links and lanes meet with a kink
@@ -47,6 +47,11 @@ class Route:
     _lines: dict[str, Followed] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
+        if not self.edges:
+            raise InputError("route", "edges", "none", "one or more roads of the network")
+        for k, edge in enumerate(self.edges):
+            if edge not in self.network.edges:
+                raise InputError("route", f"edges[{k}]", edge, *road_names(edge, self.network.edges))
         for k, (a, b) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True)):
             if b not in self.network.followers.get(a, ()):
                 raise InputError("route", f"edges[{k + 1}]", b, f"an edge that follows {a}")

@@ -127,9 +127,9 @@ class TownWorld(EgoWorld):
         """A route whose length lies within the scenario's limits and on which its hazard can happen."""
         names = [e for e in self.network.edges if self.network.edge_length_m(e) > START_M + 10.0]
         low, high = self.scenario.route_m
-        for _ in range(TRIES):
+        for _ in range(TRIES if names else 0):
             start, goal = (names[int(k)] for k in rng.integers(len(names), size=2))
-            way = self.network.route(start, goal)
+            way = self.network.find_route(start, goal)
             if len(way) < 2:
                 continue
             route, lane = self._way_of(way, rng)

@@ -29,6 +29,9 @@ NEAR_ROAD_M = 30.0  # the ego is on a lane that is this near; SUMO's own 100 m t
 CLEAR_M = 9.0  # no vehicle starts this near to the ego
 WAY_M, WALK_M = 2500.0, 350.0
 FAR = 1e5  # where those are who are not in the town
+OPTIONS = f"""--step-length {STEP_S} --step-method.ballistic true --default.action-step-length 0.3
+    --lanechange.duration 2.5 --collision.action none --time-to-teleport -1 --ignore-route-errors true
+    --no-step-log true --no-warnings true"""
 OWN_LANE_CHANGES, OWN_SPEED = 1621, 31  # SUMO's default modes
 FOES_IN_JUNCTION_IGNORED = 32
 KNOT_S, SQUEEZE_MPS = 40.0, 2.0
@@ -117,22 +120,7 @@ class SumoTraffic:
             raise InputError("SumoTraffic", "simulation", "a second one in this process", "one at a time", fix)
         SumoTraffic._running = weakref.ref(self)
         self.network = network
-        arguments = ["-n", str(self.network.path), "--step-length", str(STEP_S), "--seed", str(seed % 2**31)]
-        arguments += ["--no-step-log", "true", "--no-warnings", "true", "--time-to-teleport", "-1"]
-        arguments += [
-            "--collision.action",
-            "none",
-            "--lanechange.duration",
-            "2.5",
-            "--default.action-step-length",
-            "0.3",
-        ]
-        arguments += ["--step-method.ballistic", "true"]
-        if self._open:
-            libsumo.load(arguments)
-        else:
-            libsumo.start(["sumo", *arguments])
-        self._open = True
+        self._load(seed)
         self._rng = np.random.default_rng([seed, 5])
         self._params = params
         self._make_types(params)
@@ -160,16 +148,30 @@ class SumoTraffic:
         self.now = self._read()
         self.step(ego)
 
+    def _load(self, seed: int) -> None:
+        """An empty simulation of the network; what SUMO does not take is an InputError, SUMO's own words above it."""
+        arguments = ["-n", str(self.network.path), "--seed", str(seed % 2**31), *OPTIONS.split()]
+        try:
+            if self._open:
+                libsumo.load(arguments)
+            else:
+                libsumo.start(["sumo", *arguments])
+        except (libsumo.TraCIException, libsumo.FatalTraCIError) as error:
+            self.close()
+            came, fix = f"SUMO refuses it ({error})", "What SUMO printed says why; netconvert -s FILE checks a network."
+            raise InputError(self.network.path, "network", came, "a network that SUMO 1.28 runs", fix) from error
+        self._open = True
+
     def step(self, ego: EgoState) -> None:
         """One period of SUMO, at whose end the ego is at this state."""
         self.before = self.now
         self._put(ego)
         libsumo.simulationStep()
         self._steps += 1
+        self.now = self._read()
         if self._steps % EXTEND_EVERY_STEPS == 0:
             self._extend_ways()
             self._untie_knots()
-        self.now = self._read()
 
     def close(self) -> None:
         """End the simulation, so that this process may have another."""
@@ -275,9 +277,12 @@ class SumoTraffic:
         for k in range(count):
             edge = edges[int(rng.choice(len(edges), p=weights / weights.sum()))]
             kind_name, name = names[int(rng.choice(len(names), p=shares))], f"vehicle-{k + 1:03d}"
+            if not network.open_to(edge, KINDS[kind_name].sumo_class):
+                kind_name = "car"
             kind, scale, paint = KINDS[kind_name], rng.uniform(0.95, 1.05), PAINTS[int(rng.integers(len(PAINTS)))]
             size = tuple(round(v * scale, 3) for v in kind.size_lwh_m)
-            libsumo.route.add("way of " + name, network.random_walk(rng, edge, WAY_M))
+            way = network.random_walk(rng, edge, WAY_M, kind.sumo_class)
+            libsumo.route.add("way of " + name, way)
             where = {"departLane": "random", "departPos": "random_free", "departSpeed": "avg"}
             libsumo.vehicle.add(name, "way of " + name, typeID=kind_name, **where)
             libsumo.vehicle.setLength(name, size[0])
@@ -287,10 +292,11 @@ class SumoTraffic:
 
     def _add_walkers(self, count: int, first_instance: int) -> list[Actor]:
         rng, made = self._rng, []
-        self._walks = [lane.edge for lane in self.network.of_kind("walk") if lane.length_m > 5.0]
+        lane_of = {lane.edge: lane.id for lane in self.network.of_kind("walk") if lane.length_m > 5.0}
+        self._walks = tuple(lane_of)
         for k in range(count if self._walks else 0):
             edge, name = self._walks[int(rng.integers(len(self._walks)))], f"walker-{k + 1:03d}"
-            libsumo.person.add(name, edge, float(rng.uniform(0.2, 0.8)) * libsumo.lane.getLength(edge + "_0"))
+            libsumo.person.add(name, edge, float(rng.uniform(0.2, 0.8)) * libsumo.lane.getLength(lane_of[edge]))
             self._walk_on(name, edge)
             paint = PAINTS[int(rng.integers(len(PAINTS)))]
             made.append(Actor(name, first_instance + k, PEDESTRIAN, PEDESTRIAN_LWH_M, paint, None))
@@ -312,7 +318,7 @@ class SumoTraffic:
         for name in sorted(self._vehicle_ids):
             way, at = libsumo.vehicle.getRoute(name), libsumo.vehicle.getRouteIndex(name)
             if at >= 0 and len(way) - at < LOOK_AHEAD_EDGES:
-                more = self.network.random_walk(self._rng, way[-1], WAY_M)
+                more = self.network.random_walk(self._rng, way[-1], WAY_M, libsumo.vehicle.getVehicleClass(name))
                 libsumo.vehicle.setRoute(name, [*way[at:], *more[1:]])
         for name in sorted(self._person_ids):
             if libsumo.person.getRemainingStages(name) == 1:
