@@ -1,6 +1,9 @@
 """What can go wrong in a town, and what can go right: events with the instant they begin.
 
-collision        two footprints overlap; fault "other" if the ego stood still or was hit from behind, else "ego"
+collision        two footprints overlap, at the speed between them; whose fault it is as nuPlan has it
+                 (Karnchanachari et al. 2024): the other's if the ego stood; else the ego's if the other stood; the
+                 other's if it came from behind; the ego's if it hit with its front; and if flanks touched, the ego's
+                 only if it was not within its lane
 off_road         a wheel has left lanes and junctions
 wrong_way        no lane under the rear axle leads the ego's way (within 90 degrees), for a while, outside junctions
 stop_line        the front bumper passes a stop line at red, or one of a stop sign without having stood still
@@ -39,8 +42,11 @@ SPEEDING, SPEEDING_S = 1.1, 1.0
 WRONG_WAY_S = 0.5  # lanes and junctions meet with gaps, in which the nearest lane may be another
 BLOCKED_S, BLOCKED_M = 120.0, 2.0
 ROUTE_LEFT_M = 9.0
+BUMPER_M = 0.2  # what touches this part of the footprint was hit with the front
+LANE_M, JUNCTION_M = 0.2, 1.0  # beyond the lane's edge and still in the lane, on a road and through a junction
 WHEEL_M = 0.1  # wheels stand this far inside the car's flanks
 RED = "ru"
+HZ = 1_000_000 // PERIOD_US
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,11 @@ class Rules:
     length_m: float
     _going_on: set[str] = field(default_factory=set)
     _front: dict[str, float] = field(default_factory=dict)
-    _ran: dict[str, Link] = field(default_factory=dict)
+    _ran: set[str] = field(default_factory=set)
     _stood_before: set[str] = field(default_factory=set)
-    _fast_s: float = 0.0
-    _wrong_s: float = 0.0
-    _furthest: tuple[float, float] = (0.0, 0.0)  # progress, and the seconds since
+    _fast: int = 0  # periods for which it has been going on
+    _wrong: int = 0
+    _furthest: tuple[float, int] = (0.0, 0)  # progress, and the periods since
     _touching: frozenset[str] = frozenset()
 
     def collisions(
@@ -87,6 +93,7 @@ class Rules:
         actors: tuple[Actor, ...],
         boxes: np.ndarray,
         speeds: np.ndarray,
+        in_lane: bool,
     ) -> list[Event]:
         """Overlaps at M instants with boxes [M, A, 5] of who is near, at speeds [A], each told when it begins."""
         begun, touching = [], self._touching
@@ -98,9 +105,8 @@ class Rules:
             now = frozenset(actors[a].id for a in np.flatnonzero(hits[m]))
             for a in np.flatnonzero(hits[m]):
                 if actors[a].id not in touching:
-                    begun.append(
-                        self._collision(int(times_us[m]), egos[m], actors[a].id, boxes[m, a], float(speeds[a]))
-                    )
+                    how = actors[a].id, boxes[m, a], float(speeds[a]), in_lane
+                    begun.append(self._collision(int(times_us[m]), egos[m], *how))
             touching = touching | now
         self._touching = frozenset(actors[a].id for a in np.flatnonzero(hits[-1]))
         return begun
@@ -112,29 +118,44 @@ class Rules:
         centre_m = self.params.centre_m
         return np.stack([x + centre_m * np.cos(yaw), y + centre_m * np.sin(yaw), yaw, length, width], axis=-1)
 
-    def _collision(self, time_us: int, ego: EgoState, actor: str, box: np.ndarray, speed_mps: float) -> Event:
-        forward = np.array([np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)])
+    def _collision(
+        self, time_us: int, ego: EgoState, actor: str, box: np.ndarray, speed_mps: float, in_lane: bool
+    ) -> Event:
+        forward = np.array([math.cos(ego.yaw_rad), math.sin(ego.yaw_rad)])
         along = float((box[:2] - (ego.x_m, ego.y_m)) @ forward) - self.params.centre_m
-        own = forward * ego.speed_mps
-        other = speed_mps * np.array([np.cos(box[2]), np.sin(box[2])])
-        from_behind = along < -self.params.length_m / 2 and float((other - own) @ forward) > 0
-        fault = "other" if ego.speed_mps < STANDS_MPS or from_behind else "ego"
-        return Event("collision", time_us, actor, float(np.linalg.norm(own - other)), fault)
+        between = speed_mps * np.array([math.cos(box[2]), math.sin(box[2])]) - forward * ego.speed_mps
+        x, y = (ego.x_m, ego.y_m) + (self.params.front_m - BUMPER_M / 2) * forward
+        bumper = np.array([x, y, ego.yaw_rad, BUMPER_M, self.params.width_m])
+        if ego.speed_mps < STANDS_MPS:
+            fault = "other"
+        elif speed_mps < STANDS_MPS:
+            fault = "ego"
+        elif along < -self.params.length_m / 2 and float(between @ forward) > 0:
+            fault = "other"
+        else:
+            fault = "other" if in_lane and not overlap(bumper, box) else "ego"
+        return Event("collision", time_us, actor, float(np.linalg.norm(between)), fault)
+
+    def in_lane(self, place: Place) -> bool:
+        """Whether the whole footprint is within its lane, or nearly; through a junction the front swings out more."""
+        lane, turn = self.town.network.lanes[place.lane], math.sin(place.heading_error_rad)
+        ends = (place.lateral_m + self.params.front_m * turn, place.lateral_m - self.params.rear_overhang_m * turn)
+        room_m = (lane.width_m - self.params.width_m) / 2 + (LANE_M if lane.kind == "road" else JUNCTION_M)
+        return max(map(abs, ends)) <= room_m
 
     def others(self, time_us: int, ego: EgoState, place: Place, lights: dict[str, str]) -> list[Event]:
         """All other events that begin at the end of a period."""
         kinds = [*self._at_lines(ego, place, lights)]
-        dt_s = PERIOD_US * 1e-6
-        self._fast_s = self._fast_s + dt_s if ego.speed_mps > SPEEDING * place.limit_mps else 0.0
-        self._wrong_s = self._wrong_s + dt_s if self._wrong_way(ego) else 0.0
-        at_m, since_s = self._furthest
+        self._fast = self._fast + 1 if ego.speed_mps > SPEEDING * place.limit_mps else 0
+        self._wrong = self._wrong + 1 if self._wrong_way(ego) else 0
+        at_m, since = self._furthest
         moved = abs(place.progress_m - at_m) > BLOCKED_M
-        self._furthest = (place.progress_m, 0.0) if moved else (at_m, since_s + dt_s)
+        self._furthest = (place.progress_m, 0) if moved else (at_m, since + 1)
         states = {
             "off_road": not self.town.drivable(self._wheels(ego)).all(),
-            "wrong_way": self._wrong_s >= WRONG_WAY_S,
-            "speeding": self._fast_s >= SPEEDING_S,
-            "blocked": self._furthest[1] >= BLOCKED_S,
+            "wrong_way": self._wrong >= WRONG_WAY_S * HZ,
+            "speeding": self._fast >= SPEEDING_S * HZ,
+            "blocked": self._furthest[1] >= BLOCKED_S * HZ,
             "route_left": abs(place.lateral_m) > ROUTE_LEFT_M,
             "route_completed": place.progress_m >= self.length_m,
         }
@@ -156,20 +177,19 @@ class Rules:
         return all(math.cos(heading - ego.yaw_rad) < 0 for heading in headings)
 
     def _at_lines(self, ego: EgoState, place: Place, lights: dict[str, str]) -> Iterator[str]:
-        back_m = self.params.front_m
-        front = {link.from_lane: distance for distance, link in place.stop_lines}
-        for distance, link in place.stop_lines:
-            name, before = link.from_lane, self._front.get(link.from_lane, np.inf)
+        """By edges, since one may pass a line while changing lanes."""
+        edges = [self.town.network.lanes[link.from_lane].edge for _, link in place.stop_lines]
+        for edge, (distance, link) in zip(edges, place.stop_lines, strict=True):
             if ego.speed_mps < STANDS_MPS and 0 <= distance < STOPPED_WITHIN_M:
-                self._stood_before.add(name)
+                self._stood_before.add(edge)
             red = bool(link.light) and lights[link.light][link.light_index] in RED
-            if before > 0 >= distance and before < np.inf:
+            if self._front.get(edge, 0.0) > 0 >= distance:
                 if red:
-                    self._ran[name] = link
-                if red or (link.stop_sign and name not in self._stood_before):
+                    self._ran.add(edge)
+                if red or (link.stop_sign and edge not in self._stood_before):
                     yield "stop_line"
-            if name in self._ran and distance <= -back_m:
-                del self._ran[name]
+            if edge in self._ran and distance <= -self.params.front_m:
+                self._ran.remove(edge)
                 if red:
                     yield "red_light"
-        self._front = front
+        self._front = {edge: distance for edge, (distance, _) in zip(edges, place.stop_lines, strict=True)}

@@ -191,7 +191,7 @@ class TownWorld(EgoWorld):
         now, before = self.traffic.now, self.traffic.before
         near = np.flatnonzero(self._may_touch(now.poses_m, before.poses_m))
         if not len(near):
-            return self.rules.collisions(self.track_time_us, self.track, (), np.zeros((0, 0, 5)), np.zeros(0))
+            return self.rules.collisions(self.track_time_us, self.track, (), np.zeros((0, 0, 5)), np.zeros(0), True)
         share = np.arange(1, SUBSTEPS + 1)[:, None, None] / SUBSTEPS
         step = now.poses_m[near] - before.poses_m[near]
         step[:, 2] = wrap(step[:, 2])
@@ -199,7 +199,8 @@ class TownWorld(EgoWorld):
         size = np.broadcast_to(self._size[near, :2], (*poses.shape[:2], 2))
         actors = tuple(self.actors[k] for k in near)
         boxes = np.concatenate([poses, size], axis=-1)
-        return self.rules.collisions(self.track_time_us[1:], self.track[1:], actors, boxes, now.speed_mps[near])
+        how = self.track[1:], actors, boxes, now.speed_mps[near], self.rules.in_lane(self.place)
+        return self.rules.collisions(self.track_time_us[1:], *how)
 
     def _may_touch(self, now_m: np.ndarray, before_m: np.ndarray) -> np.ndarray:
         """Whose footprint [A] may reach the ego's in this period: their circumscribed circles, as far as both moved."""

@@ -18,7 +18,6 @@ from sim.town_route import Route, comfortable_speed_mps, command, instruction, s
 from sim.town_rules import Rules
 from sim.town_world import TownWorld
 from sim.vehicle import EgoState, VehicleParams
-from sim.world import Actor
 
 QUIET = Scenario("quiet", "grid", 3, vehicles=0, walkers=0)
 BUSY = Scenario("busy", "grid", 5, vehicles=50, walkers=30)
@@ -254,21 +253,7 @@ def test_get_scenario_rejects(name: str, message: str) -> None:
         get_scenario(name)
 
 
-# Fault -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ego_mps", "x_m", "other_mps", "fault"),
-    [(8.0, 4.5, 0.0, "ego"), (0.0, 4.5, 0.0, "other"), (5.0, -2.5, 9.0, "other"), (5.0, 1.4, 9.0, "ego")],
-)
-def test_fault_of_a_collision(ego_mps: float, x_m: float, other_mps: float, fault: str) -> None:
-    rules = Rules(town_map(network_path("grid")), VehicleParams(), 100.0)
-    ego = EgoState(0.0, 0.0, 0.0, ego_mps)
-    boxes = np.array([[[x_m, 0.0, 0.0, 4.5, 1.8]]])
-    actor = Actor("a", 1, "vehicle.car", (4.5, 1.8, 1.5), (0, 0, 0), None)
-    (event,) = rules.collisions(np.array([1]), (ego,), (actor,), boxes, np.array([other_mps]))
-    assert (event.fault, event.actor, event.speed_mps) == (fault, "a", abs(ego_mps - other_mps))
-    assert rules.collisions(np.array([2]), (ego,), (actor,), boxes, np.array([other_mps])) == []
+# What the rules are told ------------------------------------------------------------------------
 
 
 def test_footprints_of_a_period_are_those_of_its_states() -> None:
