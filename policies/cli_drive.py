@@ -20,6 +20,7 @@ from policies.cli_parts import (
 )
 from policies.expert import PurePursuit
 from policies.record import LAST_COURSE, record
+from policies.refilm import film_failures
 from policies.rollout import COURSE_S, drive
 from policies.runs import Run
 from policies.town_expert import TownExpert
@@ -34,6 +35,7 @@ from sim.weather import WEATHERS
 
 COURSE = "course"
 DRIVERS = (TownExpert.name, PurePursuit.name, "constant-velocity", "ego-status", "vla")
+CLIPS = 3  # of failures
 MOST_EPISODES = 5  # that are driven unless told otherwise
 OWN_ROUTE_M = (100.0, 700.0)  # on a network of one's own
 LANE_PER_VEHICLE_M, MOST_VEHICLES, WALKERS_SHARE = 120.0, 60, 0.5
@@ -70,6 +72,8 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--seconds", type=seconds, help=f"longest episode (default the scenario's, course {COURSE_S:.0f})")
     sub.add_argument("--videos", type=whole, default=1, help="episodes filmed (default 1)")
+    words = f"the policy's failures filmed with six cameras, by driving them again (default {CLIPS})"
+    sub.add_argument("--clips", type=whole, default=CLIPS, metavar="N", help=words)
     sub.add_argument(
         "--image-size", type=size, default=(320, 192), metavar="WxH", help="if the policy has none of its own"
     )
@@ -116,7 +120,8 @@ def _drive(options: argparse.Namespace) -> int:
     run = Run.create("drive", options.out, config(options), seeds)
     size, quiet = options.image_size, options.quiet
     drive(run, policies, starts, options.seconds, size, options.videos, options.renderer, not quiet)
-    return close(run, policies)
+    name = policies[0].name
+    return close(run, policies, lambda: film_failures(run.path, starts, options.clips, name, not quiet))
 
 
 def starts_of(options: argparse.Namespace) -> list[int | Scenario]:

@@ -1,6 +1,7 @@
 """What several verbs of the command `vla` share: arguments, policies by name, and how a run is closed."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from policies.baselines import ConstantVelocity, Log
@@ -77,14 +78,16 @@ def config(options: argparse.Namespace) -> dict:
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
-def close(run: Run, policies: list[Policy]) -> int:
-    """Score, save, write the report, say where; the exit status."""
+def close(run: Run, policies: list[Policy], film: Callable[[], list[str]] = list) -> int:
+    """Score, save, `film` what went wrong (and say what could not be), write the report, say where; the exit status."""
     run.score([policy.name for policy in policies])
     run.save()
+    problems = film()
     print(run.headline())
     for row in run.summary["episodes"]:
         if row["error"]:
             print(f"  {row['name']}: {row['error']}")
+    print(*(f"  {problem}" for problem in problems), sep="\n", end="\n" if problems else "")
     print(*table(run.summary), sep="\n")
     print(f"report: {write_report(run.path)}")
     return 0 if run.whole else 1

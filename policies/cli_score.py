@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from policies.cli_drive import starts_of
 from policies.cli_parts import whole
 from policies.refilm import film_failures
 from policies.scores import compare_runs, differences, score_run, table, to_json
@@ -14,7 +15,10 @@ from sim.report.exports import FORMATS, export_run
 from sim.report.failure_clips import MOST_CLIPS
 from sim.report.leaderboard import find_runs, lines, write_leaderboard
 from sim.report.page import write_report
+from sim.report.summary import read_summary
+from sim.scenarios import Scenario
 
+DRIVEN_WITH = ("suite", "scenario", "town", "net", "weather", "seed", "episodes", "seconds", "image_size", "renderer")
 EPILOGS = {
     "report": """examples:
   vla report runs/20260101-120000-drive                  write its report.html again
@@ -67,9 +71,24 @@ def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    problems = film_failures(options.run_directory, options.clips, not options.quiet) if options.clips else []
-    print(*problems, f"report: {write_report(options.run_directory, max(options.clips, MOST_CLIPS))}", sep="\n")
+    run, problems = options.run_directory, []
+    if options.clips:
+        problems = film_failures(run, _starts_of_run(run), options.clips, progress=not options.quiet)
+    print(*problems, f"report: {write_report(run, max(options.clips, MOST_CLIPS))}", sep="\n")
     return 1 if problems else 0
+
+
+def _starts_of_run(run_dir: Path) -> list[int | Scenario]:
+    """What a drive was driven from, by its own arguments; another run is an InputError."""
+    summary = read_summary(run_dir / "summary.json")
+    if summary.get("verb") != "drive":
+        came = f"a run of vla {summary.get('verb', 'something else')}"
+        raise InputError(run_dir, "--clips", came, "a drive, whose world can be driven again")
+    for key in DRIVEN_WITH:
+        if key not in summary["config"]:
+            where = run_dir / "summary.json"
+            raise InputError(where, f"config.{key}", "nothing", "how it was driven", "Drive it again.")
+    return starts_of(argparse.Namespace(**summary["config"]))
 
 
 def _score(options: argparse.Namespace) -> int:

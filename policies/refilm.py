@@ -4,14 +4,12 @@ A world follows from its seed and the ego's actions, bit for bit, so what the ca
 Where the ego does not come to where the log has it, the world has changed since, and nothing is filmed.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from policies.cli_drive import starts_of
 from policies.rollout import quiet_env
 from sensors.errors import InputError
 from sensors.frames import xy_yaw
@@ -26,7 +24,6 @@ from sim.scenarios import Scenario
 from sim.stage import begin
 
 SAME_M = 1e-6
-NEEDED = ("suite", "scenario", "town", "net", "weather", "seed", "episodes", "seconds", "image_size", "renderer")
 
 
 def driven_again(env: CameraEnv, start: int | Scenario, log: EpisodeLog) -> Iterator[dict]:
@@ -43,30 +40,29 @@ def driven_again(env: CameraEnv, start: int | Scenario, log: EpisodeLog) -> Iter
             observation = env.step(action)[0]
 
 
-def film_failures(run_dir: Path, most: int, progress: bool = True) -> list[str]:
-    """Film up to `most` failures of a drive with six cameras, unless they were before; what could not be, in words."""
+def film_failures(
+    run_dir: Path, starts: Iterable[int | Scenario], most: int, only: str = "", progress: bool = True
+) -> list[str]:
+    """Film up to `most` failures of a drive with six cameras, unless they were before; what could not be, in words.
+
+    `starts` are those that the run was driven from, however many more; `only` the failures of this policy, if given.
+    """
     summary = read_summary(run_dir / "summary.json")
-    config = summary["config"]
-    if summary.get("verb") != "drive":
-        came = f"a run of vla {summary.get('verb', 'something else')}"
-        raise InputError(run_dir, "--clips", came, "a drive, whose world can be driven again")
-    for key in NEEDED:
-        if key not in config:
-            raise InputError(
-                run_dir / "summary.json", f"config.{key}", "nothing", "how it was driven", "Drive it again."
-            )
+    found = [(row, f) for row, f in failures_of_run(run_dir, summary) if only in ("", row["policy"])]
     by_row: dict[str, tuple[dict, list[Failure]]] = {}
-    for row, failure in chosen(failures_of_run(run_dir, summary), list(policies_of(summary)), most):
+    for row, failure in chosen(found, list(policies_of(summary)), most):
         if not (run_dir / clip_path(row, failure, cameras=True)).is_file():
             by_row.setdefault(row["name"], (row, []))[1].append(failure)
-    starts = {_scene(start): start for start in starts_of(argparse.Namespace(**config))}
+    by_scene = {start.name if isinstance(start, Scenario) else f"seed-{start:04d}": start for start in starts}
     problems, envs = [], {}
-    for row, found in tqdm(by_row.values(), desc="film", unit="episode", disable=not progress):
-        log, start = read_episode(inside(run_dir, row["log"])), starts[row["scene"]]
-        kind = type(start)
-        envs[kind] = envs.get(kind) or _env(config, start)
+    for row, failed in tqdm(by_row.values(), desc="film failures", unit="episode", disable=not (progress and by_row)):
+        log, start = read_episode(inside(run_dir, row["log"])), by_scene.get(row["scene"])
         try:
-            _film(run_dir, envs[kind], start, log, row, found)
+            if start is None:
+                raise InputError(row["name"], "scene", row["scene"], "one that the run was driven from")
+            kind = type(start)
+            envs[kind] = envs.get(kind) or _env(summary["config"], start)
+            _film(run_dir, envs[kind], start, log, row, failed)
         except InputError as error:
             problems.append(f"{row['name']}: not filmed with cameras: {error}")
     for env in envs.values():
@@ -88,10 +84,6 @@ def _film(
             break
     for failure in found:
         write_clip(run_dir / clip_path(row, failure, cameras=True), log, failure, mosaics.__getitem__)
-
-
-def _scene(start: int | Scenario) -> str:
-    return start.name if isinstance(start, Scenario) else f"seed-{start:04d}"
 
 
 def _env(config: dict, start: int | Scenario) -> CameraEnv:
