@@ -137,7 +137,8 @@ class ImageTokenizer(nn.Module):
         x = self.down((images * 2 - 1).flatten(0, 1)).unflatten(0, (B, T))
         for layer in self.before:
             x = layer(x)
-        return self.to_code(x.flatten(0, 1)).unflatten(0, (B, T)).movedim(2, -1)
+        z = self.to_code(x.flatten(0, 1)).unflatten(0, (B, T)).movedim(2, -1)
+        return F.rms_norm(z, z.shape[-1:], eps=1e-6)  # of the size of the codes, from the first step on
 
     def _images(self, vectors: Tensor) -> Tensor:
         B, T = vectors.shape[:2]

@@ -64,7 +64,7 @@ class IndexBackprop(Quantizer):
 
     def __init__(self, codes: int, width: int):
         super().__init__(codes, width)
-        self.codebook = nn.Parameter(torch.empty(codes, width).uniform_(-1 / codes, 1 / codes))
+        self.codebook = nn.Parameter(torch.randn(codes, width))
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codebook)
@@ -123,7 +123,7 @@ class MovingAverage(Quantizer):
 
     def __init__(self, codes: int, width: int):
         super().__init__(codes, width)
-        start = torch.empty(codes, width).uniform_(-1 / codes, 1 / codes)
+        start = torch.randn(codes, width)
         self.register_buffer("codebook", start)
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("sums", start.clone())
