@@ -18,20 +18,18 @@ from policies.cli_drive import add_drive_verbs
 from policies.cli_parts import close, config, make_policy, policy_arguments, run_arguments, size, with_baselines
 from policies.cli_score import EPILOGS as SCORE_EPILOGS
 from policies.cli_score import add_score_verbs
+from policies.cli_train import EPILOGS as TRAIN_EPILOGS
+from policies.cli_train import add_train_verbs
 from policies.doctor import examine
-from policies.recipes import load_recipe, shipped
 from policies.replay import MASK_FLAG, check_images, replay
-from policies.runs import Run, default_path
-from policies.train import train
+from policies.runs import Run
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 
 REPLAYERS = ("constant-velocity", "ego-status", "log", "vla")
 EPILOGS = {
     **DRIVE_EPILOGS,
-    "train": """examples:
-  vla train tiny data.dataroot=data/course               ten minutes on two cores
-  vla train my-recipe.yaml train.steps=100 --out runs/t  the same --out again resumes""",
+    **TRAIN_EPILOGS,
     "replay": """examples:
   vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
   vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061""",
@@ -79,10 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_drive_verbs(verb)
 
-    sub = verb("train", _train, "train a policy from a recipe")
-    sub.add_argument("recipe", help=f"a YAML file or one of: {', '.join(shipped())}")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replace values, as in train.steps=10")
-    run_arguments(sub)
+    add_train_verbs(verb)
 
     sub = verb("replay", _replay, "plan at every keyframe of recorded scenes and compare with what was driven")
     sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot")
@@ -102,14 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot to look into")
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     return parser
-
-
-def _train(options: argparse.Namespace) -> int:
-    path = train(
-        load_recipe(options.recipe, options.overrides), options.out or default_path("train"), not options.quiet
-    )
-    print(f"report: {path}")
-    return 0
 
 
 def _replay(options: argparse.Namespace) -> int:

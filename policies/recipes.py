@@ -12,6 +12,7 @@ import yaml
 
 from sensors.errors import InputError
 from vla.config import ModelConfig, build
+from vla.image_tokens import ImageTokenizerConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -58,22 +59,65 @@ class Recipe:
 
     def validate(self, where: object = "recipe") -> "Recipe":
         self.model.validate()
-        for key, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("checkpoint_every", 1)):
-            if getattr(self.train, key) < least:
-                raise InputError(where, f"train.{key}", getattr(self.train, key), f"at least {least}")
-        if not 0 < self.train.learning_rate < 1:
-            raise InputError(where, "train.learning_rate", self.train.learning_rate, "a number in (0, 1)")
+        _check_training(self.train, self.data, where)
         for key in ("motion_dropout", "camera_dropout", "mirror"):
             if not 0 <= getattr(self.train, key) <= 1:
                 raise InputError(where, f"train.{key}", getattr(self.train, key), "a share in [0, 1]")
-        if self.train.clip_norm <= 0 or self.train.weight_decay < 0:
-            raise InputError(where, "train.clip_norm, weight_decay", "a negative number", "clip_norm > 0, decay >= 0")
-        if self.data.val_scenes < 1:
-            raise InputError(where, "data.val_scenes", self.data.val_scenes, "at least 1 scene held out")
         return self
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TokenizerTrainConfig:
+    """As TrainConfig, for batches of batch_size single images. Every resample_every steps of the first two thirds, dead
+    codes are put where vectors lie."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 50
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    resample_every: int = 20
+    checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Of an image tokenizer: the recipe has `image_tokenizer` in the place of `model`."""
+
+    name: str
+    seed: int
+    data: DataConfig
+    train: TokenizerTrainConfig
+    image_tokenizer: ImageTokenizerConfig
+
+    def validate(self, where: object = "recipe") -> "TokenizerRecipe":
+        self.image_tokenizer.validate(where)
+        _check_training(self.train, self.data, where, "resample_every")
+        if self.image_tokenizer.temporal_layers:
+            raise InputError(where, "image_tokenizer.temporal_layers", self.image_tokenizer.temporal_layers, "0 here")
+        return self
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def _check_training(train: TrainConfig | TokenizerTrainConfig, data: DataConfig, where: object, *more: str) -> None:
+    for key, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("checkpoint_every", 1)):
+        if getattr(train, key) < least:
+            raise InputError(where, f"train.{key}", getattr(train, key), f"at least {least}")
+    for key in more:
+        if getattr(train, key) < 1:
+            raise InputError(where, f"train.{key}", getattr(train, key), "at least 1")
+    if not 0 < train.learning_rate < 1:
+        raise InputError(where, "train.learning_rate", train.learning_rate, "a number in (0, 1)")
+    if train.clip_norm <= 0 or train.weight_decay < 0:
+        raise InputError(where, "train.clip_norm, weight_decay", "a negative number", "clip_norm > 0, decay >= 0")
+    if data.val_scenes < 1:
+        raise InputError(where, "data.val_scenes", data.val_scenes, "at least 1 scene held out")
 
 
 def shipped() -> list[str]:
@@ -81,8 +125,8 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
-    """The recipe, overridden and validated."""
+def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe | TokenizerRecipe:
+    """The recipe, overridden and validated; one with an `image_tokenizer` is a TokenizerRecipe."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = SHIPPED / f"{name_or_path}.yaml"
@@ -96,7 +140,7 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
         raise InputError(path, "YAML", type(values).__name__, "a mapping of keys to values")
     for override in overrides:
         _override(values, override)
-    return build(Recipe, values, path).validate(path)
+    return build(TokenizerRecipe if "image_tokenizer" in values else Recipe, values, path).validate(path)
 
 
 def _override(values: dict, override: str) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import save as bytes_from_tensors
 from sensors.errors import InputError
 from vla.backbone import LanguageModel
 from vla.config import BackboneConfig, ModelConfig
+from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
 from vla.model import DrivingModel
 
 FORMAT = 1
@@ -32,7 +33,7 @@ MANIFEST, MODEL, STATE = "checkpoint.json", "model.safetensors", "state.safetens
 class Loaded:
     """model on the CPU, in eval mode; state_tensors, state and extra as they were saved."""
 
-    model: DrivingModel
+    model: DrivingModel | ImageTokenizer
     state_tensors: dict[str, torch.Tensor]
     state: dict
     extra: dict
@@ -45,7 +46,7 @@ def exists(path: Path) -> bool:
 
 def save(
     path: Path,
-    model: DrivingModel,
+    model: DrivingModel | ImageTokenizer,
     state_tensors: dict[str, torch.Tensor] | None = None,
     state: dict | None = None,
     extra: dict | None = None,
@@ -86,20 +87,29 @@ def save(
 
 
 def load(path: Path, config: ModelConfig | None = None) -> Loaded:
-    """The checkpoint at `path`; an InputError names the file and field if anything is not as saved.
+    """The driving model at `path`; an InputError names the file and field if anything is not as saved.
 
     With `config`, a checkpoint of another config is an InputError too.
     """
+    return _load(path, config, ModelConfig, DrivingModel)
+
+
+def load_image_tokenizer(path: Path, config: ImageTokenizerConfig | None = None) -> Loaded:
+    """As `load`, for an image tokenizer."""
+    return _load(path, config, ImageTokenizerConfig, ImageTokenizer)
+
+
+def _load(path: Path, config, config_type: type, model_type: type) -> Loaded:
     place = _place(Path(path))
     manifest = _manifest(place / MANIFEST)
-    own = ModelConfig.from_dict(manifest["config"], f"{place / MANIFEST} config")
+    own = config_type.from_dict(manifest["config"], f"{place / MANIFEST} config")
     if config is not None and own != config:
         wanted, found = config.to_dict(), own.to_dict()
         name = next(key for key in wanted if wanted[key] != found[key])
         raise InputError(place / MANIFEST, f"config.{name}", found[name], wanted[name], "It is of another model.")
     files = manifest["files"]
     blobs = {name: _file(place / name, files[name]) for name in (MODEL, STATE) if name in files}
-    model = DrivingModel(own)
+    model = model_type(own)
     weights = tensors_from_bytes(blobs[MODEL])
     expected = model.state_dict()
     for name in sorted(expected.keys() | weights.keys()):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sensors.errors import InputError
+from vla.config import build
 from vla.quantizers import QUANTIZERS
 
 STEM_PX = 4
@@ -63,6 +64,15 @@ class ImageTokenizerConfig:
         if self.quantizer not in QUANTIZERS:
             raise InputError(where, "quantizer", self.quantizer, f"one of {', '.join(QUANTIZERS)}")
         return self
+
+    def to_dict(self) -> dict:
+        """Plain numbers and strings, as they stand in JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict, where: object = "image tokenizer") -> "ImageTokenizerConfig":
+        """The validated config of a dictionary; absent keys take the default, an unknown key is an InputError."""
+        return build(cls, values, where).validate(where)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""Training of an image tokenizer on the images of recorded scenes, and whether its codebook is worth its name."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from policies.recipes import TokenizerRecipe
+from policies.runs import Run
+from policies.training_loop import TrainingLoop
+from sensors.errors import InputError
+from sensors.nuscenes_source import NuscenesSource
+from sim.report.page import write_report
+from vla.checkpoint import Loaded, load_image_tokenizer
+from vla.image_tokens import CodebookReport, ImageTokenizer, check_codebook
+
+RESAMPLED_SHARE = 2 / 3  # of the steps: later codes are left to settle
+MOST_IMAGES, MOST_CHECKED = 12_000, 600  # kept in memory: to learn from, to check with
+CHECK_BATCH = 24
+
+
+def images_of(source: NuscenesSource, scenes: Sequence[str], most: int) -> torch.Tensor:
+    """uint8 [M, H, W, 3]: what the cameras delivered at keyframes, evenly over the scenes, about `most` at most."""
+    frames = [(scene, frame) for scene in scenes for frame in range(len(source.frame_times_us(scene)))]
+    cameras = len(source.clip(*frames[0]).cameras) if frames else 1
+    taken = np.linspace(0, len(frames) - 1, min(len(frames), max(most // cameras, 1))).round().astype(int)
+    clips = (source.clip(*frames[k]) for k in taken)
+    kept = [clip.images[-1][clip.image_mask[-1]] for clip in clips]
+    if not sum(map(len, kept)):
+        expected = "scenes with camera files"
+        raise InputError(
+            source.name, "images", f"none in {len(scenes)} scenes", expected, "vla doctor says what lacks."
+        )
+    return torch.from_numpy(np.concatenate(kept))
+
+
+class ImageTrainer(TrainingLoop):
+    """The last `val_scenes` scenes are held out."""
+
+    def __init__(self, recipe: TokenizerRecipe, path: Path):
+        c = recipe.image_tokenizer
+        source = _source(recipe.data.dataroot, recipe.data.version, c.image_width, c.image_height)
+        if len(source.scenes) <= recipe.data.val_scenes:
+            came, least = f"{len(source.scenes)} scenes", recipe.data.val_scenes + 1
+            raise InputError(recipe.data.dataroot, "scenes", came, f"at least {least}, {least - 1} of them held out")
+        split = len(source.scenes) - recipe.data.val_scenes
+        self.images = images_of(source, source.scenes[:split], MOST_IMAGES)
+        self.held_out = images_of(source, source.scenes[split:], MOST_CHECKED)
+        super().__init__(recipe, path, ImageTokenizer(c, recipe.seed), len(self.images))
+
+    def _load(self, path: Path) -> Loaded:
+        return load_image_tokenizer(path, self.recipe.image_tokenizer)
+
+    def _one_step(self) -> dict:
+        config, start = self.recipe.train, time.perf_counter()
+        batch = self.images[self._indices()][:, None]
+        loaded = time.perf_counter()
+        out = self.model(batch)
+        loss = sum(out.losses.values())
+        norm = self._descend(loss)
+        dead = 0
+        if (self.step + 1) % config.resample_every == 0 and self.step < RESAMPLED_SHARE * config.steps:
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
+            dead = self.model.quantizer.resample(out.z, generator)
+        self.step += 1
+        took = time.perf_counter() - start
+        return {
+            "step": self.step,
+            "loss": loss.item(),
+            **{f"loss_{name}": value.item() for name, value in out.losses.items()},
+            "gradient_norm": norm,
+            "dead_codes": dead,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "step_s": round(took, 4),
+            "loader_share": round((loaded - start) / took, 4),
+        }
+
+
+def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> Path:
+    """Train in a run directory, new or begun, to the last step; returns the path of its report."""
+    run = Run.create("train", out, recipe.to_dict(), [recipe.seed], resume=True)
+    trainer = ImageTrainer(recipe, out)
+    if trainer.resume():
+        print(f"resuming at step {trainer.step} of {recipe.train.steps}")
+    records = trainer.run(progress)
+    run.summary["curves"] = {
+        name: [[record["step"], record[name]] for record in records]
+        for name in ("loss", "loss_pixels", "gradient_norm", "learning_rate", "dead_codes")
+    }
+    report = check_codebook(trainer.model.eval(), _batches(trainer.held_out))
+    run.summary["metrics"] = {
+        "train.loss": float(np.mean([record["loss"] for record in records[-50:]])),
+        "train.minutes": sum(record["step_s"] for record in records) / 60,
+        "train.images": len(trainer.images),
+        **report_figures(report),
+    }
+    run.summary["scenes"] = {"asked": 1, "finished": 1, "failed": 0}
+    run.save()
+    return write_report(out)
+
+
+def check_tokenizer(checkpoint: Path, dataroot: Path, version: str) -> CodebookReport:
+    """What a trained tokenizer's codebook is worth on a dataroot's images."""
+    tokenizer = load_image_tokenizer(checkpoint).model
+    source = _source(str(dataroot), version, tokenizer.config.image_width, tokenizer.config.image_height)
+    return check_codebook(tokenizer, _batches(images_of(source, source.scenes, MOST_CHECKED)))
+
+
+def report_figures(report: CodebookReport) -> dict[str, float]:
+    """Flat, by name."""
+    return {
+        "codebook.psnr_db": report.psnr_db,
+        "codebook.used": report.used,
+        "codebook.perplexity": report.perplexity,
+        "codebook.dead": report.dead,
+        "codebook.images": report.images,
+    }
+
+
+def _source(dataroot: str, version: str, width: int, height: int) -> NuscenesSource:
+    return NuscenesSource(dataroot, version, steps=1, image_size=(width, height))
+
+
+def _batches(images: torch.Tensor) -> list[torch.Tensor]:
+    return [part[:, None] for part in images.split(CHECK_BATCH)]

@@ -1,0 +1,128 @@
+"""What every training shares: one process, a log of steps, checkpoints, resumed to the bit.
+
+A run directory holds `recipe.json`, `train.jsonl` (one line a step), and `checkpoint/`, replaced atomically every
+`train.checkpoint_every` steps. Started again in the same directory with the same recipe, training goes on from there
+and ends with the same weights as an uninterrupted run: the order of the data depends only on (seed, epoch), the weights
+and the optimizer's moments are stored exactly.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from policies.recipes import Recipe, TokenizerRecipe
+from policies.runs import git_commit, package_version, write_json
+from sensors.errors import InputError
+from vla.checkpoint import Loaded, exists, save
+
+OPTIMIZER_BETAS = (0.9, 0.95)
+
+
+class TrainingLoop:
+    """Model and optimizer of one recipe; `run` trains to the recipe's last step.
+
+    A subclass says what one step is (`_one_step`: trains, raises `step` by one, returns its record) and how its kind of
+    checkpoint is read (`_load`); `examples` is how many there are to draw from.
+    """
+
+    def __init__(self, recipe: Recipe | TokenizerRecipe, path: Path, model: nn.Module, examples: int):
+        self.recipe, self.path, self.model, self.examples, self.step = recipe, path, model, examples, 0
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        rest = [p for p in model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.train.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=recipe.train.learning_rate,
+            betas=OPTIMIZER_BETAS,
+        )
+        self._names = {id(p): name for name, p in model.named_parameters()}
+
+    def _one_step(self) -> dict:
+        raise NotImplementedError
+
+    def _load(self, path: Path) -> Loaded:
+        raise NotImplementedError
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoint"
+
+    def resume(self) -> bool:
+        """Take up the run directory's checkpoint, if it has one; another recipe than the run's is an InputError."""
+        recorded = self.path / "recipe.json"
+        recipe = json.loads(json.dumps(self.recipe.to_dict()))
+        if recorded.exists() and json.loads(recorded.read_text()) != recipe:
+            raise InputError(recorded, "recipe", "another recipe", "the one given now", "Use a new --out folder.")
+        write_json(recorded, recipe)
+        log = self.path / "train.jsonl"
+        if not exists(self.checkpoint_path):
+            log.unlink(missing_ok=True)
+            return False
+        loaded = self._load(self.checkpoint_path)
+        self.model.load_state_dict(loaded.model.state_dict())
+        self.step = loaded.state["step"]
+        self._load_moments(loaded.state_tensors)
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        log.write_text("".join(lines[: self.step]))  # steps after the checkpoint are done again
+        return True
+
+    def run(self, progress: bool = True) -> list[dict]:
+        """Train to the last step; the records of all steps, also of those before a resumption."""
+        config = self.recipe.train
+        self.model.train()
+        bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", desc="train")
+        with (self.path / "train.jsonl").open("a") as log, bar:
+            while self.step < config.steps:
+                record = self._one_step()
+                log.write(json.dumps(record) + "\n")
+                bar.update()
+                bar.set_postfix(loss=f"{record['loss']:.3f}", loader=f"{record['loader_share']:.0%}")
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    log.flush()
+                    self.save()
+        return [json.loads(line) for line in (self.path / "train.jsonl").read_text().splitlines()]
+
+    def save(self) -> None:
+        state = {"step": self.step, "recipe": self.recipe.name, "seed": self.recipe.seed}
+        extra = {"version": package_version(), "git_commit": git_commit()}
+        save(self.checkpoint_path, self.model, self._moments(), state, extra)
+
+    def _descend(self, loss: torch.Tensor) -> float:
+        """One step down the gradient of a loss, at this step's rate; returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
+        if not torch.isfinite(norm):
+            raise InputError(self.path, f"step {self.step}", f"gradient norm {norm}", "finite", "Lower learning_rate.")
+        self.optimizer.step()
+        return float(norm)
+
+    def _indices(self) -> list[int]:
+        """Examples of this step: consecutive places in an endless sequence of shuffled epochs."""
+        n, size = self.examples, self.recipe.train.batch_size
+        places = range(self.step * size, (self.step + 1) * size)
+        orders = {e: np.random.default_rng([self.recipe.seed, e]).permutation(n) for e in {p // n for p in places}}
+        return [int(orders[place // n][place % n]) for place in places]
+
+    def _learning_rate(self) -> float:
+        config = self.recipe.train
+        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+
+    def _moments(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{self._names[id(p)]}:{key}": value
+            for p, state in self.optimizer.state.items()
+            for key, value in state.items()
+        }
+
+    def _load_moments(self, tensors: dict[str, torch.Tensor]) -> None:
+        for parameter in self.model.parameters():
+            name = self._names[id(parameter)]
+            self.optimizer.state[parameter] = {k: tensors[f"{name}:{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
