@@ -258,15 +258,30 @@ def instruction(route: Route, lane: str, s_m: float) -> str:
     distance_m, link = turn
     network = route.network
     from_edge, to_edge = (network.lanes[name].edge for name in (link.from_lane, link.to_lane))
+    entry = _entry(route, lane, s_m)
+    if entry is not None and entry[0] <= distance_m:
+        return f"{_ahead(entry[0])}, enter the roundabout and take exit {_exit_number(route, entry[1])}."
     if from_edge in network.roundabout_edges:
         leaves = to_edge not in network.roundabout_edges
         return "Leave the roundabout here." if leaves else "Stay in the roundabout."
     where = "at the traffic lights" if link.light else "at the junction"
-    ahead = f"In {max(round(distance_m, -1), 10):.0f} metres" if distance_m > 15 else "Now"
-    if to_edge in network.roundabout_edges:
-        return f"{ahead}, enter the roundabout and take exit {_exit_number(route, to_edge)}."
     doing = {"straight": "go straight on", "back": "turn round"}.get(link.direction, f"turn {link.direction}")
-    return f"{ahead}, {doing} {where}."
+    return f"{_ahead(distance_m)}, {doing} {where}."
+
+
+def _ahead(distance_m: float) -> str:
+    return f"In {max(round(distance_m, -1), 10):.0f} metres" if distance_m > 15 else "Now"
+
+
+def _entry(route: Route, lane: str, s_m: float) -> tuple[float, str] | None:
+    """How far ahead the next roundabout is entered, on which of its edges."""
+    rounds = route.network.roundabout_edges
+    for at_m, link in route.followed(lane).links:
+        from_edge, to_edge = (route.network.lanes[name].edge for name in (link.from_lane, link.to_lane))
+        through_m = sum(route.network.lanes[inner].length_m for inner in link.inner)
+        if at_m + through_m > s_m and from_edge not in rounds and to_edge in rounds:
+            return at_m - s_m, to_edge
+    return None
 
 
 def _exit_number(route: Route, entered: str) -> int:

@@ -223,6 +223,26 @@ def test_a_turn_is_announced_and_then_made() -> None:
     assert command(route, link.from_lane, route.followed(link.from_lane).line.length_m - 5.0) == "follow"
 
 
+def test_a_roundabout_is_announced_by_its_exit() -> None:
+    network = town_map(network_path("ring")).network
+    route = Route(network, network.route("corner3-arm0", "arm2-corner2"))
+    said: list[str] = []
+    lane = next(name for name in network.edges[route.edges[0]] if route.shifts[0][name] == 0)
+    while route.link_from(lane) is not None:
+        followed, link = route.followed(lane), route.link_from(lane)
+        said += [
+            instruction(route, lane, s) for s in np.arange(0.0, followed.starts_m[followed.lanes.index(link.to_lane)])
+        ]
+        lane = link.to_lane
+    order = list(dict.fromkeys(text for text in said if "roundabout" in text))
+    assert order[0] == "In 100 metres, enter the roundabout and take exit 2."
+    assert order[-3:] == [
+        "Now, enter the roundabout and take exit 2.",
+        "Stay in the roundabout.",
+        "Leave the roundabout here.",
+    ]
+
+
 def test_comfortable_speed_slows_before_a_curve_and_keeps_the_limit() -> None:
     network = town_map(network_path("grid")).network
     link = next(k for links in network.links.values() for k in links if k.direction == "right")
