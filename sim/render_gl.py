@@ -21,12 +21,16 @@ from sensors.frames import inverse
 from sim import gl_shaders
 from sim.gl_device import (
     COARSE_UNIT,
+    FAR_UNIT,
     FINE_UNIT,
     NEAR_UNIT,
+    PAIRS_UNIT,
+    POINTS_UNIT,
     RAIN_UNIT,
     RAYS_UNIT,
     GroundTextures,
     Growing,
+    LevelGround,
     Programs,
     Solids,
     open_gl,
@@ -96,6 +100,7 @@ class RendererGl:
             self._rays = gl.texture(size, 2, np.concatenate([_rays(c) for c in self.cameras]), dtype="f4")
             self._rain = gl.texture((RAIN_CELLS, RAIN_CELLS), 1, rain_tile(), dtype="f4")
             self._programs, self._solids, self._ground = Programs(gl), Solids(gl), GroundTextures(gl)
+            self._level_ground = LevelGround(gl, self.cameras)
             self._uniforms = gl.buffer(reserve=count * BLOCK_BYTES)
             self._shadows, self._seen = Growing(gl, 4), Growing(gl, 3)
         self._T_ego_from_cam = np.stack([camera.T_ego_from_cam for camera in self.cameras])
@@ -127,6 +132,7 @@ class RendererGl:
         self._context.gc()
         origin = T_world_from_ego[:, :2, 3]
         self._ground.paint(scenes[0].backdrop.surfaces, origin.mean(axis=0))
+        self._level_ground.bind([scene.weather for scene in scenes])
         self._uniforms.write(self._blocks(scenes, T_world_from_ego, T_world_from_cam))
         self._ground.bind()
         self._rain.use(RAIN_UNIT)
@@ -134,8 +140,12 @@ class RendererGl:
         target.use()
         target.clear(depth=0.0)
         defines = [self._defines(n, scene, target is self._whole) for n, scene in enumerate(scenes)]
-        self._draw_ground(defines, T_world_from_ego, T_world_from_cam)
-        self._only_colour.use()  # shadows leave depth and ids alone
+        is_fixed = all(map(is_level, T_world_from_ego))
+        if target is self._whole or not is_fixed:
+            self._draw_ground(defines, T_world_from_ego, T_world_from_cam)
+        self._only_colour.use()  # what follows leaves depth and ids of the ground alone
+        if is_fixed:
+            self._draw_level_ground(defines)
         self._draw_shadows(scenes, origin, T_world_from_cam)
         target.use()
         seen = self._solids.send(scenes, T_world_from_cam, origin, self._sight)
@@ -170,8 +180,6 @@ class RendererGl:
 
     def _draw_ground(self, defines: list, T_world_from_ego: np.ndarray, T_world_from_cam: np.ndarray) -> None:
         """Sky and ground, the ground in bands of rows by what a pixel covers of it."""
-        self._context.enable_only(moderngl.DEPTH_TEST)
-        self._context.depth_func = "1"
         bands = [
             self._level[n] if is_level(T_world_from_ego[n]) else Bands.of(camera, T_world_from_cam[n])
             for n, camera in enumerate(self.cameras)
@@ -187,6 +195,19 @@ class RendererGl:
                     self._look(n, first, end)
                     how, is_fine = defines[n] | {f"TAPS {taps}"}, unit != COARSE_UNIT
                     self._programs.fill("GROUND_FRAGMENT", how, ground_map=unit, is_fine=is_fine)
+
+    def _draw_level_ground(self, defines: list) -> None:
+        """The same for a level car, in colour: what does not change is looked up."""
+        height = self._shape[0]
+        looks = ((None, None, 0), (FAR_UNIT, PAIRS_UNIT, 2), (NEAR_UNIT, PAIRS_UNIT, 2), (NEAR_UNIT, POINTS_UNIT, 1))
+        for k, (unit, points, taps) in enumerate(looks):
+            for n, rays in enumerate(self._level_ground.rays):
+                first, end = (0, rays.top, rays.split, rays.near, height)[k : k + 2]
+                if first < end:
+                    self._look(n, first, end)
+                    how = (defines[n] & {"RAIN"}) | {f"TAPS {taps}"}
+                    uniforms = {"ground_map": unit, "points": points, "is_fine": unit == NEAR_UNIT} if taps else {}
+                    self._programs.fill("LEVEL_FRAGMENT", how, **uniforms)
 
     def _draw_shadows(self, scenes: Sequence[Scene], origin: np.ndarray, T_world_from_cam: np.ndarray) -> None:
         """Darken the ground under solids."""
@@ -254,6 +275,9 @@ class RendererGl:
             out[n, 48:50] = forward
             out[n, 50:52] = rain_offset(scene.time_us, n) if scene.weather.rain else 0
             out[n, 52:76] = _weather_block(scene.weather, camera.width)
+            out[n, 75] = self._level_ground.scale[n]
+            for k, cell_m in enumerate((FINE_M, COARSE_M)):
+                out[n, 76 + 4 * k : 80 + 4 * k], out[n, 84 + 2 * k : 86 + 2 * k] = self._ground.level(cell_m, origin)
         return out
 
 
