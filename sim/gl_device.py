@@ -7,21 +7,17 @@ import cv2
 import moderngl
 import numpy as np
 
-from sensors.camera import Camera
 from sensors.errors import InputError
 from sim import gl_shaders
-from sim.ground import COARSE_M, FINE_M, MAP_CELLS, TILE_CELLS, TILES, GroundRays, GroundTiles
+from sim.ground import COARSE_M, FINE_M, MAP_CELLS, TILE_CELLS, TILES, GroundTiles
 from sim.roads import Surface
 from sim.scene import GROUND, Scene
 from sim.solids import LAMP_COLOUR
 from sim.visible import Pool, Seen, Sight
-from sim.weather import SUN, Weather
+from sim.weather import SUN
 
 HOW_TO_GET = "Get it by: apt-get install libegl1 libgl1 libgl1-mesa-dri (no GPU needed). Or take the renderer cv"
-# Texture units. Near, far: the fine and the coarse map without mip levels.
-FINE_UNIT, COARSE_UNIT, NEAR_UNIT, FAR_UNIT, RAIN_UNIT, RAYS_UNIT, GAIN_UNIT, VEIL_UNIT, POINTS_UNIT, PAIRS_UNIT = (
-    range(10)
-)
+FINE_UNIT, COARSE_UNIT, NEAR_UNIT, RAIN_UNIT, RAYS_UNIT = range(5)  # texture units; near: fine, without mip levels
 MIP_LEVELS = 6
 FACE_VECTORS = 5
 
@@ -45,6 +41,13 @@ def gl_name() -> str:
     """Who draws, for example "llvmpipe (LLVM 15.0.6, 256 bits), OpenGL 4.5 (Core Profile) Mesa 22.3.6"."""
     with open_gl() as gl:
         return f"{gl.info['GL_RENDERER']}, OpenGL {gl.info['GL_VERSION']}"
+
+
+@lru_cache(maxsize=1)
+def is_software() -> bool:
+    """Whether the processor draws: it samples textures at a fraction of OpenCV's speed."""
+    with open_gl() as gl:
+        return any(name in gl.info["GL_RENDERER"].lower() for name in ("llvmpipe", "softpipe", "swrast", "software"))
 
 
 class Programs:
@@ -88,8 +91,7 @@ class Programs:
             for name, value in (*self._values.items(), ("#version 430", head)):
                 sources = [source.replace(name, value) for source in sources]
             program = self._gl.program(vertex_shader=sources[0], fragment_shader=sources[1])
-            units = {"rain_tile": RAIN_UNIT, "rays": RAYS_UNIT, "gain": GAIN_UNIT, "veil": VEIL_UNIT}
-            for name, unit in units.items():
+            for unit, name in ((RAIN_UNIT, "rain_tile"), (RAYS_UNIT, "rays")):
                 if name in program:
                     program[name].value = unit
             index = None if vertex == "GROUND_VERTEX" else self._index
@@ -156,7 +158,7 @@ class GroundTextures:
         for texture in self._textures.values():
             texture.build_mipmaps(0, MIP_LEVELS)
             texture.filter = (moderngl.LINEAR_MIPMAP_NEAREST, moderngl.LINEAR)
-        self._plain = gl.sampler(filter=(moderngl.LINEAR, moderngl.LINEAR))
+        self._near = gl.sampler(texture=self._textures[FINE_M], filter=(moderngl.LINEAR, moderngl.LINEAR))
 
     def paint(self, surfaces: tuple[Surface, ...], near_m: np.ndarray) -> None:
         """Send the tiles around this position that are not there yet."""
@@ -179,14 +181,7 @@ class GroundTextures:
     def bind(self) -> None:
         self._textures[FINE_M].use(FINE_UNIT)
         self._textures[COARSE_M].use(COARSE_UNIT)
-        for cell, unit in ((FINE_M, NEAR_UNIT), (COARSE_M, FAR_UNIT)):
-            self._textures[cell].use(unit)
-            self._plain.use(unit)
-
-    def level(self, cell_m: float, origin_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(x, y, scale, 0): a point p of frame rel is p scale + (x, y), 0...1 in the map; and how far round that is."""
-        x, y, scale, _ = self.to_texel(cell_m, origin_m)
-        return np.array([x + 0.5, y + 0.5, scale, 0.0]) / MAP_CELLS, self._first[cell_m] % TILES / TILES
+        self._near.use(NEAR_UNIT)
 
     def to_texel(self, cell_m: float, origin_m: np.ndarray) -> np.ndarray:
         """(x, y, scale, wrap): a point p of frame rel is p scale + (x, y) texels, at texel centres, into the map.
@@ -196,38 +191,6 @@ class GroundTextures:
         first = self._first[cell_m]
         column, row = first % TILES
         return np.array([*(origin_m / cell_m - first * TILE_CELLS - 0.5), 1 / cell_m, column + TILES * row])
-
-
-class LevelGround:
-    """For each pixel of a rig on a level car: where it meets the ground, and light and air there, see sim.ground."""
-
-    def __init__(self, gl: moderngl.Context, cameras: Sequence[Camera]):
-        self.rays = [GroundRays(camera, camera.T_ego_from_cam) for camera in cameras]
-        count, width, height = len(cameras), cameras[0].width, cameras[0].height
-        points = np.concatenate([rays.points for rays in self.rays])
-        pairs = np.zeros((count, height, 2, width, 2), np.float32)
-        for n, rays in enumerate(self.rays):
-            rows = rays.samples.shape[1]
-            halves = rays.samples.reshape(2, -1, rows, width, 2).mean(axis=1)  # of a pixel: its upper, its lower half
-            pairs[n, rays.top : rays.near] = halves.transpose(1, 0, 2, 3)
-        self._points = gl.texture((width, count * height), 2, points, dtype="f4")
-        self._pairs = gl.texture((width, 2 * count * height), 2, pairs, dtype="f4")
-        self._gain, self._veil = (gl.texture((width, count * height), 4) for _ in range(2))
-        self._weathers: list[Weather] = []
-        self.scale = np.ones(count)
-
-    def bind(self, weathers: list[Weather]) -> None:
-        if weathers != self._weathers:
-            tones = [rays.tone(weather) for rays, weather in zip(self.rays, weathers, strict=True)]
-            is_sky = np.concatenate([rays.is_sky for rays in self.rays])[..., None]
-            sky, gain, veil = (np.concatenate([getattr(t, name) for t in tones]) for name in ("sky", "gain", "veil"))
-            self._veil.write(np.where(is_sky, sky, veil))
-            self._gain.write(np.where(is_sky, np.uint8(0), gain))
-            self._weathers, self.scale = weathers, np.array([255 * tone.scale for tone in tones])
-        self._gain.use(GAIN_UNIT)
-        self._veil.use(VEIL_UNIT)
-        self._points.use(POINTS_UNIT)
-        self._pairs.use(PAIRS_UNIT)
 
 
 def _vec3(colour: Sequence[int]) -> str:

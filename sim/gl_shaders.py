@@ -6,7 +6,7 @@ as its origin in x and y, so that 32 bits are enough anywhere. The depth buffer 
 not need is left out by #ifdef, as llvmpipe runs both ways of an if: BEAM, RAIN, IDS (depth and ids, too), LENS.
 """
 
-CAMERA_FLOATS = 128  # from one camera's block to the next's, of which it uses 88; drivers want multiples of 64
+CAMERA_FLOATS = 128  # from one camera's block to the next's, of which it uses 76; drivers want multiples of 64
 
 COMMON = """
 #version 430
@@ -23,9 +23,7 @@ layout(std140, binding = 0) uniform Camera {
     vec4 horizon;         // colour; w: rain
     vec4 zenith;          // colour; w: rain cells a pixel
     vec4 ground;          // light; w: what a shadow leaves
-    vec4 streak;          // colour of rain; w: what the texture `gain` counts in
-    vec4 level_fine, level_coarse;  // the maps again: rel * z + xy is 0...1 in the map
-    vec4 level_wrap;      // added to that: of fine, of coarse
+    vec4 streak;          // colour of rain
 } cam;
 const float NEAR_M = 0.1, INFINITY = uintBitsToFloat(0x7F800000u);
 """
@@ -71,18 +69,12 @@ float beam(vec2 p) {  // p in rel
     return s > 0.0 ? cam.direct.w * 1.25 * exp(-s / 26.0) / (1.0 + across * across) : 0.0;
 }
 
-#ifdef RAIN
-vec3 in_rain(vec3 colour, vec2 at) {
-    ivec2 cell = (ivec2(at * cam.zenith.w) + ivec2(cam.ego.zw)) & 255;
-    return mix(colour, cam.streak.rgb, cam.horizon.w * texelFetch(rain_tile, cell, 0).x);
-}
-#endif
-
 vec4 in_air(vec3 colour, float haze_m, float wet, vec2 at) {  // haze_m: depth, half of it for a lamp
     float clear = exp(-haze_m / cam.ambient.w) * (1.0 - wet);
     colour = mix(cam.horizon.rgb, min(colour, 1.0), clear);
 #ifdef RAIN
-    colour = in_rain(colour, at);
+    ivec2 cell = (ivec2(at * cam.zenith.w) + ivec2(cam.ego.zw)) & 255;
+    colour = mix(colour, cam.streak.rgb, cam.horizon.w * texelFetch(rain_tile, cell, 0).x);
 #endif
     return vec4(colour, 1.0);
 }
@@ -158,42 +150,6 @@ void main() {
     vec4 here = texelFetch(ground_map, (cell + wrap) & (MAP_CELLS - 1), 0);
     tell(depth, mapped ? uint(here.a * 255.0 + 0.5) : 1u);
 #endif
-}
-"""
-)
-
-# For a level car: what a pixel meets is fixed in the ego frame, and so are light and air over it; textures hold them.
-# Pixels of the sky have gain 0. TAPS 0 is for the sky, 1 for near ground, 2 for the mean of two points of a pixel.
-LEVEL_FRAGMENT = (
-    FRAGMENT
-    + """
-uniform sampler2D ground_map;
-uniform sampler2D points;  // in the ego's axes, TAPS rows to a row of pixels
-uniform sampler2D gain, veil;
-uniform bool is_fine;
-
-vec3 paint(ivec2 at) {
-    vec2 point = texelFetch(points, at, 0).xy;
-    vec2 turned = vec2(dot(cam.ego.xy, vec2(point.x, -point.y)), dot(cam.ego.yx, point));
-    if (is_fine) return texture(ground_map, turned * cam.level_fine.z + cam.level_fine.xy + cam.level_wrap.xy).rgb;
-    vec2 place = turned * cam.level_coarse.z + cam.level_coarse.xy;
-    vec3 there = texture(ground_map, place + cam.level_wrap.zw).rgb;
-    return max(abs(place.x - 0.5), abs(place.y - 0.5)) < 0.5 ? there : TERRAIN;
-}
-
-void main() {
-    ivec2 at = ivec2(gl_FragCoord.xy);
-    vec3 colour = texelFetch(veil, at, 0).rgb;
-#if TAPS == 1
-    colour += paint(at) * (cam.streak.w * texelFetch(gain, at, 0).rgb);
-#elif TAPS == 2
-    vec3 two = paint(ivec2(at.x, 2 * at.y)) + paint(ivec2(at.x, 2 * at.y + 1));
-    colour += two * (0.5 * cam.streak.w * texelFetch(gain, at, 0).rgb);
-#endif
-#ifdef RAIN
-    colour = in_rain(min(colour, 1.0), pixel());
-#endif
-    out_colour = vec4(colour, 1.0);
 }
 """
 )

@@ -149,7 +149,7 @@ class Bands:
 
 def _oversampling(camera: Camera) -> tuple[int, int]:
     """Columns and rows of samples of the ground's colour in a pixel."""
-    return (2, 4) if camera.width < 320 else (1, 2)
+    return (2, 2) if camera.width < 320 else (1, 2)
 
 
 def _after_last_far(distance_m: np.ndarray, rows: int) -> int:

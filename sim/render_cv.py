@@ -108,19 +108,26 @@ class RendererCv:
             drawn.nearest(n, keys[n])
             _paint(rgba, keys[n], colour, shines, scene.weather)
             if scene.weather.rain:
-                _rain(rgba, scene, n)
+                rain_on(rgba, scene, n)
             cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB, rgb[n])
         return rgb, grounds, keys, seen
 
     def _rays(self, n: int, T_world_from_ego: np.ndarray) -> tuple[GroundRays, tuple[float, float, float]]:
         """Where the rays of camera n meet the ground, and the x, y, yaw that they are relative to."""
-        x, y = T_world_from_ego[:2, 3]
         if is_level(T_world_from_ego):
-            return self._level[n], (x, y, float(np.arctan2(T_world_from_ego[1, 0], T_world_from_ego[0, 0])))
+            return self._level[n], pose_of(T_world_from_ego)
         T_flat_from_ego = T_world_from_ego.copy()  # its rays' ground points differ from frame to frame
         T_flat_from_ego[:2, 3] = 0
         forward = T_world_from_ego[:2, 0] / np.linalg.norm(T_world_from_ego[:2, 0])
-        return GroundRays(self.cameras[n], T_flat_from_ego @ self._T_ego_from_cam[n], tuple(forward)), (x, y, 0.0)
+        return GroundRays(self.cameras[n], T_flat_from_ego @ self._T_ego_from_cam[n], tuple(forward)), (
+            *T_world_from_ego[:2, 3],
+            0.0,
+        )
+
+
+def pose_of(T_world_from_ego: np.ndarray) -> tuple[float, float, float]:
+    """x, y, yaw of a level car."""
+    return (*T_world_from_ego[:2, 3], float(np.arctan2(T_world_from_ego[1, 0], T_world_from_ego[0, 0])))
 
 
 def lit(
@@ -180,7 +187,7 @@ def _paint(rgba: np.ndarray, keys: np.ndarray, colour: np.ndarray, shines: np.nd
     rgba.reshape(-1, 4).view(np.uint32)[:, 0][at] = out.view(np.uint32)[:, 0]
 
 
-def _rain(rgba: np.ndarray, scene: Scene, n: int) -> None:
+def rain_on(rgba: np.ndarray, scene: Scene, n: int) -> None:
     """Streaks of falling rain in the image of camera n."""
     opacity = streaks(*rgba.shape[:2], scene.time_us, n) * scene.weather.rain
     at = np.flatnonzero(opacity)

@@ -21,23 +21,20 @@ from sensors.frames import inverse
 from sim import gl_shaders
 from sim.gl_device import (
     COARSE_UNIT,
-    FAR_UNIT,
     FINE_UNIT,
     NEAR_UNIT,
-    PAIRS_UNIT,
-    POINTS_UNIT,
     RAIN_UNIT,
     RAYS_UNIT,
     GroundTextures,
     Growing,
-    LevelGround,
     Programs,
     Solids,
+    is_software,
     open_gl,
 )
-from sim.ground import COARSE_M, FINE_M, Bands, is_level
+from sim.ground import COARSE_M, FINE_M, Bands, GroundMaps, GroundRays, is_level
 from sim.raster import LensView, planes
-from sim.render_cv import Images, RendererCv, check_rig, check_scenes, lit, shadow_corners
+from sim.render_cv import Images, RendererCv, check_rig, check_scenes, lit, pose_of, rain_on, shadow_corners
 from sim.scene import Scene
 from sim.visible import MIN_FORWARD, Seen, Sight
 from sim.weather import RAIN_CELLS, RAIN_SHARE, Weather, rain_offset, rain_tile
@@ -100,14 +97,16 @@ class RendererGl:
             self._rays = gl.texture(size, 2, np.concatenate([_rays(c) for c in self.cameras]), dtype="f4")
             self._rain = gl.texture((RAIN_CELLS, RAIN_CELLS), 1, rain_tile(), dtype="f4")
             self._programs, self._solids, self._ground = Programs(gl), Solids(gl), GroundTextures(gl)
-            self._level_ground = LevelGround(gl, self.cameras)
             self._uniforms = gl.buffer(reserve=count * BLOCK_BYTES)
             self._shadows, self._seen = Growing(gl, 4), Growing(gl, 3)
         self._T_ego_from_cam = np.stack([camera.T_ego_from_cam for camera in self.cameras])
         self._lenses = [LensView(c) if c.distortion != "none" else None for c in self.cameras]
         self._sight = Sight(self.cameras)
         self._fixed = np.stack([_fixed_block(camera, n) for n, camera in enumerate(self.cameras)])
-        self._level = [Bands.of(camera, camera.T_ego_from_cam) for camera in self.cameras]
+        self._level_bands = [Bands.of(camera, camera.T_ego_from_cam) for camera in self.cameras]
+        self._level = None
+        if is_software():
+            self._level, self._maps = [GroundRays(c, c.T_ego_from_cam) for c in self.cameras], GroundMaps()
 
     def render(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> Images:
         """Camera n sees scenes[n], the world at its exposure, from the ego pose T_world_from_ego[n] [4, 4]."""
@@ -132,7 +131,6 @@ class RendererGl:
         self._context.gc()
         origin = T_world_from_ego[:, :2, 3]
         self._ground.paint(scenes[0].backdrop.surfaces, origin.mean(axis=0))
-        self._level_ground.bind([scene.weather for scene in scenes])
         self._uniforms.write(self._blocks(scenes, T_world_from_ego, T_world_from_cam))
         self._ground.bind()
         self._rain.use(RAIN_UNIT)
@@ -140,12 +138,13 @@ class RendererGl:
         target.use()
         target.clear(depth=0.0)
         defines = [self._defines(n, scene, target is self._whole) for n, scene in enumerate(scenes)]
-        is_fixed = all(map(is_level, T_world_from_ego))
-        if target is self._whole or not is_fixed:
+        self._context.enable_only(moderngl.NOTHING)
+        looked_up = self._level is not None and all(map(is_level, T_world_from_ego))
+        if target is self._whole or not looked_up:
             self._draw_ground(defines, T_world_from_ego, T_world_from_cam)
         self._only_colour.use()  # what follows leaves depth and ids of the ground alone
-        if is_fixed:
-            self._draw_level_ground(defines)
+        if looked_up:
+            self._look_up_ground(scenes, T_world_from_ego)
         self._draw_shadows(scenes, origin, T_world_from_cam)
         target.use()
         seen = self._solids.send(scenes, T_world_from_cam, origin, self._sight)
@@ -181,7 +180,7 @@ class RendererGl:
     def _draw_ground(self, defines: list, T_world_from_ego: np.ndarray, T_world_from_cam: np.ndarray) -> None:
         """Sky and ground, the ground in bands of rows by what a pixel covers of it."""
         bands = [
-            self._level[n] if is_level(T_world_from_ego[n]) else Bands.of(camera, T_world_from_cam[n])
+            self._level_bands[n] if is_level(T_world_from_ego[n]) else Bands.of(camera, T_world_from_cam[n])
             for n, camera in enumerate(self.cameras)
         ]
         for n, rows in enumerate(bands):
@@ -196,18 +195,15 @@ class RendererGl:
                     how, is_fine = defines[n] | {f"TAPS {taps}"}, unit != COARSE_UNIT
                     self._programs.fill("GROUND_FRAGMENT", how, ground_map=unit, is_fine=is_fine)
 
-    def _draw_level_ground(self, defines: list) -> None:
-        """The same for a level car, in colour: what does not change is looked up."""
-        height = self._shape[0]
-        looks = ((None, None, 0), (FAR_UNIT, PAIRS_UNIT, 2), (NEAR_UNIT, PAIRS_UNIT, 2), (NEAR_UNIT, POINTS_UNIT, 1))
-        for k, (unit, points, taps) in enumerate(looks):
-            for n, rays in enumerate(self._level_ground.rays):
-                first, end = (0, rays.top, rays.split, rays.near, height)[k : k + 2]
-                if first < end:
-                    self._look(n, first, end)
-                    how = (defines[n] & {"RAIN"}) | {f"TAPS {taps}"}
-                    uniforms = {"ground_map": unit, "points": points, "is_fine": unit == NEAR_UNIT} if taps else {}
-                    self._programs.fill("LEVEL_FRAGMENT", how, **uniforms)
+    def _look_up_ground(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> None:
+        """Colours of sky and ground for a level car, by OpenCV."""
+        self._maps.paint(scenes[0].backdrop.surfaces, T_world_from_ego[:, :2, 3].mean(axis=0))
+        rgba = np.empty((len(self.cameras), *self._shape, 4), np.uint8)
+        for n, (scene, T) in enumerate(zip(scenes, T_world_from_ego, strict=True)):
+            self._maps.colour(self._level[n], pose_of(T), scene.weather, rgba[n])
+            if scene.weather.rain:
+                rain_on(rgba[n], scene, n)
+        self._colour.write(rgba)
 
     def _draw_shadows(self, scenes: Sequence[Scene], origin: np.ndarray, T_world_from_cam: np.ndarray) -> None:
         """Darken the ground under solids."""
@@ -275,9 +271,6 @@ class RendererGl:
             out[n, 48:50] = forward
             out[n, 50:52] = rain_offset(scene.time_us, n) if scene.weather.rain else 0
             out[n, 52:76] = _weather_block(scene.weather, camera.width)
-            out[n, 75] = self._level_ground.scale[n]
-            for k, cell_m in enumerate((FINE_M, COARSE_M)):
-                out[n, 76 + 4 * k : 80 + 4 * k], out[n, 84 + 2 * k : 86 + 2 * k] = self._ground.level(cell_m, origin)
         return out
 
 
