@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from policies.cli_parts import (
     close,
     config,
     count,
+    hours,
     make_policy,
     policy_arguments,
     run_arguments,
@@ -19,10 +22,11 @@ from policies.cli_parts import (
     with_baselines,
 )
 from policies.expert import PurePursuit
-from policies.record import LAST_COURSE, record
+from policies.record import KEYFRAMES_HZ, record
 from policies.refilm import film_failures
 from policies.rollout import COURSE_S, drive
-from policies.runs import Run
+from policies.runs import Run, default_path
+from policies.shoot import COURSE, NUMBERS, Recording, check_number
 from policies.town_expert import TownExpert
 from sensors.errors import InputError
 from sim.gl_device import open_gl
@@ -33,7 +37,7 @@ from sim.scenarios import SUITES, Scenario, get_scenario, suite_length
 from sim.town_world import TownWorld
 from sim.weather import WEATHERS
 
-COURSE = "course"
+STEPS, FIRST_COURSE = 2000, 1000
 DRIVERS = (TownExpert.name, PurePursuit.name, "constant-velocity", "ego-status", "vla")
 CLIPS = 3  # of failures
 MOST_EPISODES = 5  # that are driven unless told otherwise
@@ -48,7 +52,9 @@ EPILOGS = {
   vla drive --policy vla --checkpoint runs/t/checkpoint --suite town-val --episodes 20
   vla drive --suite course --seconds 60                  a plain loop of road instead of a town""",
     "record": """examples:
-  vla record --out data/course                           2,000 steps at 2 Hz, resumable
+  vla record --out data/town --suite town-train --hours 1            six cameras at 10 Hz in the town, resumable
+  vla record --out data/light --suite town-train --hours 5 --hz 2    keyframes only: a fifth of the space
+  vla record --out data/course --steps 2000                          a plain loop of road, 2,000 steps at 2 Hz
   vla record --out data/small --steps 80 --scene-steps 20 --image-size 320x192""",
 }
 
@@ -82,19 +88,20 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     run_arguments(sub)
 
     sub = verb("record", _record, "let the expert drive and record it in nuScenes format")
+    sub.add_argument("--suite", default=COURSE, metavar="NAME", help=f"{COURSE} (default) or {', '.join(SUITES)}")
+    length = sub.add_mutually_exclusive_group()
+    length.add_argument("--hours", type=hours, help="how much driving")
+    length.add_argument("--steps", type=count, help=f"the same in keyframes at 2 Hz (default {STEPS})")
+    sub.add_argument("--hz", type=int, choices=(2, 10), help="10 with sweeps between keyframes (default; course 2)")
+    sub.add_argument("--scene-steps", type=count, help="keyframes per scene (default to the goal; course 40)")
+    sub.add_argument("--seed", type=whole, help="the first scenario of the suite (default 0), or course (1000)")
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
-    sub.add_argument("--steps", type=count, default=2000, help="keyframes at 2 Hz (default 2000)")
-    sub.add_argument("--scene-steps", type=count, default=40, help="keyframes per scene (default 40)")
-    sub.add_argument("--seed", type=_course, default=1000, help="the first course (default 1000)")
-    sub.add_argument("--image-size", type=size, default=(160, 96), metavar="WxH", help="default 160x96")
-    sub.add_argument("--videos", type=int, default=1, help="scenes filmed for the report (default 1)")
+    sub.add_argument("--image-size", type=size, metavar="WxH", help="default 400x225; course 160x96")
+    sub.add_argument("--renderer", choices=RENDERERS, default="auto", help="as for vla drive")
+    sub.add_argument("--videos", type=whole, default=1, help="scenes filmed for the report (default 1)")
+    cores = len(os.sched_getaffinity(0))
+    sub.add_argument("--workers", type=count, default=cores, help=f"processes (default one a core: {cores})")
     run_arguments(sub)
-
-
-def _course(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= LAST_COURSE:
-        raise argparse.ArgumentTypeError(f"came {text!r}, expected a course between 1 and {LAST_COURSE}")
-    return int(text)
 
 
 def _drive(options: argparse.Namespace) -> int:
@@ -127,7 +134,7 @@ def _drive(options: argparse.Namespace) -> int:
 def starts_of(options: argparse.Namespace) -> list[int | Scenario]:
     """Seeds of the course or scenarios of the town, whichever was asked for; what is not known is an InputError."""
     if options.weather is not None:
-        _known("--weather", options.weather, WEATHERS)
+        _known("vla drive", "--weather", options.weather, WEATHERS)
     numbers = range(options.seed, options.seed + (options.episodes or MOST_EPISODES))
     if options.suite == COURSE:
         if options.weather is not None:
@@ -139,7 +146,7 @@ def starts_of(options: argparse.Namespace) -> list[int | Scenario]:
         found = [_own(network_path(options.town or options.net), k) for k in numbers]
     else:
         suite = options.suite or "town-smoke"
-        _known("--suite", suite, (*SUITES, COURSE))
+        _known("vla drive", "--suite", suite, (*SUITES, COURSE))
         length = suite_length(suite)
         last = min(numbers.stop, length) if options.episodes is None else numbers.stop
         if options.seed >= length or last > length:
@@ -158,20 +165,38 @@ def _own(path: Path, seed: int) -> Scenario:
     return Scenario(f"{path.name.partition('.')[0]}/{seed}", str(path), seed, vehicles, walkers, OWN_ROUTE_M)
 
 
-def _known(option: str, came: str, names: Iterable[str]) -> None:
+def _known(verb: str, option: str, came: str, names: Iterable[str]) -> None:
     if came not in names:
         near = difflib.get_close_matches(came, list(names), 1)
         fix = f"Did you mean {near[0]}?" if near else ""
-        raise InputError("vla drive", option, came, f"one of {', '.join(names)}", fix)
+        raise InputError(verb, option, came, f"one of {', '.join(names)}", fix)
 
 
 def _record(options: argparse.Namespace) -> int:
-    run = Run.create("record", options.out, config(options), [options.seed], resume=True)
-    size, quiet = options.image_size, options.quiet
-    record(run, options.version, options.steps, options.scene_steps, options.seed, size, options.videos, not quiet)
+    on_course = options.suite == COURSE
+    _known("vla record", "--suite", options.suite, (COURSE, *SUITES))
+    if options.renderer == "gl":
+        open_gl()
+    recording = Recording(
+        dataroot=options.out or default_path("record"),
+        version=options.version,
+        suite=options.suite,
+        hz=options.hz or (2 if on_course else 10),
+        image_size=options.image_size or ((160, 96) if on_course else (400, 225)),
+        keyframes=options.scene_steps or (40 if on_course else None),
+        renderer=options.renderer,
+    )
+    first = options.seed if options.seed is not None else FIRST_COURSE if on_course else 0
+    number = first if on_course else NUMBERS[min(first, len(NUMBERS) - 1)]
+    check_number(recording.suite, number)
+    wanted = round(options.hours * 3600 * KEYFRAMES_HZ) if options.hours else options.steps or STEPS
+    run = Run.create("record", recording.dataroot, config(options), [first], resume=True)
+    started_s = time.monotonic()
+    record(run, recording, wanted, number, options.videos, options.workers, not options.quiet)
     run.save()
-    metrics = run.summary["metrics"]
-    print(f"{run.headline()}, {metrics['n_keyframes']} keyframes")
-    print(f"{metrics['n_discarded']} courses discarded, where the expert left the road or touched something")
-    print(f"dataroot: {run.path}\nreport: {write_report(run.path)}")
+    metrics, minutes = run.summary["metrics"], (time.monotonic() - started_s) / 60
+    driven = metrics["n_keyframes"] / KEYFRAMES_HZ / 60
+    print(f"{run.headline()}, {metrics['n_keyframes']} keyframes: {driven:.1f} minutes of driving")
+    print(f"{metrics['n_discarded']} scenes discarded, where the expert broke a rule, touched something or got stuck")
+    print(f"{minutes:.1f} minutes it took\ndataroot: {run.path}\nreport: {write_report(run.path)}")
     return 0 if run.whole else 1

@@ -57,6 +57,16 @@ def seconds(text: str) -> float:
     return value
 
 
+def hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected hours between 0.001 and 10000")
+    return value
+
+
 def make_policy(name: str, checkpoint: Path | None, mask_cameras: bool = False) -> Policy:
     """The policy of this name; `vla` needs a checkpoint, the others take none."""
     if name == "vla":

@@ -72,6 +72,27 @@ class Episode:
             self.kept_at_s = time.monotonic()
 
 
+def new_row(name: str, policy: str, seed: int, scene: str = "") -> dict:
+    """What the summary says of an episode of which nothing is known yet."""
+    row = {"name": name, "policy": policy, "seed": seed, "log": None, "video": None, "sheets": []}
+    return row | {"suite": "", "scene": scene or name.removeprefix(f"{policy}-"), "ended_by": "", "error": ""}
+
+
+@contextmanager
+def kept(path: Path, row: dict, fps: int) -> Iterator[Episode]:
+    """An episode whose log and media are written under a run directory, and told in its row, if the block ends well."""
+    name = row["name"]
+    with EpisodeMedia(path, name, fps) if fps else nullcontext() as media:
+        episode = Episode(media, path / "episodes" / f"{name}.unfinished.npz")
+        yield episode
+    write_episode(path / "episodes" / f"{name}.npz", episode.log)
+    episode.unfinished.unlink(missing_ok=True)
+    if media is not None and media.video:
+        row |= {"video": media.video, "sheets": media.write_sheets()}
+    row |= {"log": f"episodes/{name}.npz", "ended_by": episode.log.ended_by}
+    row |= {"suite": episode.log.suite, "scene": episode.log.name}
+
+
 @dataclass
 class Run:
     """One run directory under construction. `summary` is what summary.json will say."""
@@ -113,25 +134,20 @@ class Run:
         This is the border at which any exception becomes a failed scene: one bad scene must not cost the others, and
         is never averaged away, since it is counted here and shown in the headline. fps > 0 films the episode.
         """
-        scenes = self.summary["scenes"]
-        scenes["asked"] += 1
-        row = {"name": name, "policy": policy, "seed": seed, "log": None, "video": None, "sheets": []}
-        row |= {"suite": "", "scene": scene or name.removeprefix(f"{policy}-")}
+        row = new_row(name, policy, seed, scene)
         try:
-            with EpisodeMedia(self.path, name, fps) if fps else nullcontext() as media:
-                episode = Episode(media, self.path / "episodes" / f"{name}.unfinished.npz")
+            with kept(self.path, row, fps) as episode:
                 yield episode
-            write_episode(self.path / "episodes" / f"{name}.npz", episode.log)
-            episode.unfinished.unlink(missing_ok=True)
-            row |= {"log": f"episodes/{name}.npz", "ended_by": episode.log.ended_by, "error": ""}
-            row |= {"suite": episode.log.suite, "scene": episode.log.name}
-            if media is not None and media.video:
-                row |= {"video": media.video, "sheets": media.write_sheets()}
-            scenes["finished"] += 1
         except Exception as error:
             (self.path / "episodes" / f"{name}.error.txt").write_text(traceback.format_exc())
             row |= {"ended_by": "failure", "error": f"{type(error).__name__}: {error}"}
-            scenes["failed"] += 1
+        self.add(row)
+
+    def add(self, row: dict) -> None:
+        """Count an episode that was kept, or failed, and save the summary."""
+        scenes = self.summary["scenes"]
+        scenes["asked"] += 1
+        scenes["finished" if row["log"] else "failed"] += 1
         self.summary["episodes"].append(row)
         self.save()
 

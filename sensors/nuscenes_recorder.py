@@ -1,10 +1,12 @@
-"""One scene as the rows and files of a nuScenes dataroot, keyframe by keyframe.
+"""One scene as the rows and files of a nuScenes dataroot, keyframe by keyframe, with sweeps between them.
 
 `SceneRecorder` knows the tables; `sensors.nuscenes_writer`, which hands it out, knows how they get to the disk.
 """
 
 import json
 import os
+import shutil
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +19,8 @@ from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.imu import ImuWindow
 from sensors.nuscenes_can import can_files, pose_fields
+from sensors.nuscenes_extension import FOLDER as EXTENSION_FOLDER
+from sensors.nuscenes_extension import SceneExtension
 
 APPENDED = ("log", "scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "instance", "sample_annotation")
 SHARED = (
@@ -34,8 +38,19 @@ ATTRIBUTES = (
 )
 
 
+@dataclass(frozen=True)
+class StagedScene:
+    """A whole scene that waits to become part of its dataroot: files in the staging folder, rows of every table."""
+
+    name: str
+    rows: dict[str, list[dict]]
+
+
 class SceneRecorder:
-    """Takes one scene, keyframe by keyframe; images go to the staging folder at once, rows stay in memory."""
+    """Takes one scene, keyframe by keyframe; images go to the staging folder at once, rows stay in memory.
+
+    Between keyframes there may be sweeps, images alone; a scene ends with a keyframe. `discard` removes what is staged.
+    """
 
     def __init__(
         self,
@@ -50,6 +65,8 @@ class SceneRecorder:
         self._staging, self._version, self._quality, self._starts_us = staging, version, jpeg_quality, starts_us
         self._rows: dict[str, list[dict]] = {table: [] for table in (*APPENDED, *SHARED)}
         self._last_us: np.ndarray | None = None
+        self._last_data: list[dict] = []  # each camera's latest
+        self._sweeps: list[dict] = []  # since the last keyframe, whose sample is yet to come
         self._annotations: dict[str, list[dict]] = {}  # by box id
         self._categories: dict[str, str] = {}
         for camera in cameras:
@@ -73,18 +90,31 @@ class SceneRecorder:
         _link(self._rows["sample"][-1:], row)
         self._rows["sample"].append(row)
         self._pose(where, sample, now_us, T_world_from_ego_now)
-        previous = self._rows["sample_data"][-len(self.cameras) :]
-        for n, camera in enumerate(self.cameras):
-            row = self._data(camera, sample, int(time_us[n]))
-            _link(previous[n : n + 1], row)
-            self._rows["sample_data"].append(row)
-            self._pose(where, row["token"], row["timestamp"], T_world_from_ego[n])
-            good, jpeg = cv2.imencode(".jpg", images[n][..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, self._quality))
-            if not good:
-                raise RuntimeError(f"OpenCV could not encode {row['filename']}")
-            write_file(self._staging / row["filename"], jpeg.tobytes())
+        self._capture(where, sample, images, time_us, T_world_from_ego)
+        for row in self._sweeps:
+            row["sample_token"] = sample
+        self._sweeps = []
         self._annotate(where, sample, boxes)
         self._last_us = np.array([*time_us, now_us])
+
+    def sweep(self, images: np.ndarray, time_us: np.ndarray, T_world_from_ego: np.ndarray) -> None:
+        """Images between two keyframes, as `keyframe` takes them; nuScenes files them under the sample that follows."""
+        where = f"{self.name} sweep after keyframe {len(self._rows['sample']) - 1}"
+        if self._last_us is None:
+            raise InputError(where, "sweep", "before the first keyframe", "a keyframe first")
+        self._check(where, int(np.max(time_us)), images, time_us)
+        self._capture(where, "", images, time_us, T_world_from_ego)
+        self._sweeps += self._last_data
+        self._last_us = np.array([*time_us, max(self._last_us[-1], np.max(time_us))])
+
+    def extension(self, extension: SceneExtension) -> None:
+        """What nuScenes has no place for. Call it once, or not at all."""
+        content = extension.validate(self.name).to_json()
+        write_file(self._staging / EXTENSION_FOLDER / f"{self.name}.json", content)
+
+    def discard(self) -> None:
+        """Remove everything that is staged."""
+        shutil.rmtree(self._staging, ignore_errors=True)
 
     def can(
         self,
@@ -104,17 +134,16 @@ class SceneRecorder:
             path = self._staging / "can_bus" / f"{self.name}_{message}.json"
             write_file(path, json.dumps(content, allow_nan=False).encode())
 
-    def finish(self, description: str, location: str, drivable_mask: np.ndarray) -> dict[str, list[dict]]:
-        """The scene's rows of every table; the map raster is staged, named by its content and shared."""
+    def finish(self, description: str, location: str, map_png: bytes) -> StagedScene:
+        """The whole scene; the map raster (`map_png`) is staged, named by its content and shared."""
         samples = self._rows["sample"]
         if not samples:
             raise InputError(self.name, "keyframes", "none", "at least one")
-        good, png = cv2.imencode(".png", drivable_mask)
-        if not good:
-            raise RuntimeError(f"OpenCV could not encode the map of {self.name}")
-        map_token = _digest(png.tobytes())
+        if self._sweeps:
+            raise InputError(self.name, "sweeps", "some after the last keyframe", "a keyframe at the end")
+        map_token = _digest(map_png)
         map_file = f"maps/{map_token}.png"
-        write_file(self._staging / map_file, png.tobytes())
+        write_file(self._staging / map_file, map_png)
         log, rows = self._token("log"), self._rows
         day = datetime.fromtimestamp(samples[0]["timestamp"] / 1e6, UTC).strftime("%Y-%m-%d")
         rows["log"] = [_row(log, logfile=self.name, vehicle="vla-drive", date_captured=day, location=location)]
@@ -136,7 +165,7 @@ class SceneRecorder:
             }
             for key, track in self._annotations.items()
         ]
-        return rows
+        return StagedScene(self.name, rows)
 
     def _token(self, table: str, *key: object) -> str:
         """32 hexadecimal digits that depend on nothing but the names: recording again gives the same files."""
@@ -174,15 +203,32 @@ class SceneRecorder:
             raise InputError(where, "T_world_from_ego", T_world_from_ego, "a finite pose [4, 4]")
         self._rows["ego_pose"].append({**_row(token, timestamp=time_us), **pose_fields(T_world_from_ego)})
 
+    def _capture(
+        self, where: str, sample: str, images: np.ndarray, time_us: np.ndarray, T_world_from_ego: np.ndarray
+    ) -> None:
+        """A record, a pose and a file for each camera; `sample` is "" for a sweep."""
+        before, self._last_data = self._last_data, []
+        for n, camera in enumerate(self.cameras):
+            row = self._data(camera, sample, int(time_us[n]))
+            _link(before[n : n + 1], row)
+            self._last_data.append(row)
+            self._pose(where, row["token"], row["timestamp"], T_world_from_ego[n])
+            bgr = cv2.cvtColor(images[n], cv2.COLOR_RGB2BGR)
+            good, jpeg = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, self._quality))
+            if not good:
+                raise RuntimeError(f"OpenCV could not encode {row['filename']}")
+            write_file(self._staging / row["filename"], jpeg, synced=False)
+        self._rows["sample_data"] += self._last_data
+
     def _data(self, camera: Camera, sample: str, time_us: int) -> dict:
-        token = self._token("sample_data", camera.name, time_us)
+        token, folder = self._token("sample_data", camera.name, time_us), "samples" if sample else "sweeps"
         return {
             **_row(token, sample_token=sample, ego_pose_token=token, timestamp=time_us, fileformat="jpg"),
             "calibrated_sensor_token": self._token("calibrated_sensor", camera.name),
-            "is_key_frame": True,
+            "is_key_frame": bool(sample),
             "height": camera.height,
             "width": camera.width,
-            "filename": f"samples/{camera.name}/{self.name}__{camera.name}__{time_us}.jpg",
+            "filename": f"{folder}/{camera.name}/{self.name}__{camera.name}__{time_us}.jpg",
             "prev": "",
             "next": "",
         }
@@ -227,14 +273,32 @@ def _digest(content: bytes) -> str:
     return blake2b(content, digest_size=16).hexdigest()
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """A new file, on the disk when this returns. The system names no file when a disk is full, so we do."""
+def map_png(drivable_mask: np.ndarray) -> bytes:
+    """The PNG of a mask uint8 [H, W], 255 where one may drive, at 0.1 m per pixel; as the devkit's MapMask has it,
+    world (x, y) in metres is column 10 x, row H - 10 y, so the world's positive quadrant is shown."""
+    if drivable_mask.ndim != 2 or drivable_mask.dtype != np.uint8:
+        came = f"{drivable_mask.dtype} {drivable_mask.shape}"
+        raise InputError("map_png", "drivable_mask", came, "uint8 [H, W]")
+    good, png = cv2.imencode(".png", drivable_mask)
+    if not good:
+        raise RuntimeError(f"OpenCV could not encode a map of {drivable_mask.shape}")
+    return png.tobytes()
+
+
+def write_file(path: Path, content: bytes, synced: bool = True) -> None:
+    """A new file, on the disk when this returns, or unless `synced` on its way there (a thousand images are brought
+    there faster at once). The system names no file when a disk is full, so we do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(path, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            rest = memoryview(content).cast("B")
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            if synced:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
         error.filename = str(path)
         raise

@@ -7,8 +7,8 @@ Steps before the start of a scene are masked: image_mask False, the camera's fir
 whole keyframe periods (the scene's median) before its first capture. An image file that isn't there is masked too.
 
 The IMU window, speed, yaw rate and steering come from the CAN bus extension (`sensors.nuscenes_can`); without it the
-window is empty and the state NaN. No command and no instruction are recorded: the scene's
-description tells of the future, so it is no instruction.
+window is empty and the state NaN. Command and instruction come from the extension of a simulated scene
+(`sensors.nuscenes_extension`); nuScenes records none: its description tells of the future, so it is no instruction.
 """
 
 import re
@@ -22,6 +22,7 @@ from sensors.camera import Camera
 from sensors.clip import Clip, Future
 from sensors.errors import InputError
 from sensors.nuscenes_can import Bus, read_bus
+from sensors.nuscenes_extension import SceneExtension, read_extension
 from sensors.nuscenes_index import Capture, Keyframe, NuscenesIndex, RecordedScene
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
@@ -78,6 +79,7 @@ class NuscenesSource:
         self._cameras = {name: self._rig(self.index.scene(name)) for name in self.scenes}
         self._images = _Recent(len(CAMERAS) * (steps + 1))
         self._buses = _Recent(BUSES_KEPT)
+        self._extensions = _Recent(BUSES_KEPT)
 
     def frame_times_us(self, scene: str) -> np.ndarray:
         return np.array([keyframe.now_us for keyframe in self.index.scene(scene).keyframes], np.int64)
@@ -105,10 +107,10 @@ class NuscenesSource:
                 time_us[t] += k * self._period_us(keyframes)
         bus = self._bus(scene)
         imu = bus.imu.window(now.now_us - self.imu_window_us, now.now_us)
-        vehicle = bus.vehicle_at(now.now_us)
-        return Clip(
-            now.now_us, now.T_world_from_ego_now, tuple(shown), images, mask, time_us, T_world_from_ego, imu, vehicle
-        )
+        vehicle, extension = bus.vehicle_at(now.now_us), self.extension(scene)
+        cue = extension.cue_at(now.now_us) if extension is not None else ("follow", "")
+        car = (imu, vehicle, *cue)
+        return Clip(now.now_us, now.T_world_from_ego_now, tuple(shown), images, mask, time_us, T_world_from_ego, *car)
 
     def future(self, scene: str, frame: int) -> Future:
         """The ego pose at `now_us` of every later keyframe, and the boxes annotated at this one."""
@@ -116,6 +118,10 @@ class NuscenesSource:
         later = self.index.scene(scene).keyframes[frame + 1 :]
         poses = np.array([k.T_world_from_ego_now for k in later]).reshape(-1, 4, 4)
         return Future(np.array([k.now_us for k in later], np.int64), poses, now.boxes)
+
+    def extension(self, scene: str) -> SceneExtension | None:
+        """What a simulated scene knows beyond nuScenes' tables; None for any other."""
+        return self._extensions.get(scene, lambda: read_extension(self.index.dataroot, scene))
 
     def _keyframe(self, scene: str, frame: int) -> Keyframe:
         if scene not in self._cameras:

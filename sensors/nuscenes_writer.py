@@ -3,10 +3,10 @@
 The official devkit (`NuScenes`, `NuScenesCanBus`) and `sensors.nuscenes_source` read back what is written: numbers to
 the last bit, images as the JPEG coder left them, rotations as unit quaternions.
 
-A scene becomes part of the dataroot whole or not at all. Files are staged in `.<version>.staging/` and moved into place
-when the scene is complete; then a new set of tables is written to `.<version>.<k>/` and `<version>`, a symbolic link,
-is turned to it in one step. Whatever stops the process before that step leaves the old tables, which name none of the
-new files; the next recording clears them away, led by the staging folder, and appends.
+A scene becomes part of the dataroot whole or not at all. Files are staged in `.<version>.staging/`, by any process, and
+moved into place when the scene is complete; then a new set of tables is written to `.<version>.<k>/` and `<version>`, a
+symbolic link, is turned to it in one step. Whatever stops the process before that step leaves the old tables, which
+name none of the new files; the next recording clears them away, led by the staging folder, and appends.
 
 What nuScenes has no place for: the camera's distortion goes to `camera_distortion.json` (`sensors.nuscenes_index`),
 the ego pose at the instant of a sample to the ego_pose record with the sample's token. What a recording doesn't know
@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,11 +27,13 @@ import numpy as np
 
 from sensors.camera import Camera
 from sensors.errors import InputError
+from sensors.nuscenes_extension import FOLDER as EXTENSION_FOLDER
 from sensors.nuscenes_index import read_json
-from sensors.nuscenes_recorder import APPENDED, SHARED, SceneRecorder, write_file
+from sensors.nuscenes_recorder import APPENDED, SHARED, SceneRecorder, StagedScene, map_png, write_file
 
 SCENE_NAME = re.compile(r"scene-\d{4}")  # what NuScenesCanBus insists on
 NO_CAN_BUS = frozenset((*range(161, 169), *range(170, 177), *range(309, 315)))  # numbers that NuScenesCanBus refuses
+NOTES = "recording.json"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
@@ -67,38 +69,79 @@ class NuscenesWriter:
     def scene(
         self, name: str, description: str, cameras: tuple[Camera, ...], location: str, drivable_mask: np.ndarray
     ) -> Iterator[SceneRecorder]:
-        """A recorder; when the block ends normally the scene is committed, otherwise nothing of it stays.
+        """A recorder of one scene; when the block ends normally it is committed, otherwise nothing of it stays.
 
-        drivable_mask  uint8 [H, W], 255 where one may drive, at 0.1 m per pixel; as the devkit's MapMask has it, world
-                       (x, y) in metres is column 10 x, row H - 10 y, so the world's positive quadrant is shown
+        drivable_mask  as `map_png` takes it
 
         A full disk is an InputError; so is a second recorder on the same version.
         """
-        if drivable_mask.ndim != 2 or drivable_mask.dtype != np.uint8:
-            came = f"{drivable_mask.dtype} {drivable_mask.shape}"
-            raise InputError(name, "drivable_mask", came, "uint8 [H, W]")
+        png = map_png(drivable_mask)
+        with self.session(name):
+            self._check_name(name)
+            starts_us = frozenset(row["timestamp"] for row in self._rows("sample") if not row["prev"])
+            recorder = self.recorder(name, cameras, starts_us)
+            yield recorder
+            self.commit([recorder.finish(description, location, png)])
+
+    @contextmanager
+    def session(self, what: str = "what was not yet whole") -> Iterator[None]:
+        """Nobody else appends meanwhile. What an interrupted recording left, and what this one stages but does not
+        commit, is cleared away. A full disk is an InputError that says that `what` was discarded."""
         try:
             self.dataroot.mkdir(parents=True, exist_ok=True)
             with _lock(self.dataroot / f".{self.version}.lock"):
                 self._clear()
-                self._check_name(name)
                 try:
-                    starts_us = frozenset(row["timestamp"] for row in self._rows("sample") if not row["prev"])
-                    recorder = SceneRecorder(
-                        self._staging / name, self.version, name, cameras, self.jpeg_quality, starts_us
-                    )
-                    yield recorder
-                    rows = recorder.finish(description, location, drivable_mask)
-                    self._move_into_place(name)
-                    self._commit(name, rows)
+                    yield
                 finally:
                     self._clear()
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
-            fix = f"{name} was discarded, complete scenes stay. Make room and run again: it appends."
+            fix = f"{what} was discarded, complete scenes stay. Make room and run again: it appends."
             where = error.filename or self.dataroot
             raise InputError(where, "file", error.strerror, "room to write it", fix) from error
+
+    def recorder(
+        self, name: str, cameras: tuple[Camera, ...], starts_us: frozenset[int] = frozenset()
+    ) -> SceneRecorder:
+        """A recorder that stages a scene while some process has a session; `starts_us`: when no scene may begin."""
+        return SceneRecorder(self._staging / name, self.version, name, cameras, self.jpeg_quality, starts_us)
+
+    def commit(self, staged: Sequence[StagedScene], notes: bytes | None = None) -> None:
+        """Make staged scenes part of the dataroot, in this order, all in one step. Within a session.
+
+        notes  content of `recording.json` beside the tables, None to leave it as it is
+        """
+        os.sync()
+        for scene in staged:
+            self._move_into_place(scene.name)
+        old = self.tables.resolve().name
+        k = int(old.rsplit(".", 1)[1]) + 1 if self.tables.exists() else 1
+        new = self.dataroot / f".{self.version}.{k:06d}"
+        new.mkdir()
+        for table in APPENDED:
+            rows = [row for scene in staged for row in scene.rows[table]]
+            write_file(new / f"{table}.json", _appended(self.tables / f"{table}.json", rows))
+        for table in SHARED:
+            rows = [row for scene in staged for row in scene.rows[table]]
+            write_file(new / f"{table}.json", _table(_merged(self._rows(table), rows)))
+        notes = self.notes() if notes is None else notes
+        if notes is not None:
+            write_file(new / NOTES, notes)
+        _sync_folder(new)
+        link = self._staging / "link"
+        self._staging.mkdir(exist_ok=True)
+        link.symlink_to(new.name)
+        os.replace(link, self.tables)
+        _sync_folder(self.dataroot)
+        if k > 1:
+            shutil.rmtree(self.dataroot / old, ignore_errors=True)
+
+    def notes(self) -> bytes | None:
+        """What the last commit that had any left in `recording.json`."""
+        path = self.tables / NOTES
+        return path.read_bytes() if path.exists() else None
 
     # Names and leftovers
 
@@ -124,8 +167,9 @@ class NuscenesWriter:
         """Remove what an interrupted recording left: tables not in use, and every file of a scene that has a staging
         folder but is in no table."""
         for name in {path.name for path in self._staging.glob("*")} - set(self.scenes):
-            for path in (*self.dataroot.glob(f"samples/*/{name}__*"), *self.dataroot.glob(f"can_bus/{name}_*")):
-                path.unlink()
+            for pattern in ("samples/*/{}__*", "sweeps/*/{}__*", "can_bus/{}_*", EXTENSION_FOLDER + "/{}.json"):
+                for path in self.dataroot.glob(pattern.format(name)):
+                    path.unlink()
         shutil.rmtree(self._staging, ignore_errors=True)
         in_use = self.tables.resolve().name
         for path in self.dataroot.glob(f".{self.version}.*"):
@@ -143,22 +187,6 @@ class NuscenesWriter:
             folders.add(final.parent)
         for folder in folders:
             _sync_folder(folder)
-
-    def _commit(self, name: str, rows: dict[str, list[dict]]) -> None:
-        """A new set of tables beside the old one, then the link turned: the one step that counts."""
-        old = self.tables.resolve().name
-        k = int(old.rsplit(".", 1)[1]) + 1 if self.tables.exists() else 1
-        new = self.dataroot / f".{self.version}.{k:06d}"
-        new.mkdir()
-        for table in APPENDED:
-            write_file(new / f"{table}.json", _appended(self.tables / f"{table}.json", rows[table]))
-        for table in SHARED:
-            write_file(new / f"{table}.json", _table(_merged(self._rows(table), rows[table])))
-        _sync_folder(new)
-        link = self._staging / name / "link"
-        link.symlink_to(new.name)
-        os.replace(link, self.tables)
-        _sync_folder(self.dataroot)
 
 
 def _table(rows: list[dict]) -> bytes:

@@ -9,6 +9,7 @@ from sim.env import CameraEnv
 from sim.scenarios import Scenario
 from sim.surroundings import Surroundings, course_lines, of_course
 from sim.town_env import ENDS
+from sim.town_map import Signal
 from sim.town_surroundings import TownSurroundings
 from sim.world import EgoWorld
 
@@ -44,6 +45,10 @@ class Stage:
     def stop_lines(self) -> list[tuple[str, np.ndarray]]:
         """Lines to draw in the colour of their light: ("red", "amber" or "green", ends [2, 2])."""
         return self._town.stop_lines() if self._town else []
+
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals of a town's traffic lights within REACH_M of the route."""
+        return self._town.signals if self._town else ()
 
     def cue(self) -> tuple[str, str]:
         """(route command, instruction)."""

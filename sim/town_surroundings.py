@@ -16,7 +16,7 @@ from sensors.nuscenes_map import PX_PER_M, outlines_of
 from sim.geometry import OpenLine
 from sim.road_network import NetLane
 from sim.surroundings import BEYOND_M, Lane, Surroundings, with_holes
-from sim.town_map import JOINT_M, TownMap, band, road_outlines, town_map
+from sim.town_map import JOINT_M, Signal, TownMap, band, road_outlines, town_map
 from sim.town_route import GOAL_FROM_END_M, smooth_line
 from sim.town_rules import RED
 from sim.town_world import START_M, TownWorld
@@ -33,11 +33,13 @@ class TownSurroundings:
 
     around  Surroundings
     lines   tuple of (kind, xy [V, 2]): "road_edge", "divider", "crossing", "route"
+    signals that stand near the route
     """
 
     world: TownWorld
     around: Surroundings
     lines: tuple[tuple[str, np.ndarray], ...]
+    signals: tuple[Signal, ...]
     _lit: tuple[tuple[int, str, int], ...]  # (index of the lane in around.lanes, light, index of its letter)
     _stops: tuple[tuple[np.ndarray, str, int], ...]  # (ends [2, 2] of a stop line, light, index of its letter)
 
@@ -66,7 +68,8 @@ class TownSurroundings:
             goal_m=goal_m,
         )
         lines = [("route", route_m), *_lines(world, near)]
-        return cls(world, around, tuple(lines), tuple(lit), tuple(_stops(world, lanes)))
+        signals = tuple(s for s in world.town_map.signals if near.has(np.array([(s.x_m, s.y_m)])))
+        return cls(world, around, tuple(lines), signals, tuple(lit), tuple(_stops(world, lanes)))
 
     def red_lanes(self) -> list[int]:
         """Indices in around.lanes of the ways through junctions on the route whose light is red now."""

@@ -5,6 +5,7 @@ from small_recording import SCENE_STEPS, SCENES, SMALL_IMAGE
 
 from policies.record import record
 from policies.runs import Run
+from policies.shoot import Recording
 from vla.checkpoint import save
 from vla.config import ModelConfig
 from vla.model import DrivingModel
@@ -22,6 +23,7 @@ def course_dataroot(tmp_path_factory):
     """Three scenes of twelve keyframes at 64 x 32 px in nuScenes format, courses 1000 to 1002."""
     dataroot = tmp_path_factory.mktemp("recording") / "course"
     run = Run.create("record", dataroot, {}, [1000])
-    record(run, "v1.0-mini", SCENES * SCENE_STEPS, SCENE_STEPS, 1000, SMALL_IMAGE, videos=0, progress=False)
+    recording = Recording(dataroot, "v1.0-mini", image_size=SMALL_IMAGE, keyframes=SCENE_STEPS)
+    record(run, recording, SCENES * SCENE_STEPS, 1000, progress=False)
     assert run.whole
     return dataroot

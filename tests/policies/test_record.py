@@ -5,14 +5,15 @@ import pytest
 from small_recording import SCENE_STEPS, SCENES, SMALL_IMAGE
 
 from policies.cli import main
-from policies.record import Bursts, drivable_mask, record, scene_name
+from policies.record import record
 from policies.runs import Run
+from policies.shoot import Bursts, Recording, drivable_mask_of_course, scene_name
 from sensors.nuscenes_source import NuscenesSource
 from sensors.nuscenes_writer import NuscenesWriter
 from sensors.source import check_source
 from sim.roads import Course
 
-ARGUMENTS = ["--steps", "8", "--scene-steps", "4", "--image-size", "64x32", "--quiet"]
+ARGUMENTS = ["--steps", "8", "--scene-steps", "4", "--image-size", "64x32", "--workers", "1", "--quiet"]
 
 
 def test_our_source_reads_the_recording(course_dataroot):
@@ -54,7 +55,7 @@ def test_the_official_devkit_loads_walks_and_renders_it(course_dataroot, tmp_pat
     nusc.render_sample_data(nusc.sample[3]["data"]["CAM_FRONT"], out_path=str(out), verbose=False)
     assert out.stat().st_size > 10_000
     bus = NuScenesCanBus(str(course_dataroot))
-    assert len(bus.get_messages(scene_name(1000), "ms_imu")) >= SCENE_STEPS * 50 - 10
+    assert len(bus.get_messages(scene_name(1000), "ms_imu")) >= (SCENE_STEPS - 1) * 50
     matplotlib.pyplot.close("all")
 
 
@@ -78,7 +79,7 @@ def test_recording_goes_on_and_does_nothing_twice(tmp_path, capsys):
 def test_two_recordings_of_one_seed_are_the_same_bytes(tmp_path):
     for name in "ab":
         run = Run.create("record", tmp_path / name, {}, [1000])
-        record(run, "v1.0-mini", 4, 4, 1000, SMALL_IMAGE, videos=0, progress=False)
+        record(run, Recording(run.path, "v1.0-mini", image_size=SMALL_IMAGE, keyframes=4), 4, 1000, progress=False)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a" / "samples").rglob("*.jpg"))
     assert files
     for file in files:
@@ -90,13 +91,13 @@ def test_two_recordings_of_one_seed_are_the_same_bytes(tmp_path):
 
 def test_numbers_that_the_devkit_refuses_are_skipped(tmp_path):
     run = Run.create("record", tmp_path / "data", {}, [160])
-    record(run, "v1.0-mini", 2, 1, 160, SMALL_IMAGE, videos=0, progress=False)
+    record(run, Recording(run.path, "v1.0-mini", image_size=SMALL_IMAGE, keyframes=1), 2, 160, progress=False)
     assert NuscenesWriter(tmp_path / "data", "v1.0-mini").scenes == ("scene-0160", "scene-0169")
 
 
 def test_the_map_raster_is_the_road(tmp_path):
     road = Course.generate(1000)
-    mask = drivable_mask(road)
+    mask = drivable_mask_of_course(road)
     rng = np.random.default_rng(0)
     points = rng.uniform(0, np.array(mask.shape[::-1]) / 10, (4000, 2))
     near = np.abs(road.distance_m(points) - road.half_width_m) < 0.25  # the rasters' and the strips' own coarseness
@@ -113,10 +114,44 @@ def test_bursts_are_short_rare_and_of_both_signs():
     assert values.min() < 0 < values.max()
 
 
-def test_record_rejects_a_course_number_that_no_scene_can_have(capsys):
-    with pytest.raises(SystemExit):
-        main(["record", "--out", "x", "--seed", "10000"])
-    assert "between 1 and 9999" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seed", "10000"], "1 to 9999"),
+        (["--seed", "165"], "one that the devkit accepts"),
+        (["--suite", "town-trian"], "Did you mean town-train?"),
+        (["--suite", "town-val", "--seed", "200"], "town-val/0 to town-val/199"),
+    ],
+)
+def test_record_rejects(arguments, words, tmp_path, capsys):
+    assert main(["record", "--out", str(tmp_path / "x"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--hours", "0"], ["--hz", "5"], ["--steps", "0"], ["--hours", "1", "--steps", "9"]]
+)
+def test_record_rejects_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_of:
+        main(["record", *arguments])
+    assert exit_of.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--suite", "town-val"], "suite: came town-val into a recording of course"),
+        (["--image-size", "32x32"], "image_size: came [32, 32] into a recording of [64, 32]"),
+        (["--hz", "10"], "hz: came 10 into a recording of 2"),
+        (["--version", "v1.0-test"], "v1.0-test into a dataroot that holds v1.0-mini"),
+    ],
+)
+def test_a_dataroot_holds_one_kind_of_recording(course_dataroot, arguments, words, capsys):
+    same = ["--image-size", "64x32", "--scene-steps", "12", "--hz", "2"]
+    assert main(["record", "--out", str(course_dataroot), *same, *arguments, "--quiet"]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_record_rejects_a_folder_that_others_made(tmp_path, capsys):

@@ -1,0 +1,324 @@
+"""One scene of a recording: the expert drives, and what the cameras, the IMU and the bus say is staged in nuScenes
+format, by whichever process is asked to.
+
+A student that only ever saw perfect driving does not know how to come back to the lane, so scenes of the course start
+displaced, and short bursts of noise on the curvature push the car off everywhere; the expert's answer is in the
+recording. A drive that does not end well, or breaks a rule, is discarded.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from policies.expert import PurePursuit
+from policies.protocol import Policy, Privileged
+from policies.rollout import REPLAN_EVERY
+from policies.runs import Episode, kept, new_row
+from policies.town_expert import TownExpert
+from sensors import frames
+from sensors.errors import InputError
+from sensors.gym_source import ClipHistory
+from sensors.imu import ImuWindow
+from sensors.nuscenes_extension import MapLane, SceneExtension
+from sensors.nuscenes_recorder import SceneRecorder, StagedScene, map_png
+from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
+from sim.env import CameraEnv, CourseEnv
+from sim.roads import Road
+from sim.rollout_log import EpisodeRecorder
+from sim.scenarios import Scenario, get_scenario
+from sim.stage import Stage, begin, why_ended
+from sim.town_env import TownEnv
+from sim.town_surroundings import drivable_mask
+from sim.tracker import PlanTracker
+
+COURSE = "course"
+FILM_HZ = 2  # keyframes
+PERIODS_HZ = 10
+MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
+DRIVABLE = ("asphalt", "shoulder")
+EPOCH_US, HOUR_US = 1_577_836_800_000_000, 3_600_000_000  # scene n is driven n hours into 2020
+START_LATERAL_M, START_HEADING_RAD = 0.5, 0.08
+BURST_EVERY_S, BURST_S = (3.0, 6.0), (0.3, 0.7)
+BURST_CURVATURE_1PM, TOWN_BURST_CURVATURE_1PM = 0.04, 0.015
+IMU_KEYS = ("imu_time_us", "imu_accel_mps2", "imu_gyro_radps")
+NUMBERS = tuple(n for n in range(1, 10_000) if n not in NO_CAN_BUS)  # nuScenes scene names have four digits
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What all scenes of a dataroot have in common.
+
+    suite      "course", or a suite of the town; its scenario k is the scene of number NUMBERS[k]
+    hz         2: keyframes only; 10: with four sweeps between two of them, as nuScenes has them
+    keyframes  of each scene; None: as many as it takes to the goal
+    """
+
+    dataroot: Path
+    version: str
+    suite: str = COURSE
+    hz: int = 2
+    image_size: tuple[int, int] = (160, 96)
+    keyframes: int | None = 40
+    renderer: str = "cv"
+
+    @property
+    def expert(self) -> type[Policy]:
+        return PurePursuit if self.suite == COURSE else TownExpert
+
+    @property
+    def writer(self) -> NuscenesWriter:
+        return NuscenesWriter(self.dataroot, self.version)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What became of a scene: staged, with its row of the run, or discarded (staged None) for what it ended by."""
+
+    number: int
+    ended_by: str
+    keyframes: int = 0
+    staged: StagedScene | None = None
+    row: dict | None = None
+
+
+class Discarded(Exception):
+    """The expert did not get through cleanly."""
+
+
+class Bursts:
+    """Curvature to add at a time: zero but for short bursts at random intervals (noise as in Laskey et al. 2017)."""
+
+    def __init__(self, rng: np.random.Generator, most_1pm: float = BURST_CURVATURE_1PM):
+        self._rng, self._most_1pm = rng, most_1pm
+        self._until_s, self._next_s, self._value = 0.0, rng.uniform(*BURST_EVERY_S), 0.0
+
+    def at(self, time_s: float) -> float:
+        if time_s >= self._next_s:
+            self._value = self._rng.uniform(-self._most_1pm, self._most_1pm)
+            self._until_s = time_s + self._rng.uniform(*BURST_S)
+            self._next_s = self._until_s + self._rng.uniform(*BURST_EVERY_S)
+        return self._value if time_s < self._until_s else 0.0
+
+
+def scene_name(number: int) -> str:
+    return f"scene-{number:04d}"
+
+
+def shoot(recording: Recording, number: int, run_path: Path, filmed: bool = False) -> Shot:
+    """Drive and stage one scene, and write its log and film into the run directory; nothing is left of a discarded
+    one, and nothing staged by one that fails."""
+    start = number if recording.suite == COURSE else get_scenario(f"{recording.suite}/{NUMBERS.index(number)}")
+    seed = start if recording.suite == COURSE else start.seed
+    row = new_row(scene_name(number), recording.expert.name, seed)
+    env = _env(recording, start)
+    scene = recording.writer.recorder(scene_name(number), env.unwrapped.cameras)
+    try:
+        with kept(run_path, row, FILM_HZ if filmed else 0) as episode:
+            take = _Take(recording, env, start, scene, EPOCH_US + number * HOUR_US, episode)
+            take.drive()
+            staged = take.finish()
+        return Shot(number, episode.log.ended_by, take.keyframes, staged, row)
+    except Discarded as reason:
+        scene.discard()
+        return Shot(number, str(reason))
+    except BaseException:
+        scene.discard()
+        raise
+    finally:
+        env.close()
+
+
+def _env(recording: Recording, start: int | Scenario) -> CameraEnv:
+    """One that renders every step, or when asked where only keyframes are kept."""
+    every_step = recording.hz == PERIODS_HZ
+    common = {"image_size": recording.image_size, "cameras": every_step, "render_mode": "rgb_array"}
+    common["renderer"] = recording.renderer
+    if isinstance(start, Scenario):
+        return TownEnv(start, **common)
+    return CourseEnv(time_limit_s=recording.keyframes * 0.5 + 1.0, **common)
+
+
+class _Take:
+    """A scene under way: `drive` it, then `finish` it."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        env: CameraEnv,
+        start: int | Scenario,
+        scene: SceneRecorder,
+        later_us: int,
+        episode: Episode,
+    ):
+        on_course = not isinstance(start, Scenario)
+        seed = start if on_course else start.seed
+        rng = np.random.default_rng([seed, 3])
+        displaced = None
+        if on_course:
+            displaced = {
+                "initial_lateral_m": rng.uniform(-START_LATERAL_M, START_LATERAL_M),
+                "initial_heading_rad": rng.uniform(-START_HEADING_RAD, START_HEADING_RAD),
+            }
+        self.recording, self.env, self.start, self.scene, self.later_us = recording, env, start, scene, later_us
+        self.episode, self.keyframes = episode, 0
+        self.observation, self.stage = begin(env, start, displaced)
+        self.bursts = Bursts(rng, BURST_CURVATURE_1PM if on_course else TOWN_BURST_CURVATURE_1PM)
+        self.notes = None if on_course else _Notes(self.stage, later_us)
+        self.observations: list[dict] = []
+        self.sweeps: list[dict] = []  # since the last keyframe: a scene ends with one
+        name = self.recording.expert.name
+        self.log = EpisodeRecorder(scene.name, "drive", name, seed, self.stage.lines, self.stage.around)
+
+    def drive(self) -> None:
+        """The whole scene, image for image; what does not end well is Discarded."""
+        recording, stage, world = self.recording, self.stage, self.stage.world
+        expert, tracker, history = recording.expert(), PlanTracker(), ClipHistory(self.env.unwrapped.cameras, 1)
+        expert.reset(stage.seed)
+        step, ended_by = 0, ""
+        while not ended_by:
+            observation = self.observation
+            planned = step % REPLAN_EVERY == 0
+            if planned and "images" not in observation:
+                observation["images"] = self.env.unwrapped.capture().rgb
+            history.append(observation)
+            pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
+            speed_mps, boxes, cue = float(observation["vehicle"][0]), stage.boxes(now_us), stage.cue()
+            if planned:
+                plan = expert.plan(history.clip(*cue), Privileged(world=world))
+                plan.validate(f"{expert.name} {stage.name} step {step}")
+                tracker.follow(plan, pose, now_us, speed_mps)
+                self._keyframe(boxes)
+            else:
+                self.sweeps.append(observation)
+            command = tracker.command(pose, now_us, speed_mps)
+            action = (command.accel_mps2, command.curvature_1pm + self.bursts.at(step * 0.1))
+            self.log.frame(now_us, frames.xy_yaw(pose), speed_mps, action, boxes, (), stage.red_lanes(), cue)
+            if planned:
+                self.log.plan(plan.time_s, plan.in_world(pose), plan.tokens, plan.reason)
+                if self.episode.media is not None:
+                    drawn = [*stage.lines, *stage.stop_lines()]
+                    self.episode.media.add(history.clip(*cue), plan.in_world(pose), drawn, boxes, plan.reason)
+            if self.notes is not None:
+                self.notes.add(now_us, cue if planned else None, plan.reason if planned else "")
+            self.observations.append({name: value for name, value in observation.items() if name != "images"})
+            seen = len(world.events)
+            self.observation, _, terminated, truncated, _ = self.env.step(np.array(action))
+            step += 1
+            if terminated or truncated:
+                ended_by = why_ended([event.kind for event in world.events[seen:]], terminated)
+            elif recording.keyframes is not None and step == recording.keyframes * REPLAN_EVERY:
+                ended_by = "time"
+        broken = [event.kind for event in world.events if event.kind != "route_completed" and event.fault == "ego"]
+        if broken or ended_by != ("time" if self.notes is None else "route_completed"):
+            raise Discarded(broken[0] if broken else ended_by)
+        self.episode.log = self.log.finish(ended_by)
+
+    def finish(self) -> StagedScene:
+        """Everything that belongs to the scene as a whole; what followed the last keyframe is left out."""
+        seen = self.observations[: (self.keyframes - 1) * REPLAN_EVERY + 1]
+        later_us, world = self.later_us, self.stage.world
+        imu_time_us, accel, gyro = (np.concatenate([o[key] for o in seen]) for key in IMU_KEYS)
+        time_us = np.array([int(o["now_us"]) for o in seen])
+        poses = np.stack([o["T_world_from_ego_now"] for o in seen])
+        vehicle = np.stack([o["vehicle"] for o in seen])
+        self.scene.can(ImuWindow(imu_time_us + later_us, accel, gyro), time_us + later_us, poses, *vehicle.T)
+        if self.notes is None:
+            words = f"Expert on course {self.stage.seed}, pushed off and coming back"
+            return self.scene.finish(words, COURSE, map_png(drivable_mask_of_course(world.road)))
+        self.scene.extension(self.notes.extension(int(time_us[-1])))
+        around = self.stage.around
+        words = f"Expert on {self.stage.name} in {around.town}, {around.weather}"
+        return self.scene.finish(words, around.town, _town_png(world.network.path))
+
+    def _keyframe(self, boxes) -> None:
+        for observation in self.sweeps if self.recording.hz == PERIODS_HZ else ():
+            time_us = observation["camera_time_us"] + self.later_us
+            self.scene.sweep(observation["images"], time_us, observation["T_world_from_ego"])
+        self.sweeps = []
+        observation = self.observation
+        self.scene.keyframe(
+            int(observation["now_us"]) + self.later_us,
+            observation["images"],
+            observation["camera_time_us"] + self.later_us,
+            observation["T_world_from_ego"],
+            observation["T_world_from_ego_now"],
+            boxes,
+        )
+        self.keyframes += 1
+
+
+class _Notes:
+    """What of a drive through a town becomes its scene's extension."""
+
+    def __init__(self, stage: Stage, later_us: int):
+        self._stage, self._later_us = stage, later_us
+        self._signals = stage.signals()
+        self._lights: list[tuple[int, str]] = []
+        self._cues: list[tuple[int, tuple[str, str]]] = []
+        self._reasons: list[tuple[int, str]] = []
+
+    def add(self, now_us: int, cue: tuple[str, str] | None, reason: str) -> None:
+        """An instant; with what the route asks for, and why, where a plan was made."""
+        lights = "".join(self._stage.world.lights[s.light][s.index] for s in self._signals)
+        if not self._lights or self._lights[-1][1] != lights:
+            self._lights.append((now_us, lights))
+        if cue is not None:
+            self._reasons.append((now_us, reason))
+            if not self._cues or self._cues[-1][1] != cue:
+                self._cues.append((now_us, cue))
+
+    def extension(self, last_us: int) -> SceneExtension:
+        stage, around = self._stage, self._stage.around
+
+        def times(rows: list) -> np.ndarray:
+            return np.array([row[0] for row in rows], np.int64) + self._later_us
+
+        lights = [row for row in self._lights if row[0] <= last_us]
+        events = [(e.time_us, (e.kind, e.actor, e.fault)) for e in stage.world.events]
+        return SceneExtension(
+            scenario=stage.name,
+            town=around.town,
+            weather=around.weather,
+            seed=stage.seed,
+            goal_m=around.goal_m,
+            route_m=around.route_m,
+            lanes=tuple(MapLane(e.id, e.width_m, e.limit_mps, e.on_route, e.centreline_m) for e in around.lanes),
+            areas=around.areas,
+            signals_xyyaw=np.array([(s.x_m, s.y_m, s.yaw_rad) for s in self._signals]).reshape(-1, 3),
+            lights_time_us=times(lights),
+            lights=tuple(states for _, states in lights),
+            cue_time_us=times(self._cues),
+            commands=tuple(command for _, (command, _) in self._cues),
+            instructions=tuple(instruction for _, (_, instruction) in self._cues),
+            reason_time_us=times(self._reasons),
+            reasons=tuple(reason for _, reason in self._reasons),
+            event_time_us=times(events),
+            events=tuple(event for _, event in events),
+        )
+
+
+@lru_cache(maxsize=4)  # seconds for a large town
+def _town_png(path: Path) -> bytes:
+    return map_png(drivable_mask(path))
+
+
+def drivable_mask_of_course(road: Road) -> np.ndarray:
+    """uint8 [H, W], 255 where one may drive, 0.1 m a pixel, row 0 in the north: nuScenes' map raster."""
+    outlines = [surface.outline_m for surface in road.surfaces if surface.kind in DRIVABLE]
+    width, height = np.ceil(np.concatenate(outlines).max(axis=0) + MAP_MARGIN_M).astype(int) * MAP_PX_PER_M
+    mask = np.zeros((height, width), np.uint8)
+    for outline in outlines:
+        pixels = outline * (MAP_PX_PER_M, -MAP_PX_PER_M) + (-0.5, height - 0.5)
+        cv2.fillPoly(mask, [np.rint(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    return mask
+
+
+def check_number(suite: str, number: int) -> None:
+    """An InputError unless a scene can have this number."""
+    if number not in NUMBERS:
+        raise InputError("record", "--seed", number, f"1 to {NUMBERS[-1]}, and one that the devkit accepts")
+    if suite != COURSE:
+        get_scenario(f"{suite}/{NUMBERS.index(number)}")
