@@ -39,6 +39,7 @@ FILM_HZ = 2  # keyframes
 PERIODS_HZ = 10
 MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
 DRIVABLE = ("asphalt", "shoulder")
+JPEG_QUALITY = 90
 EPOCH_US, HOUR_US = 1_577_836_800_000_000, 3_600_000_000  # scene n is driven n hours into 2020
 START_LATERAL_M, START_HEADING_RAD = 0.5, 0.08
 BURST_EVERY_S, BURST_S = (3.0, 6.0), (0.3, 0.7)
@@ -70,7 +71,7 @@ class Recording:
 
     @property
     def writer(self) -> NuscenesWriter:
-        return NuscenesWriter(self.dataroot, self.version)
+        return NuscenesWriter(self.dataroot, self.version, JPEG_QUALITY)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -158,3 +163,91 @@ def test_record_rejects_a_folder_that_others_made(tmp_path, capsys):
     (tmp_path / "v1.0-mini").mkdir()
     assert main(["record", "--out", str(tmp_path), *ARGUMENTS]) == 2
     assert "v1.0-mini" in capsys.readouterr().err
+
+
+TOWN = ["record", "--suite", "hazard-cut-in", "--image-size", "48x32", "--renderer", "cv", "--videos", "0", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def town_dataroot(tmp_path_factory):
+    """One scene of the town at 10 Hz, by one process."""
+    out = tmp_path_factory.mktemp("town") / "data"
+    assert main([*TOWN, "--steps", "10", "--workers", "1", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_town_scene_is_whole_and_knows_more_than_nuscenes(town_dataroot):
+    source = NuscenesSource(town_dataroot, "v1.0-mini")
+    assert source.scenes == ("scene-0001",)
+    count = check_source(source)
+    assert count > 40
+    extension = source.extension("scene-0001")
+    assert (extension.scenario, extension.town, extension.weather) == ("hazard-cut-in/0", "grid", "clear")
+    times_us = source.frame_times_us("scene-0001")
+    np.testing.assert_array_equal(extension.reason_time_us, times_us)
+    assert all(":" in reason for reason in extension.reasons)
+    clips = [source.clip("scene-0001", k) for k in range(0, count, 10)]
+    assert len({clip.instruction for clip in clips}) > 1
+    assert len({state for state in extension.lights if state}) > 1
+    assert {letter for states in extension.lights for letter in states} <= set("ruyYgG")
+    assert extension.events == (("route_completed", "", "ego"),)
+    away = [np.hypot(*(extension.route_m - clip.T_world_from_ego_now[:2, 3]).T).min() for clip in clips]
+    assert max(away) < 3.5
+    assert any(box.startswith("vehicle") for box in source.future("scene-0001", 5).boxes_now.categories)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_official_devkit_walks_a_town_scene(town_dataroot):
+    from nuscenes.nuscenes import NuScenes
+
+    nusc = NuScenes("v1.0-mini", str(town_dataroot), verbose=False)
+    scene = nusc.scene[0]
+    row = nusc.get("sample_data", nusc.get("sample", scene["first_sample_token"])["data"]["CAM_FRONT"])
+    images = 0
+    while True:
+        images += 1
+        assert os.path.getsize(nusc.get_sample_data_path(row["token"])) > 300
+        if not row["next"]:
+            break
+        row = nusc.get("sample_data", row["next"])
+    assert images == 5 * (scene["nbr_samples"] - 1) + 1
+    mask = nusc.map[0]["mask"]
+    on_road = [
+        mask.mask()[tuple(int(v) for v in reversed(mask.to_pixel_coords(*np.array(pose["translation"][:2]))))]
+        for pose in nusc.ego_pose[::50]
+    ]
+    assert all(on_road)
+
+
+def test_a_killed_recording_goes_on_and_leaves_no_half_scene(town_dataroot, tmp_path, capsys):
+    out = tmp_path / "data"
+    arguments = [*TOWN, "--steps", "10", "--workers", "2", "--out", str(out)]
+    words = [
+        sys.executable,
+        "-c",
+        "import sys; from policies.cli import main; sys.exit(main(sys.argv[1:]))",
+        *arguments,
+    ]
+    process = subprocess.Popen(words)
+    staged = out / ".v1.0-mini.staging"
+    try:
+        while not list(staged.rglob("*.jpg")):
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "v1.0-mini").exists()
+    assert not (out / "samples").exists()
+    assert main(arguments) == 0
+    assert "1 of 1 scenes finished" in capsys.readouterr().out
+    assert not list(out.glob(".v1.0-mini.staging*"))
+
+    def contents(root):
+        paths = [
+            p for p in root.rglob("*") if p.is_file() and p.relative_to(root).parts[0] not in ("media", "episodes")
+        ]
+        return {p.relative_to(root): p.read_bytes() for p in paths if p.parent != root}
+
+    # Two processes, one of them killed, made what one made.
+    assert contents(out) == contents(town_dataroot)
