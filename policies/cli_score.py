@@ -124,5 +124,5 @@ def _leaderboard(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     run = options.run_directory
     for path in export_run(run, options.to, options.out or run / "export", options.episode):
-        print(f"{options.to}: {path}")
+        print(f"{options.to}: {path}", flush=True)
     return 0

@@ -19,10 +19,12 @@ LIFT_M = {"route": 0.02, "red": 0.04, "plan": 0.06}  # above the ground, so that
 def write_rrd(log: EpisodeLog, path: Path, film: Path | None = None) -> None:
     """Write atomically. Needs the package rerun-sdk."""
     import rerun
+    from rerun import blueprint
 
     with atomic_path(path) as temporary:
         recording = rerun.RecordingStream("vla-drive", recording_id=f"{log.policy} {log.suite} {log.name}")
         recording.save(str(temporary))
+        recording.send_blueprint(_layout(blueprint, film is not None))
         _log_still(rerun, recording, log)
         for frame in range(len(log)):
             recording.set_time("time", duration=float(log.time_s[frame]))
@@ -36,6 +38,18 @@ def write_rrd(log: EpisodeLog, path: Path, film: Path | None = None) -> None:
             recording.log("film", rerun.EncodedImage(contents=jpeg, media_type="image/jpeg"))
         recording.flush()
         recording.disconnect()
+
+
+def _layout(blueprint, filmed: bool):
+    """The world on the left; beside it film, series and words."""
+    beside = [
+        blueprint.TimeSeriesView(origin="/series", name="series"),
+        blueprint.TextLogView(origin="/words", name="words"),
+    ]
+    if filmed:
+        beside.insert(0, blueprint.Spatial2DView(origin="/film", name="film"))
+    world = blueprint.Spatial3DView(origin="/world", name="world")
+    return blueprint.Blueprint(blueprint.Horizontal(world, blueprint.Vertical(*beside)), collapse_panels=True)
 
 
 def _log_still(rerun, recording, log: EpisodeLog) -> None:

@@ -1,6 +1,6 @@
 """The episodes of a run as files of other viewers, by format."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -42,8 +42,8 @@ def get_format(name: str) -> Format:
     return found
 
 
-def export_run(run_dir: Path, name: str, out: Path, episodes: Sequence[str] = ()) -> list[Path]:
-    """Write OUT/EPISODE.FORMAT of the named episodes (all that have a log, if none is named) and return the paths.
+def export_run(run_dir: Path, name: str, out: Path, episodes: Sequence[str] = ()) -> Iterator[Path]:
+    """Write OUT/EPISODE.FORMAT of the named episodes (all that have a log, if none is named), each path as it is done.
 
     A film of the episode goes with it. An unknown name, or no log at all, is an InputError.
     """
@@ -60,10 +60,8 @@ def export_run(run_dir: Path, name: str, out: Path, episodes: Sequence[str] = ()
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("--out", "folder", f"{out} ({error.strerror})", "a folder that can be made") from None
-    paths = []
     for row in [rows[episode] for episode in episodes or rows]:
-        log = read_episode(inside(run_dir, row["log"]))
+        path = out / f"{row['name']}.{name}"
         film = inside(run_dir, row["video"]) if row["video"] else None
-        paths.append(out / f"{row['name']}.{name}")
-        form.write(log, paths[-1], film)
-    return paths
+        form.write(read_episode(inside(run_dir, row["log"])), path, film)
+        yield path

@@ -83,7 +83,7 @@ def test_mcap_reads_back(tmp_path: Path):
     from mcap.reader import make_reader
 
     make_run(tmp_path / "run")
-    (path, *others) = export_run(tmp_path / "run", "mcap", tmp_path / "out")
+    path, *others = export_run(tmp_path / "run", "mcap", tmp_path / "out")
     assert len(others) == 3
     log = read_episode(tmp_path / "run" / "episodes" / "first-0.npz")
     found: dict[str, list] = {}
@@ -168,13 +168,13 @@ def test_an_unknown_format_episode_or_folder_is_named(tmp_path: Path, monkeypatc
         get_format("mcp")
     monkeypatch.setattr("sim.report.exports.find_spec", lambda name: object())
     with pytest.raises(InputError, match="Did you mean first-0"):
-        export_run(tmp_path / "run", "mcap", tmp_path / "out", ["frst-0"])
+        list(export_run(tmp_path / "run", "mcap", tmp_path / "out", ["frst-0"]))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a folder that can be made"):
-        export_run(tmp_path / "run", "mcap", tmp_path / "file" / "out")
+        list(export_run(tmp_path / "run", "mcap", tmp_path / "file" / "out"))
     shutil.rmtree(tmp_path / "run" / "episodes")
     with pytest.raises(InputError, match="a run directory"):
-        export_run(tmp_path / "nowhere", "mcap", tmp_path / "out")
+        list(export_run(tmp_path / "nowhere", "mcap", tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", list(FORMATS))

@@ -1,5 +1,6 @@
 """What went wrong: kinds and fault of failures, which of them are filmed, and what the films show."""
 
+import json
 from pathlib import Path
 
 import av
@@ -189,6 +190,27 @@ def test_what_does_not_fit_is_linked_or_left_out_in_words(tmp_path: Path, monkey
     left_out = page.count("<article") - page.count('class="timeline"')
     assert 0 < left_out < 4
     assert f"{left_out} of 4 episodes are not drawn" in page
+
+
+@pytest.mark.slow
+def test_a_page_of_many_episodes_stays_small(tmp_path: Path):
+    """300 filmed episodes, 90 MB of films and pictures: the page is below 15 MB and says what is not in it."""
+    summary = make_run(tmp_path)
+    log = log_of({60: ["off_road"]}, frames=300)
+    rng, rows = np.random.default_rng(0), []
+    for k in range(300):
+        name = f"first-{k}"
+        write_episode(tmp_path / "episodes" / f"{name}.npz", log)
+        for suffix in ("mp4", "jpg"):
+            (tmp_path / "media" / f"{name}.{suffix}").write_bytes(rng.bytes(150_000))
+        media = {"log": f"episodes/{name}.npz", "video": f"media/{name}.mp4", "sheets": [f"media/{name}.jpg"]}
+        rows.append(summary["episodes"][0] | media | {"name": name, "seed": k})
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"episodes": rows}))
+    page = write_report(tmp_path).read_text()
+    assert len(page.encode()) < 15_000_000
+    assert page.count("<article") == 300
+    assert "films and pictures are not in this page but beside it" in page
+    assert "12 of 300 of them" in page
 
 
 def test_an_unfinished_log_of_a_failed_episode_is_not_needed(tmp_path: Path):
