@@ -18,7 +18,7 @@ EVENT_WORDS = {
     "stop_line": "passed a stop line",
     "wrong_way": "wrong way",
     "route_left": "left the route",
-    "blocked": "did not get on",
+    "blocked": "blocked",
     "speeding": "speeding",
 }
 PARTNERS = {  # beginning of a nuScenes category, the first that fits: in words

@@ -24,6 +24,7 @@ from sim.rollout_log import EpisodeLog, read_episode
 MIME = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".png": "image/png"}
 EMBEDDED_BYTES, DRAWN_BYTES = 6_500_000, 3_000_000  # base64 makes 4 of 3
 PLANS_LISTED = 5
+FILTERS = ("policy", "outcome", "suite", "town", "weather")  # of the table of episodes, where they differ
 ROW_COLUMNS = (  # of the table of episodes: what the outcome does not say already
     "time_on_course_s",
     "distance_m",
@@ -86,7 +87,7 @@ def write_report(run_dir: Path, most_clips: int = MOST_CLIPS) -> Path:
         columns=[(key, *LABELS[key]) for key in ROW_COLUMNS if any(key in episode["metrics"] for episode in episodes)],
         episodes=episodes,
         place_of={episode["name"]: episode["place"] for episode in episodes},
-        filters={key: sorted({episode[key] for episode in episodes}) for key in ("policy", "outcome", "suite")},
+        filters={key: sorted({episode[key] for episode in episodes}) for key in FILTERS},
         unfilmed=sum(failure.frame is not None for _, failure in rows) - len(clips),
         undrawn=drawn.refused,
         linked=films.refused,
@@ -102,6 +103,7 @@ def _episode(run_dir: Path, row: dict, place: int) -> dict:
     shown = {key: row[key] for key in ("name", "policy", "seed", "ended_by", "error")}
     shown |= {"place": place, "found": [(row, failure) for failure in found], "outcome": outcome(row, found)}
     shown |= {"failed": bool(found), "suite": row.get("suite", ""), "log": row["log"]}
+    shown |= {"town": "" if log is None else log.town, "weather": "" if log is None else log.weather}
     shown["seconds"] = float(log.time_s[-1]) if log is not None and len(log) else None
     shown["metrics"] = {key: value for key, (value, _) in row.get("scores", {}).items()}
     shown["drawn"] = None
