@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from policies.bench.scoring import score_figures
 from policies.bench.tokens import token_figures
 from policies.bench.town import town_figures
 from policies.runs import git_commit, package_version, write_json
@@ -16,11 +17,13 @@ from sensors.errors import InputError
 BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = {
     "sim": town_figures,
     "tokens": token_figures,
+    "score": score_figures,
 }
 EPILOGS = {
     "bench": """examples:
   vla bench sim --quick --json sim.json                  within a minute on two cores that are otherwise idle
-  vla bench sim                                          every figure of the simulator"""
+  vla bench sim                                          every figure of the simulator
+  vla bench score --quick                                what scoring costs"""
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from policies.cli_drive import starts_of
 from policies.cli_parts import whole
 from policies.refilm import film_failures
-from policies.scores import compare_runs, differences, score_run, table, to_json
+from policies.scores import compare_runs, differences, interrupted, score_run, table, to_json
 from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS, QUICK, get_protocol
 from sim.report.comparison import write_comparison
@@ -96,9 +96,11 @@ def _score(options: argparse.Namespace) -> int:
     for name in names:
         get_protocol(name)
     run = score_run(options.run_directory, names)
-    print(run.headline(), *table(run.summary), sep="\n")
+    cut = interrupted(run)
+    words = f", {len(cut)} INTERRUPTED and in no score: {', '.join(cut[:3])}{' ...' if len(cut) > 3 else ''}"
+    print(run.headline() + (words if cut else ""), *table(run.summary), sep="\n")
     print(f"report: {write_report(run.path)}")
-    return 0 if run.whole else 1
+    return 0 if run.whole and not cut else 1
 
 
 def _compare(options: argparse.Namespace) -> int:

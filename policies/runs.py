@@ -25,6 +25,7 @@ from sim.metrics.protocols import QUICK, figures_of_file, get_protocol, summariz
 from sim.rollout_log import EpisodeLog, EpisodeRecorder, atomic_path, write_episode
 
 KEEP_EVERY_S = 10.0  # between two writes of an episode under way
+UNFINISHED = ".unfinished.npz"
 
 
 def write_json(path: Path, value: object) -> None:
@@ -83,7 +84,7 @@ def kept(path: Path, row: dict, fps: int) -> Iterator[Episode]:
     """An episode whose log and media are written under a run directory, and told in its row, if the block ends well."""
     name = row["name"]
     with EpisodeMedia(path, name, fps) if fps else nullcontext() as media:
-        episode = Episode(media, path / "episodes" / f"{name}.unfinished.npz")
+        episode = Episode(media, path / "episodes" / f"{name}{UNFINISHED}")
         yield episode
     write_episode(path / "episodes" / f"{name}.npz", episode.log)
     episode.unfinished.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import threadpoolctl
 
-from policies.runs import Run
+from policies.runs import UNFINISHED, Run
 from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS, Difference, Figure, compare_figures
 from sim.report.summary import read_summary
@@ -47,6 +47,12 @@ def score_run(path: Path, names: Sequence[str]) -> Run:
             run.score(order, names, pool.map)
     run.save()
     return run
+
+
+def interrupted(run: Run) -> list[str]:
+    """Names of the episodes that were under way when the run was killed: recorded in part, in no row and no score."""
+    names = {log.name.removesuffix(UNFINISHED) for log in (run.path / "episodes").glob(f"*{UNFINISHED}")}
+    return sorted(names - {row["name"] for row in run.summary["episodes"]})
 
 
 def table(summary: dict) -> list[str]:

@@ -107,14 +107,13 @@ def nuplan(drive: Drive) -> dict[str, Score]:
     value, valid = no_collision(drive.judged)
     oncoming = drive.areas.oncoming[0] & ~drive.areas.centre_in_intersection[0]
     ego_m = float(view.along_m[-1] - view.along_m[0])
-    limit = np.full(len(log), np.nan if view.limit_mps is None else view.limit_mps)
     scores = {
         "NC": (float(value[0]), bool(valid[0])),
         # The world ends an episode as the car leaves the road; that it then was not yet 0.3 m out excuses nothing.
         "DAC": (0.0, True) if "off_road" in log.event else closed_loop.nuplan_drivable_area(_outside_m(drive)),
         "DDC": closed_loop.nuplan_driving_direction(np.where(oncoming, drive.step_m, 0.0), DT_S),
         "TTC": closed_loop.nuplan_ttc(_least_ttc_s(drive)),
-        "speed_limit": closed_loop.nuplan_speed_limit(log.speed_mps, limit, DT_S),
+        "speed_limit": closed_loop.nuplan_speed_limit(log.speed_mps, view.limit_mps, DT_S),
         "C": (float(all(ok[0] for ok in comfort(drive.states, "strict").values())), True),
         **closed_loop.nuplan_progress(ego_m, log.goal_m),
     }
@@ -277,9 +276,9 @@ def hugsim(drive: Drive) -> dict[str, Score]:
     steps = [_hugsim_step(view, int(frame)) for frame in frames if frame <= last]
     route = view.way_m[: max(int(np.searchsorted(view.passed_m, log.goal_m)), 2)]
     completion = neural_sims.hugsim_route_completion(log.ego_xyyaw_in_world[: last + 1, :2], route)
+    scored = [neural_sims.hugsim_step_variants(step, tuple(names.values())) for step in steps]
     return {
-        name: neural_sims.hugsim([neural_sims.hugsim_step(step, variant)["s"] for step in steps], completion)
-        for name, variant in names.items()
+        name: neural_sims.hugsim([each[variant]["s"] for each in scored], completion) for name, variant in names.items()
     }
 
 

@@ -173,11 +173,14 @@ class LogView:
         return float(self.passed_m[i]), self.way_m[i:j]
 
     @cached_property
-    def limit_mps(self) -> float | None:
-        """The speed limit of the route's lanes (the lowest), or None."""
-        limits = [lane.limit_mps for lane in self.log.surroundings.lanes if lane.on_route]
-        known = [limit for limit in limits if np.isfinite(limit)]
-        return min(known) if known else None
+    def limit_mps(self) -> np.ndarray:
+        """float64 [F]: the speed limit of the route's lane that is nearest to the rear axle; NaN where unknown."""
+        lanes = [lane for lane in self.log.surroundings.lanes if lane.on_route]
+        if not lanes:
+            return np.full(len(self.log), np.nan)
+        track = self.log.ego_xyyaw_in_world[:, :2]
+        away_m = np.stack([project_on_line(track, lane.centreline_m)[1] for lane in lanes])
+        return np.array([lane.limit_mps for lane in lanes])[away_m.argmin(axis=0)]
 
     def scene(self, frame: int) -> PdmScene:
         """The surroundings of a plan made at a frame, for as long as the log knows them."""

@@ -47,9 +47,15 @@ def hugsim_step(step: HugsimStep, variant: str = "compat") -> dict[str, Score]:
 
     Where no background points are known, NC and TTC look at the cars alone (a town has no other obstacles).
     """
-    check_variant(variant)
+    return hugsim_step_variants(step, (variant,))[variant]
+
+
+def hugsim_step_variants(step: HugsimStep, variants: Sequence[str]) -> dict[str, dict[str, Score]]:
+    """`hugsim_step` in several variants, which differ in comfort only."""
+    for variant in variants:
+        check_variant(variant)
     if len(step.plan) < 2 or not len(step.cars):
-        return dict.fromkeys(("NC", "DAC", "TTC", "C", "s"), NOT_AVAILABLE)
+        return {variant: dict.fromkeys(("NC", "DAC", "TTC", "C", "s"), NOT_AVAILABLE) for variant in variants}
     poses = np.concatenate([step.ego_xyyaw[None], step.plan])
     if np.hypot(*(poses[-1] - poses[0])[:2]) < 1.0:
         poses[:, 2] = poses[0, 2]  # headings of a plan that stands still are noise
@@ -60,11 +66,13 @@ def hugsim_step(step: HugsimStep, variant: str = "compat") -> dict[str, Score]:
         moved = poses.copy()
         moved[:, :2] += velocity * ahead_s
         clear.append(_hugsim_clear(step, moved))
-    nc, ttc = float(clear[0]), float(all(clear[1:]))
-    c = float(_hugsim_comfortable(poses, step.step_s, variant))
-    dac = _hugsim_drivable(step, poses)
-    s = (nc * dac[0] * (5 * ttc + 2 * c) / 7, True) if dac[1] else NOT_AVAILABLE
-    return {"NC": (nc, True), "DAC": dac, "TTC": (ttc, True), "C": (c, True), "s": s}
+    nc, ttc, dac = float(clear[0]), float(all(clear[1:])), _hugsim_drivable(step, poses)
+    scores = {}
+    for variant in variants:
+        c = float(_hugsim_comfortable(poses, step.step_s, variant))
+        s = (nc * dac[0] * (5 * ttc + 2 * c) / 7, True) if dac[1] else NOT_AVAILABLE
+        scores[variant] = {"NC": (nc, True), "DAC": dac, "TTC": (ttc, True), "C": (c, True), "s": s}
+    return scores
 
 
 def hugsim(steps: Sequence[Score], route_completion: float) -> Score:
@@ -81,18 +89,16 @@ def hugsim_route_completion(xy: np.ndarray, route_xy: np.ndarray) -> float:
 
 def _hugsim_clear(step: HugsimStep, poses: np.ndarray) -> bool:
     length, width = step.ego_size_lw_m
-    for i, pose in enumerate(poses):
-        cars = np.asarray(step.cars[min(i, len(step.cars) - 1)], dtype=np.float64).reshape(-1, 5)
-        half = np.broadcast_to([length / 2, width / 2], (len(cars), 2))
-        centre = np.broadcast_to(pose[:2], (len(cars), 2))
-        yaw = np.full(len(cars), pose[2])
-        if boxes_touch(centre, yaw, half, cars[:, :2], cars[:, 2], cars[:, 3:5] / 2).any():
+    cars = [np.reshape(step.cars[min(i, len(step.cars) - 1)], (-1, 5)) for i in range(len(poses))]
+    ego = np.repeat(poses, [len(rows) for rows in cars], axis=0)
+    cars = np.concatenate(cars).astype(np.float64)
+    half = np.broadcast_to([length / 2, width / 2], (len(cars), 2))
+    if boxes_touch(ego[:, :2], ego[:, 2], half, cars[:, :2], cars[:, 2], cars[:, 3:5] / 2).any():
+        return False
+    for pose in () if step.background_xy is None else poses:
+        local = _into_box(step.background_xy, pose)
+        if (np.abs(local) < [length / 2, width / 2]).all(axis=1).sum() > HUGSIM_POINTS:
             return False
-        if step.background_xy is not None:
-            local = _into_box(step.background_xy, pose)
-            inside = (np.abs(local) < [length / 2, width / 2]).all(axis=1)
-            if inside.sum() > HUGSIM_POINTS:
-                return False
     return True
 
 

@@ -119,23 +119,25 @@ def idm_acceleration(v: np.ndarray, target: np.ndarray, gap_m: np.ndarray, v_lea
 def proposals(
     egos: np.ndarray,
     scenes: Sequence[PdmScene],
-    speed_limit_mps: float | None,
+    speed_limit_mps: np.ndarray | float | None,
     variant: str = "compat",
     vehicle: Footprint = PACIFICA,
 ) -> np.ndarray:
     """Reference poses [Q, 15, 41, 3]: IDM at five speeds along three paths, from the states [Q, 7] of the ego in Q
-    scenes as PDM-Closed foresees them.
+    scenes as PDM-Closed foresees them. One speed limit, or one for each [Q]; None and NaN stand for an unknown one.
 
     The leader is looked up every 0.2 s. compat: at the first step there is none yet and NAVSIM's empty record reads
     as a leader at arc length 0, so that every proposal brakes for 0.1 s; strict looks before the first step.
     """
     lines = [path for scene in scenes for path in parallel_paths(scene.centreline)]
     paths = Paths.of(lines)
-    target = np.array(SPEED_SHARES) * (FALLBACK_LIMIT_MPS if speed_limit_mps is None else speed_limit_mps)
+    limit = np.broadcast_to(np.nan if speed_limit_mps is None else speed_limit_mps, len(scenes))
+    limit = np.repeat(np.where(np.isnan(limit), FALLBACK_LIMIT_MPS, limit), len(OFFSETS_M))
+    target = limit[:, None] * SPEED_SHARES  # [G, J]
     start_m = np.array([float(project_on_line(egos[g // 3, :2], path[:, :2])[0]) for g, path in enumerate(lines)])
-    blocked, lights = _in_the_way(scenes, paths, start_m, target.max() * (STATES - 1) * DT_S, vehicle)
-    s = np.zeros((STATES, len(lines), len(target)))
-    s[0], v = start_m[:, None], np.repeat(egos[:, VX], len(OFFSETS_M))[:, None] + np.zeros(len(target))
+    blocked, lights = _in_the_way(scenes, paths, start_m, limit * (STATES - 1) * DT_S, vehicle)
+    s = np.zeros((STATES, *target.shape))
+    s[0], v = start_m[:, None], np.repeat(egos[:, VX], len(OFFSETS_M))[:, None] + np.zeros(target.shape)
     place, speed, rear = np.zeros(v.shape), np.zeros(v.shape), np.zeros(v.shape)
     for k in range(1, STATES):
         if k % FORECAST_HOLD == 0 or (k == 1 and variant == "strict"):
@@ -150,7 +152,7 @@ def proposals(
 
 
 def _in_the_way(
-    scenes, paths: Paths, start_m: np.ndarray, reach_m: float, vehicle: Footprint
+    scenes, paths: Paths, start_m: np.ndarray, reach_m: np.ndarray, vehicle: Footprint
 ) -> tuple[list[_InTheWay], list[np.ndarray]]:
     """What blocks the paths within reach at each of INSTANTS, and the polygons of the lights among it."""
     numbers: dict[int, int] = {}  # a light that stays red is one array in all scenes
@@ -160,7 +162,8 @@ def _in_the_way(
         red = _red_at(scene.red_lights)
         for g in range(3 * q, 3 * q + 3):
             path, along = paths.line(g)
-            corridor = _corridor(path, along, start_m[g], min(start_m[g] + reach_m, paths.end_m[g]), vehicle.width_m)
+            end_m = min(start_m[g] + reach_m[g], paths.end_m[g])
+            corridor = _corridor(path, along, start_m[g], end_m, vehicle.width_m)
             if not len(corridor[0]):
                 continue
             t, a = np.nonzero(_actors_in_corridor(scene.actors, INSTANTS, corridor).T)

@@ -178,6 +178,10 @@ class Areas:
     centre_in_intersection: np.ndarray
     rear_axle_in_intersection: np.ndarray
 
+    def take(self, index: Sequence[int] | slice) -> "Areas":
+        """Those of some of the proposals."""
+        return Areas(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
 
 def ego_points(states: np.ndarray, vehicle: Footprint = PACIFICA) -> np.ndarray:
     """Corners, centre and rear axle [..., 6, 2] of states [..., 7], in the order FRONT_LEFT ... REAR_AXLE."""
@@ -328,16 +332,19 @@ def rectangles_touch_polygon(corners: np.ndarray, polygon: np.ndarray) -> np.nda
     near = np.flatnonzero(((high >= polygon.min(axis=0)) & (low <= polygon.max(axis=0))).all(axis=1))
     if not len(near):
         return touch
+    # In the frame of each rectangle: an edge of the polygon touches it unless one of three axes keeps them apart.
     boxes = corners[near]
-    hit = points_in_polygon(boxes, polygon).any(axis=1)
-    rolled = np.roll(boxes, -1, axis=1)
-    side = _cross(rolled[:, :, None] - boxes[:, :, None], polygon[None, None] - boxes[:, :, None])  # [N, 4, V]
-    hit |= ((side >= 0).all(axis=1) | (side <= 0).all(axis=1)).any(axis=1)  # a vertex inside or on the rectangle
-    other = np.roll(polygon, -1, axis=0)
-    ends = np.roll(side, -1, axis=2)
-    turn = _cross((other - polygon)[None, None], boxes[:, :, None] - polygon[None, None])
-    turn_next = np.roll(turn, -1, axis=1)
-    hit |= ((side * ends < 0) & (turn * turn_next < 0)).any(axis=(1, 2))  # edges that cross
+    centre, sides = boxes.mean(axis=1), (boxes[:, 0] - boxes[:, 1], boxes[:, 1] - boxes[:, 2])
+    half = np.stack([np.hypot(*side.T) / 2 for side in sides])
+    axis = [side / np.maximum(2 * h, 1e-300)[:, None] for side, h in zip(sides, half, strict=True)]
+    x, y = ((polygon[:, 0] - centre[:, :1]) * a[:, :1] + (polygon[:, 1] - centre[:, 1:]) * a[:, 1:] for a in axis)
+    x1, y1 = np.roll(x, -1, axis=1), np.roll(y, -1, axis=1)
+    dx, dy, (hx, hy) = x1 - x, y1 - y, half[:, :, None]
+    apart = (np.abs(x + x1) > 2 * hx + np.abs(dx)) | (np.abs(y + y1) > 2 * hy + np.abs(dy))
+    apart |= np.abs(x * dy - y * dx) > hx * np.abs(dy) + hy * np.abs(dx)
+    hit = ~apart.all(axis=1)
+    rest = np.flatnonzero(~hit)  # no edge touches: inside as a whole, or not at all
+    hit[rest] = points_in_polygon(centre[rest], polygon)
     touch[near] = hit
     return touch
 
@@ -351,10 +358,6 @@ def angle_to(states: np.ndarray, targets: np.ndarray) -> np.ndarray:
     cos, sin = np.cos(states[:, HEADING]), np.sin(states[:, HEADING])
     angle = np.abs(np.arctan2(cos * dy - sin * dx, cos * dx + sin * dy))
     return np.where(np.hypot(dx, dy) > 0, angle, np.nan)
-
-
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
 def polygon_distance(rectangles: np.ndarray, polygons: np.ndarray) -> np.ndarray:

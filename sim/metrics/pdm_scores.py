@@ -77,6 +77,8 @@ class Judged:
     @cached_property
     def touching(self) -> np.ndarray:
         """Which objects the ego touches at each instant, bool [P, K, A]."""
+        if "about_to_touch" in vars(self):  # whose first is at once
+            return self.about_to_touch[:, :, 0]
         return _contacts(self, self.states.shape[1], (0,))[:, :, 0]
 
     @cached_property
@@ -89,10 +91,11 @@ class Judged:
         return _driving_direction(self)
 
 
-def judge(states: np.ndarray, scene: PdmScene, vehicle: Footprint = PACIFICA) -> Judged:
-    """What the sub-scores of states [P, 41, 7] share, whatever version and variant."""
+def judge(states: np.ndarray, scene: PdmScene, vehicle: Footprint = PACIFICA, areas: Areas | None = None) -> Judged:
+    """What the sub-scores of states [P, 41, 7] share, whatever version and variant; `areas` if they are known."""
     points = ego_points(states, vehicle)
-    areas = None if scene.layers is None else ego_areas(points, scene.layers)
+    if areas is None and scene.layers is not None:
+        areas = ego_areas(points, scene.layers)
     actors = scene.actors
     if len(actors.ids):
         # TTC looks 0.9 s ahead of the last state; whatever stays out of that reach can be left out exactly.
@@ -323,9 +326,10 @@ def sub_scores(
     mapped, lined = judged.areas is not None, scene.centreline is not None
     instants = scene.actors.present.shape[1]
     needed = STATES + (TTC_STEPS[-1] if version == "v1" else 0)
+    ttc = _time_to_collision(judged, version) if instants >= needed else missing  # first: it knows the contacts of NC
     scores = {
         "NC": no_collision(judged, version, variant) if instants >= STATES else missing,
-        "TTC": _time_to_collision(judged, version) if instants >= needed else missing,
+        "TTC": ttc,
         "DAC": _drivable_area(judged) if mapped else missing,
         "DDC": judged.direction if judged.lanes_known else missing,
     }

@@ -21,7 +21,7 @@ from sim.metrics.log_view import LogView
 from sim.metrics.pdm import HEADING, STEER, VX, YAW_RATE, resample_plan, rollout
 from sim.metrics.pdm_closed import foresee, proposal_scores
 from sim.metrics.pdm_proposals import proposals
-from sim.metrics.pdm_scene import STATES, PdmScene
+from sim.metrics.pdm_scene import STATES, PdmScene, ego_areas, ego_points
 from sim.metrics.pdm_scores import TTC_STEPS, Score, extended_comfort, judge, sub_scores, total
 from sim.metrics.pdm_traffic import react
 from sim.metrics.pdm_two_stage import human_filter, two_stage, two_stage_mean
@@ -51,7 +51,7 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
     starts = np.stack([_start(view, int(frame), variant) for frame in frames])
     scenes = [view.scene(int(frame)) for frame in frames]
     foreseen = [foresee(start, scene, vehicle) for start, scene in zip(starts, scenes, strict=True)]
-    offered = proposals(starts, foreseen, view.limit_mps, variant, vehicle)
+    offered = proposals(starts, foreseen, view.limit_mps[frames], variant, vehicle)
     poses = np.concatenate([offered, np.stack(plans)[:, None]], axis=1)  # [Q, 15 + 1, 41, 3]
     each = poses.shape[1]
     states = rollout(
@@ -66,7 +66,8 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
     if "v2" in versions and view.layers.lanes_known and view.log.lights != "unknown":
         answered = _answered(view, scenes, states[:, -1], variant)
     for q, frame in enumerate(frames):
-        judged = judge(states[q, :-1], foreseen[q], vehicle)
+        areas = ego_areas(ego_points(states[q], vehicle), view.layers)
+        judged = judge(states[q, :-1], foreseen[q], vehicle, areas.take(slice(-1)))
         for version in versions:
             if version == "v2" and (q == 0 or scenes[q].red_lights is None or not view.layers.lanes_known):
                 totals[version] += [] if q == 0 else [(float("nan"), False)]
@@ -75,10 +76,11 @@ def plan_totals(view: LogView, variant: str, versions: Sequence[str] = ("v1", "v
                 continue
             score = proposal_scores(states[q, :-1], foreseen[q], version, variant, vehicle, judged)
             best = int(np.argmax(score))
-            both = states[q, [best, -1]]
+            pair = [best, -1]
             scene = answered[q] if version == "v2" else scenes[q]
             past = _history(view, int(frame), variant) if version == "v2" else None
-            scores = sub_scores(both, scene, version, variant, history=past, vehicle=vehicle)
+            both = judge(states[q, pair], scene, vehicle, areas.take(pair))
+            scores = sub_scores(both.states, scene, version, variant, history=past, vehicle=vehicle, judged=both)
             mine = {name: (value[1], valid[1]) for name, (value, valid) in scores.items()}
             if version == "v2":
                 apart_s = float(view.log.time_us[frame] - view.log.time_us[frames[q - 1]]) * 1e-6

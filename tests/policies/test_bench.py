@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.bench import town
+from policies.bench import scoring, town
 from policies.bench.pinned import run_pinned
 from policies.bench.town import JOBS, record_actions, town_figures
 from policies.bench.town_jobs import check_seen
 from policies.cli import main
+from policies.expert import PurePursuit
+from policies.rollout import drive_episode, quiet_env
 
 QUICK = {
     "steps_per_s.gl.224x128",
@@ -121,3 +123,25 @@ def test_the_quick_bench_writes_flat_figures(tmp_path: Path) -> None:
     assert set(figures) <= QUICK
     assert {"steps_per_s.cv.400x225", "steps_per_s.none", "reset_s"} <= set(figures)
     assert all(isinstance(value, float) and value > 0 for value in figures.values())
+
+
+def test_halves_of_a_log() -> None:
+    env = quiet_env((32, 20), 3.0)
+    log = drive_episode(PurePursuit(), env, 1)
+    env.close()
+    plans, others = (len(np.unique(column)) for column in (log.plan_frame, log.actor_id))
+    assert len(np.unique(scoring.first_half(log).plan_frame)) == plans // 2
+    assert len(np.unique(scoring.every_second_other(log).actor_id)) == (others + 1) // 2
+    assert 0.0 < scoring.pdm_closed_s(log) < 1.0
+
+
+@pytest.mark.slow
+def test_the_bench_of_scoring_stays_within_its_limits(tmp_path: Path) -> None:
+    path = tmp_path / "score.json"
+    assert main(["bench", "score", "--quick", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["wall_s.100_episodes"] <= 120
+    assert figures["pdm_closed_ms"] <= 20
+    assert figures["log_mb.minute"] < 1.0
+    assert figures["cpu_ratio.twice_plans"] < 2.3
+    assert figures["cpu_ratio.twice_others"] < 2.0

@@ -154,6 +154,15 @@ def test_score_with_a_failed_scene_says_so(driven, tmp_path, capsys):
     assert metrics["route_completion.n"] == 1
 
 
+def test_score_names_what_was_interrupted(driven, tmp_path, capsys):
+    path = tmp_path / "killed"
+    shutil.copytree(driven, path)
+    first = sorted((path / "episodes").glob("*.npz"))[0]
+    shutil.copy(first, first.with_name("pure-pursuit-seed-0009.unfinished.npz"))
+    assert main(["score", str(path), "--protocol", "plain"]) == 1
+    assert "1 INTERRUPTED and in no score: pure-pursuit-seed-0009" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign version"])
 def test_score_rejects_a_damaged_log_and_changes_nothing(driven, tmp_path, capsys, damage):
     path = tmp_path / "run"

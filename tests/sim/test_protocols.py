@@ -225,6 +225,33 @@ def test_a_red_lane_under_the_plan_stops_epdms():
     assert found["carla_2_0.driving_score"] == pytest.approx(0.7 * clean["carla_2_0.driving_score"])
 
 
+def test_the_speed_limit_is_that_of_where_the_car_is():
+    """60 m of road with another limit cost speed there, and nothing before."""
+    log = drive_log(speed_mps=12.0, cars={}, frames=61)
+    slow = np.array([[40.0, 0.0], [400.0, 0.0]])
+    lane_index = np.append(log.lane_index, [2, 2])
+    changed = replace(
+        log,
+        lane_id=np.append(log.lane_id, "slow"),
+        lane_width_m=np.append(log.lane_width_m, 3.5),
+        lane_limit_mps=np.append(log.lane_limit_mps, 8.0),
+        lane_on_route=np.append(log.lane_on_route, True),
+        lane_index=lane_index,
+        lane_xy_in_world_m=np.concatenate([log.lane_xy_in_world_m, slow]),
+    ).validate()
+    at_m = changed.ego_xyyaw_in_world[:, 0]
+    limits = LogView(replace(changed, lane_xy_in_world_m=_cut(changed, 40.0)).validate()).limit_mps
+    np.testing.assert_array_equal(limits, np.where(at_m < 40.0, 13.9, 8.0))
+    assert figures(changed)["nuplan.score"] <= figures(log)["nuplan.score"]
+
+
+def _cut(log: EpisodeLog, end_m: float) -> np.ndarray:
+    """The vertices of the lanes, the first of which ends earlier."""
+    xy = log.lane_xy_in_world_m.copy()
+    xy[log.lane_index == 0, 0] = np.minimum(xy[log.lane_index == 0, 0], end_m)
+    return xy
+
+
 def test_without_lanes_what_needs_them_is_not_available():
     found = figures(drive_log(lanes=False, frames=61))
     assert not {"epdms.strict", "nuplan.score", "carla_2_0.driving_score", "alpasim.score"} & set(found)
