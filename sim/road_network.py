@@ -133,6 +133,16 @@ class RoadNetwork:
             left -= blind
         return frozenset(left)
 
+    @cached_property
+    def _ways_on(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """For each of CLASSES: edge -> edges to drive on to, blind alleys only where there is nothing else."""
+        out: dict[str, dict[str, tuple[str, ...]]] = {}
+        for sumo_class in CLASSES:
+            may = {edge for edge in self.edges if self.open_to(edge, sumo_class)}
+            on = {edge: tuple(e for e in to if e in may) for edge, to in self.followers.items()}
+            out[sumo_class] = {edge: tuple(e for e in to if e in self.endless) or to for edge, to in on.items()}
+        return out
+
     def open_to(self, edge: str, sumo_class: str) -> bool:
         """Whether some lane of a road is open to one of CLASSES; nobody cycles on a motorway."""
         lanes = [self.lanes[name] for name in self.edges[edge]]
@@ -183,11 +193,9 @@ class RoadNetwork:
         Blind alleys are entered only where there is no other way.
         """
         way, total = [start], self.edge_length_m(start)
-        while total < length_m:
-            choice = [edge for edge in self.followers[way[-1]] if self.open_to(edge, sumo_class)]
-            choice = [edge for edge in choice if edge in self.endless] or choice
-            if not choice:
-                break
+        on = self._ways_on[sumo_class]
+        while total < length_m and on[way[-1]]:
+            choice = on[way[-1]]
             way.append(choice[int(rng.integers(len(choice)))])
             total += self.edge_length_m(way[-1])
         return tuple(way)

@@ -273,9 +273,10 @@ class SumoTraffic:
         network, rng, made = self.network, self._rng, []
         edges = list(network.edges)
         weights = np.array([network.edge_length_m(edge) * len(network.edges[edge]) for edge in edges])
+        share_of_edge = weights / weights.sum()
         names, shares = list(KINDS), np.array([kind.share for kind in KINDS.values()])
         for k in range(count):
-            edge = edges[int(rng.choice(len(edges), p=weights / weights.sum()))]
+            edge = edges[int(rng.choice(len(edges), p=share_of_edge))]
             kind_name, name = names[int(rng.choice(len(names), p=shares))], f"vehicle-{k + 1:03d}"
             if not network.open_to(edge, KINDS[kind_name].sumo_class):
                 kind_name = "car"

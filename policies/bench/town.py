@@ -76,7 +76,7 @@ class _Town:
     def __init__(self, folder: Path, quick: bool, say: Say):
         self.figures: dict[str, float] = {}
         self._quick, self._say, self._folder = quick, say, folder
-        self._window_s, self._windows, self._resets = (0.8, 3, 4) if quick else (4.0, 5, 12)
+        self._window_s, self._windows, self._resets = (0.8, 3, 4) if quick else (3.0, 5, 12)
         self._renderers = ("gl", "cv")
         self._best_rate: dict[tuple[int, int], float] = {}
         try:

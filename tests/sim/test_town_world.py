@@ -11,12 +11,13 @@ import pytest
 from sensors.clip import ROUTE_COMMANDS
 from sensors.errors import InputError
 from sim.geometry import overlap
-from sim.road_network import network_path
+from sim.road_network import network_path, shipped_towns
 from sim.scenarios import SUITES, UNSEEN_TOWN, Scenario, get_scenario, suite_length
 from sim.town_map import town_map
 from sim.town_route import Route, comfortable_speed_mps, command, instruction, smooth_line
 from sim.town_rules import Rules
 from sim.town_world import TownWorld
+from sim.traffic_sumo import KINDS, PEDESTRIAN
 from sim.vehicle import EgoState, VehicleParams
 
 QUIET = Scenario("quiet", "grid", 3, vehicles=0, walkers=0)
@@ -99,6 +100,31 @@ def test_speeding_and_standing_for_ever_are_told(world: TownWorld) -> None:
     assert "speeding" in [event.kind for _ in range(20) for event in world.step(1.0, 0.0)]
 
 
+@pytest.mark.parametrize("town", shipped_towns())
+def test_every_town_lives(world: TownWorld, town: str) -> None:
+    """All kinds are there and move, lights change, pedestrians use the crossings."""
+    world.reset(Scenario("life", town, 2, 60, 150))
+    crossings = [(lane.line, lane.width_m / 2) for lane in world.network.of_kind("crossing")]
+    kinds = {actor.category for k, actor in enumerate(world.actors) if world.traffic.now.present[k]}
+    assert kinds == {kind.category for kind in KINDS.values()} | {PEDESTRIAN}
+    walks = np.array([actor.category == PEDESTRIAN for actor in world.actors])
+    begun, lights, crossed = world.traffic.now.poses_m, world.lights, set()
+    speeds = []
+    for step in range(300):
+        world.step(-1.0, 0.0)
+        now = world.traffic.now
+        speeds.append(now.speed_mps[~walks & now.present].mean())
+        for line, half in crossings if step % 25 == 0 else ():
+            at = line.project(now.poses_m[walks, :2])
+            on = (np.abs(at.lateral_m) < half) & (at.s_m > 0.1) & (at.s_m < line.length_m - 0.1)
+            crossed |= set(np.flatnonzero(on))
+    assert crossed
+    assert np.mean(speeds) > 2.5
+    assert sum(world.lights[name] != lights[name] for name in lights) > len(lights) / 2
+    moved = np.hypot(*(now.poses_m - begun)[walks & now.present, :2].T)
+    assert (moved > 5).mean() > 0.8
+
+
 def test_traffic_keeps_clear_of_an_ego_that_stands_in_its_way(world: TownWorld) -> None:
     world.reset(BUSY)
     events = [event for _ in range(600) for event in world.step(-1.0, 0.0)]
@@ -124,6 +150,7 @@ PROGRAM = """
 import hashlib, sys, numpy as np
 from sim.scenarios import Scenario, get_scenario
 from sim.town_world import TownWorld
+from sim.traffic_sumo import KINDS, PEDESTRIAN
 world, digests = TownWorld(), {}
 for name in sys.argv[1:]:
     scenario = Scenario(name, "irregular", 5, 40, 30) if name == "busy" else get_scenario(name)
