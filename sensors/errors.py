@@ -1,5 +1,8 @@
 """The one error a user's input can raise: it says where, what came, what was expected, and how to fix it."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something a user brought (file, recipe, action, clip) is not usable.
@@ -15,3 +18,9 @@ class InputError(ValueError):
 
     def __reduce__(self):
         return (type(self), (self.where, self.field, self.came, self.expected, self.fix))
+
+
+def unknown_name(where: object, field: str, came: object, names: Iterable[str]) -> InputError:
+    """The error for a name that is none of these; it asks whether the nearest was meant."""
+    near = difflib.get_close_matches(str(came), names := list(names), 1)
+    return InputError(where, field, came, f"one of {', '.join(names)}", f"Did you mean {near[0]}?" if near else "")

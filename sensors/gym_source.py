@@ -3,7 +3,8 @@
 An observation is a mapping with, for N cameras and J new IMU samples,
 
     images                uint8 [N, H, W, 3] RGB; absent from an environment without cameras
-    camera_time_us        int64 [N]           each camera's exposure
+    image_mask            bool [N]            False: no image of this camera has arrived; absent where all have
+    camera_time_us        int64 [N]           each camera's exposure, in whatever past that lies
     T_world_from_ego      float64 [N, 4, 4]   ego pose at the exposures
     T_world_from_ego_now  float64 [4, 4]
     now_us                int64 []
@@ -13,7 +14,8 @@ An observation is a mapping with, for N cameras and J new IMU samples,
 Step t of a clip is the observation nearest to now - (T - 1 - t) stride, at most TOLERANCE of a stride away from it.
 Where there is none (before the start of an episode, as in sensors.nuscenes_source, or a dropped frame) the step is
 masked: image_mask False, the time at which the camera was due (its time now less whole strides), and the pose of the
-nearest observation, which before the start is the first one.
+nearest observation, which before the start is the first one. A camera whose image has not arrived is masked likewise,
+with the time that the observation gives; an older image is not put in its place.
 """
 
 from collections import deque
@@ -100,7 +102,8 @@ class ClipHistory:
             if away_us.min() <= self._tolerance_us:
                 time_us[t] = nearest["camera_time_us"]
                 if "images" in nearest:
-                    images[t], mask[t] = nearest["images"], True
+                    mask[t] = nearest.get("image_mask", True)
+                    images[t][mask[t]] = nearest["images"][mask[t]]
             else:
                 time_us[t] = now["camera_time_us"] - back_us
         return Clip(
@@ -128,6 +131,8 @@ class ClipHistory:
         wanted = {name: (shape, dtype) for (name, dtype), shape in zip(REQUIRED.items(), shapes, strict=True)}
         if "images" in observation:
             wanted["images"] = ((N, camera.height, camera.width, 3), np.uint8)
+        if "image_mask" in observation:
+            wanted["image_mask"] = ((N,), np.bool_)
         frame = {}
         for name, (shape, dtype) in wanted.items():
             if name not in observation:

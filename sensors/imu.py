@@ -1,4 +1,4 @@
-"""A window of inertial measurements, kept at the sensor's own rate.
+"""A window of inertial measurements, kept at the sensor's own rate, and what a real sensor adds to the truth.
 
 The accelerometer measures specific force f = R_ego_from_world (a - g), so a car at rest on level ground reads
 (0, 0, +9.81) m/s2. Axes are those of the ego frame.
@@ -11,6 +11,7 @@ import numpy as np
 from sensors.errors import InputError
 
 GRAVITY_MPS2 = 9.80665  # standard gravity, CODATA
+UG_MPS2, MDPS_RADPS = GRAVITY_MPS2 * 1e-6, np.radians(1e-3)
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,59 @@ class ImuWindow:
             return np.stack([np.interp(at, base, values[:, c]) for c in range(3)], axis=1) if len(at) else values[:0]
 
         return ImuWindow(time_us, columns(self.accel_mps2), columns(self.gyro_radps))
+
+
+@dataclass(frozen=True)
+class ImuErrors:
+    """The errors of an IMU in the units of data sheets; all zero is an ideal one.
+
+    reading = truth + bias + white noise,  bias = turn-on bias + random walk, each axis its own. At an output rate f a
+    noise density n gives samples a standard deviation n sqrt(f), and in t seconds a walk w spreads by w sqrt(t)
+    (Woodman 2007, An introduction to inertial navigation, section 3.2).
+
+    accel_bias_mg, gyro_bias_dps                      standard deviation of the turn-on bias (mg, deg/s)
+    accel_noise_ug_rthz, gyro_noise_mdps_rthz         noise density (ug / sqrt(Hz), mdeg/s / sqrt(Hz))
+    accel_walk_ug_rts, gyro_walk_mdps_rts             walk of the bias (ug / sqrt(s), mdeg/s / sqrt(s))
+    rate_hz                                           output data rate
+    """
+
+    accel_bias_mg: float = 0.0
+    gyro_bias_dps: float = 0.0
+    accel_noise_ug_rthz: float = 0.0
+    gyro_noise_mdps_rthz: float = 0.0
+    accel_walk_ug_rts: float = 0.0
+    gyro_walk_mdps_rts: float = 0.0
+    rate_hz: float = 100.0
+
+    def validate(self, where: object = "imu errors") -> "ImuErrors":
+        """Self, or an InputError that names the first bad field."""
+        for name, value in vars(self).items():
+            low = 1e-3 if name == "rate_hz" else 0.0
+            if not low <= value <= 1e6:
+                raise InputError(where, name, value, f"a number in [{low:g}, 1e+06]")
+        return self
+
+
+class FaultyImu:
+    """One IMU from the moment it is switched on: `read` what it makes of the truth, window after window.
+
+    Two windows give what their union would. `bias` [2, 3] is that of the last sample: m/s2, rad/s.
+    """
+
+    def __init__(self, errors: ImuErrors, rng: np.random.Generator):
+        e, self._rng = errors.validate(), rng
+        units = np.array([[UG_MPS2], [MDPS_RADPS]])
+        self.bias = rng.standard_normal((2, 3)) * (1e3 * units * [[e.accel_bias_mg], [e.gyro_bias_dps]])
+        noise = units * np.sqrt(e.rate_hz) * [[e.accel_noise_ug_rthz], [e.gyro_noise_mdps_rthz]]
+        walk = units / np.sqrt(e.rate_hz) * [[e.accel_walk_ug_rts], [e.gyro_walk_mdps_rts]]
+        self._spread = np.stack([walk, noise])  # [2, 2, 1]
+
+    def read(self, truth: ImuWindow) -> ImuWindow:
+        """The readings at the times of the truth, which are taken to be 1 / rate_hz apart."""
+        if not len(truth):
+            return truth
+        steps, noise = np.moveaxis(self._rng.standard_normal((len(truth), 2, 2, 3)) * self._spread, 1, 0)
+        bias = self.bias + np.cumsum(steps, axis=0)
+        self.bias = bias[-1]
+        error = bias + noise
+        return ImuWindow(truth.time_us, truth.accel_mps2 + error[:, 0], truth.gyro_radps + error[:, 1])

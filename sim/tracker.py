@@ -7,6 +7,7 @@ import numpy as np
 from sensors import frames
 from sensors.errors import InputError
 
+PLAN_TIME_S = np.arange(1, 9) * 0.5  # the instants of a plan, unless it says otherwise
 MAX_PLAN_SPEED_MPS = 70.0
 
 PREVIEW_S = 0.5  # how far ahead in time the speed is tracked

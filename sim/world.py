@@ -116,6 +116,11 @@ class EgoWorld:
         speed, distance = a.speed_mps + accel * t, a.speed_mps * t + 0.5 * accel * t * t
         return advance(a, distance, speed, b.curvature_1pm, b.response)
 
+    def poses_of_ego(self, times_us: np.ndarray) -> np.ndarray:
+        """T_world_from_ego [M, 4, 4] at instants int64 [M] of the last period."""
+        states = [self.ego_at(time_us) for time_us in times_us.tolist()]
+        return matrix_from_xy_yaw(*np.array([(s.x_m, s.y_m, s.yaw_rad) for s in states]).T)
+
     def _place_ego(self, now: EgoState) -> None:
         """Start an episode at this state, after a period of driving steadily."""
         seconds = np.arange(-SUBSTEPS, 1) * (SUBSTEP_US * 1e-6)

@@ -11,11 +11,11 @@ import numpy as np
 
 from policies.bench.pinned import serve
 from sensors.frames import matrix_from_xy_yaw
+from sim.gym_envs import TOWN_ENV_ID
 from sim.render_cv import RendererCv
 from sim.render_gl import RendererGl
 from sim.sensing import nuscenes_rig
 from sim.solids import SEMANTIC
-from sim.town_env import TOWN_ENV_ID, register_town
 from sim.town_scene import town_scene_at
 from sim.weather import WEATHERS
 
@@ -27,7 +27,6 @@ MANY_PX = 20  # a class that covers less of both images is not compared
 
 def make_env(scenario: str, renderer: str, size: tuple[int, int]) -> gymnasium.Env:
     """The town as a user makes it, without Gymnasium's checks of each step; renderer "" is without cameras."""
-    register_town()
     how = {"renderer": renderer, "image_size": tuple(size)} if renderer else {}
     return gymnasium.make(TOWN_ENV_ID, disable_env_checker=True, scenario=scenario, cameras=bool(renderer), **how)
 

@@ -79,6 +79,20 @@ def test_a_dropped_frame_is_masked_and_a_late_one_within_tolerance_used():
     assert made.clip().validate().images[:, 0, 0, 0, 0].tolist() == [11, 16]
 
 
+def test_an_image_that_has_not_arrived_is_masked_and_a_stale_one_keeps_its_time():
+    made = ClipHistory(CAMERAS, 2)
+    for k in range(6):
+        seen = observation(k)
+        seen["image_mask"] = np.array([k != 0, True])
+        seen["camera_time_us"] = seen["camera_time_us"] - np.array([0, 100_000])
+        made.append(seen)
+    clip = made.clip().validate()
+    assert clip.image_mask.tolist() == [[False, True], [True, True]]
+    assert not clip.images[0, 0].any(), "what an observation shows of a masked camera is not believed"
+    assert clip.images[1, :, 0, 0, 0].tolist() == [5, 5]
+    assert (clip.time_us[1] == clip.now_us - BEFORE_US - (0, 100_000)).all()
+
+
 def test_without_images_everything_is_masked():
     made = ClipHistory(CAMERAS, 2)
     made.append(observation(0, images=False))
@@ -113,10 +127,12 @@ def test_old_frames_are_let_go():
         ("imu_time_us", np.arange(10) + 20_000_000),
         ("camera_time_us", np.full(2, 20_000_000)),
         ("now_us", np.array(1.5)),
+        ("image_mask", np.ones(2, np.int8)),
+        ("image_mask", np.ones(3, bool)),
     ],
 )
 def test_append_rejects(name, value):
-    bad = observation(0)
+    bad = observation(1)
     bad[name] = value
     with pytest.raises(InputError, match=name):
         history(0).append(bad)

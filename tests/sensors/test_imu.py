@@ -1,12 +1,14 @@
 """The IMU window: rules, slicing, resampling."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensors.errors import InputError
-from sensors.imu import ImuWindow
+from sensors.imu import GRAVITY_MPS2, FaultyImu, ImuErrors, ImuWindow
 
 few = settings(deadline=None, derandomize=True, max_examples=40)
 START_US = 1_600_000_000_000_000
@@ -98,3 +100,69 @@ def test_validate_rejects(fields, field):
     with pytest.raises(InputError) as error:
         changed(**fields).validate("bus.json")
     assert (error.value.where, error.value.field) == ("bus.json", field)
+
+
+def still(J, rate_hz=100):
+    return ImuWindow(
+        START_US + (1_000_000 // rate_hz) * np.arange(J, dtype=np.int64), np.zeros((J, 3)), np.zeros((J, 3))
+    )
+
+
+def readings(errors, seed, J=400):
+    return FaultyImu(errors, np.random.default_rng(seed)).read(still(J))
+
+
+def test_an_imu_without_errors_reads_the_truth():
+    imu = track()
+    read = FaultyImu(ImuErrors(), np.random.default_rng(0)).read(imu)
+    assert np.array_equal(read.accel_mps2, imu.accel_mps2)
+    assert np.array_equal(read.gyro_radps, imu.gyro_radps)
+
+
+@few
+@given(st.integers(0, 1000), st.lists(st.integers(0, 50), max_size=4))
+def test_read_in_pieces_is_read_at_once(seed, cuts):
+    """Also: the same seed gives the same errors."""
+    errors, imu = ImuErrors(20.0, 1.0, 200.0, 15.0, 100.0, 5.0), track()
+    whole = FaultyImu(errors, np.random.default_rng(seed)).read(imu)
+    model, ends = FaultyImu(errors, np.random.default_rng(seed)), sorted([0, *cuts, 50])
+    parts = [
+        model.read(ImuWindow(imu.time_us[i:j], imu.accel_mps2[i:j], imu.gyro_radps[i:j])) for i, j in pairwise(ends)
+    ]
+    for name in ("accel_mps2", "gyro_radps"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(joined, getattr(whole, name), atol=1e-12)
+
+
+@pytest.mark.parametrize("rate_hz", [100.0, 400.0])
+def test_white_noise_has_the_density_of_the_data_sheet(rate_hz):
+    imu = readings(ImuErrors(accel_noise_ug_rthz=200.0, gyro_noise_mdps_rthz=10.0, rate_hz=rate_hz), 1, 20_000)
+    assert imu.accel_mps2.std() == pytest.approx(200e-6 * GRAVITY_MPS2 * np.sqrt(rate_hz), rel=0.02)
+    assert imu.gyro_radps.std() == pytest.approx(np.radians(10e-3) * np.sqrt(rate_hz), rel=0.02)
+    assert abs(imu.accel_mps2.mean()) < 4 * imu.accel_mps2.std() / np.sqrt(60_000)
+
+
+def test_turn_on_bias_is_constant_and_another_each_time():
+    errors = ImuErrors(accel_bias_mg=20.0, gyro_bias_dps=1.0)
+    ons = [readings(errors, seed, 3) for seed in range(500)]
+    assert all((imu.accel_mps2 == imu.accel_mps2[0]).all() for imu in ons)
+    assert np.std([imu.accel_mps2[0] for imu in ons]) == pytest.approx(20e-3 * GRAVITY_MPS2, rel=0.05)
+    assert np.std([imu.gyro_radps[0] for imu in ons]) == pytest.approx(np.radians(1.0), rel=0.05)
+
+
+def test_the_walk_of_the_bias_spreads_with_the_root_of_time():
+    ends = [readings(ImuErrors(accel_walk_ug_rts=100.0, gyro_walk_mdps_rts=5.0), seed) for seed in range(500)]
+    for J, seconds in ((100, 1.0), (400, 4.0)):
+        spread = np.std([imu.accel_mps2[J - 1] for imu in ends])
+        assert spread == pytest.approx(100e-6 * GRAVITY_MPS2 * np.sqrt(seconds), rel=0.08)
+        assert np.std([imu.gyro_radps[J - 1] for imu in ends]) == pytest.approx(
+            np.radians(5e-3) * seconds**0.5, rel=0.08
+        )
+
+
+@pytest.mark.parametrize(
+    "fields", [{"accel_bias_mg": -1.0}, {"gyro_noise_mdps_rthz": np.nan}, {"rate_hz": 0.0}], ids=str
+)
+def test_imu_errors_reject(fields):
+    with pytest.raises(InputError, match=next(iter(fields))):
+        ImuErrors(**fields).validate()

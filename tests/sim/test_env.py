@@ -1,14 +1,14 @@
 import hashlib
 import multiprocessing
-import warnings
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from sensors.errors import InputError
-from sim.env import ENV_ID, CourseEnv, register
+from sim.env import CourseEnv
+from sim.vehicle import VehicleParams
+from sim.weather import WEATHERS, Weather
 from sim.world import START_US
 
 SIZE = (32, 20)
@@ -25,17 +25,6 @@ def digest(seed: int) -> str:
         observation, reward, *ended, info = env.step(action)
         total.update(repr((reward, ended, sorted(info.items()))).encode())
     return total.hexdigest()
-
-
-@pytest.mark.parametrize("cameras", [True, False])
-def test_passes_gymnasiums_own_checker(cameras):
-    register()
-    register()  # a second time does nothing
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # The action is in physical units on purpose: m/s2 and 1/m. This one recommendation of the checker is declined.
-        warnings.filterwarnings("ignore", message=".*we recommend using a symmetric and normalized space")
-        check_env(gymnasium.make(ENV_ID, image_size=SIZE, cameras=cameras).unwrapped)
 
 
 def test_same_seed_same_episode_bit_for_bit_in_two_processes():
@@ -110,6 +99,14 @@ def test_options_displace_the_start():
     assert env.world.ego.speed_mps == 3.0
 
 
+def test_weather_is_an_option_of_one_episode():
+    env = CourseEnv(cameras=False)
+    env.reset(seed=2, options={"weather": "night"})
+    assert env.weather == WEATHERS["night"]
+    env.reset(seed=2)
+    assert env.weather == WEATHERS["clear"]
+
+
 def test_render_is_a_mosaic_of_the_six_images():
     env = CourseEnv(image_size=SIZE, render_mode="rgb_array")
     with pytest.raises(gymnasium.error.ResetNeeded):
@@ -144,18 +141,30 @@ def test_action_rejects(action):
         {"time_limit_s": np.nan},
         {"image_size": (0, 3)},
         {"image_size": (3,)},
+        {"image_size": 96},
+        {"action_mode": "plans"},
+        {"action_mode": "tokens"},
+        {"bins": ([0, 1], [0, 1])},
+        {"sensing": "idea"},
+        {"vehicle": VehicleParams(wheelbase_m=-1.0)},
     ],
     ids=str,
 )
 def test_construction_rejects(arguments):
-    with pytest.raises(InputError, match="CourseEnv"):
+    with pytest.raises(InputError, match=next(iter(arguments))):
         CourseEnv(**arguments)
 
 
 def test_reset_and_capture_reject():
     env = CourseEnv(cameras=False)
-    with pytest.raises(InputError, match="speed"):
-        env.reset(seed=0, options={"speed": 3.0})
+    with pytest.raises(InputError, match="Did you mean initial_speed_mps"):
+        env.reset(seed=0, options={"initial_sped_mps": 3.0})
+    with pytest.raises(InputError, match="a number"):
+        env.reset(seed=0, options={"initial_speed_mps": "fast"})
+    with pytest.raises(InputError, match="rain: came 2"):
+        env.reset(seed=0, options={"weather": Weather(rain=2.0)})
+    with pytest.raises(InputError, match="Did you mean night"):
+        env.reset(seed=0, options={"weather": "nigt"})
     with pytest.raises(InputError, match="initial_lateral_m"):
         env.reset(seed=0, options={"initial_lateral_m": 30.0})
     with pytest.raises(InputError, match="cameras"):
