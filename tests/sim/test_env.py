@@ -143,7 +143,6 @@ def test_action_rejects(action):
         {"image_size": (3,)},
         {"image_size": 96},
         {"action_mode": "plans"},
-        {"action_mode": "tokens"},
         {"bins": ([0, 1], [0, 1])},
         {"sensing": "idea"},
         {"vehicle": VehicleParams(wheelbase_m=-1.0)},
