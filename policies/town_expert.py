@@ -1,14 +1,12 @@
 """The privileged driver of the town: it follows the route by the rules and says why it does what it does."""
 
-import math
-from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from policies.baselines import PLAN_TIME_S
 from policies.protocol import Plan, Privileged
+from policies.town_motion import DT_S, HARDEST_BRAKING_MPS2, motion
 from policies.town_view import (
     Limit,
     Others,
@@ -29,17 +27,10 @@ from sensors.reasons import reason
 from sim.geometry import OpenLine
 from sim.town_world import TownWorld
 
-DT_S = 0.1
-LOOKAHEAD_S, MIN_LOOKAHEAD_M, MAX_LOOKAHEAD_M = 0.6, 3.0, 12.0
-MAX_CURVATURE_1PM = 0.2
-MAX_ACCEL_MPS2, COMFORTABLE_BRAKING_MPS2, HARDEST_BRAKING_MPS2 = 1.8, 2.5, -6.0
-HEADWAY_S, STANDSTILL_GAP_M = 1.2, 2.5
-SPEED_HORIZON_S = 0.5
 TOUCH_S = 2.6  # how far ahead predicted positions are trusted
 CHANGE_S, MIN_CHANGE_M = 3.0, 9.0  # a lane change takes this long, at least this far
 END_GAP_M = 14.0  # who must change lanes waits this far before the lane's end
 SIDEWAYS_M = 100.0  # this far before it one falls in behind those in the next lane
-GENTLE_MPS2 = -1.3
 STANDS_MPS, AT_LINE_M = 0.25, 5.0  # so it has stopped at a stop sign
 CURVE_SHARE = 0.85  # a comfortable speed below this share of the limit is for a curve
 PARKED_S, QUEUE_M = 5.0, 22.0  # standing this long, and not in a queue before a junction: it is parked
@@ -68,7 +59,7 @@ class TownExpert:
         self._target = ""  # lane whose line is followed instead of the ego's own, during a lane change
         self._blend: tuple[str, float, float, float] | None = None  # lane, start s, length, offset at the start
         self._standing: dict[int, int] = {}  # actor -> since when
-        self._pass: tuple[int, str] | None = None  # parked actor that is being passed, on this lane's line
+        self._passed, self._pass_lane = -1, ""  # parked actor that is being passed, and the lane whose line one leaves
         self._toward = 0  # 1 while it goes to the left, -1 to the right
         self._held_by = -1  # parked actor behind which one waits for oncoming traffic
         self._stood_before: set[str] = set()  # lanes at whose stop sign the ego has stood
@@ -92,9 +83,9 @@ class TownExpert:
             *changing,
         ]
         limits = [self._further_back(world, others, limit) for limit in limits]
-        limits = [limit for limit in limits if self._pass is None or limit.actor != self._pass[0]]
+        limits = [limit for limit in limits if limit.actor < 0 or others.index[limit.actor] != self._passed]
         for _ in range(3):
-            rows, why = self._drive(world, path, s_m, speeds, limits)
+            rows, binds, wanted = motion(world.ego, path, s_m, speeds, limits, PLAN_TIME_S[-1])
             ahead = np.arange(2, round(TOUCH_S / DT_S), 2)
             touch = about_to_touch(world, others, rows[ahead - 1, :3], ahead * DT_S)
             if touch is None:
@@ -114,7 +105,7 @@ class TownExpert:
         in_ego = np.column_stack(
             [c * to[:, 0] + s * to[:, 1], c * to[:, 1] - s * to[:, 0], wrap(chosen[:, 2] - ego.yaw_rad)]
         )
-        return Plan(PLAN_TIME_S, in_ego, chosen[:, 3], reason=self._manoeuvre(world, others, why))
+        return Plan(PLAN_TIME_S, in_ego, chosen[:, 3], reason=self._why(world, others, binds, wanted))
 
     def look(self, world: TownWorld) -> Others:
         """Whom it takes into account."""
@@ -213,7 +204,7 @@ class TownExpert:
         high, low = max(high, low + 2), min(low, len(line.s_m) - 2)
         path = OpenLine((line.offset(aside) if aside.any() else line.points)[low:high])
         speeds = followed.speed_mps[low:high].copy()
-        if self._pass is not None:
+        if self._passed >= 0:
             speeds = np.minimum(speeds, PASS_MPS)
         return path, float(path.project(np.array([ego.x_m, ego.y_m])).s_m), speeds
 
@@ -225,7 +216,7 @@ class TownExpert:
             limit = replace(limit, reason=reason("wait", "oncoming vehicle", limit.gap_m))
         stood_s = (world.time_us - self._standing.get(int(others.index[limit.actor]), world.time_us)) * 1e-6
         end = self._to_junction_m(world)
-        if stood_s < 1.0 or end - limit.gap_m < QUEUE_M + 5.0 or self._target or self._pass is not None:
+        if stood_s < 1.0 or end - limit.gap_m < QUEUE_M + 5.0 or self._target or self._passed >= 0:
             return limit
         return replace(limit, gap_m=limit.gap_m - ROOM_TO_TURN_M)
 
@@ -243,17 +234,16 @@ class TownExpert:
             at_line = {link.from_lane for gap_m, link in world.place.stop_lines if 0 <= gap_m < AT_LINE_M}
             self._stood_before |= at_line
 
-    def _manoeuvre(self, world: TownWorld, others: Others, why: str) -> str:
-        """What one says while nobody limits the speed: the lane change, or who is being passed."""
-        if not why.startswith("drive"):
-            return why
-        if self._pass is not None:
-            a = self._pass[0]
+    def _why(self, world: TownWorld, others: Others, binds: Limit | None, wanted_mps: float) -> str:
+        """What limits the speed; while nobody does: who is passed, the lane change, or what the road is like."""
+        if binds is not None:
+            return binds.reason
+        for a in np.flatnonzero(others.index == self._passed):
             away_m = float(np.hypot(*(others.poses[a, :2] - (world.ego.x_m, world.ego.y_m))))
             return reason("pass", kind_of(world, others, a), away_m - world.params.front_m - others.size_m[a, 0] / 2)
         if self._target:
             return reason("change lane", "to the left" if self._toward > 0 else "to the right")
-        return why
+        return reason("drive", "curve" if wanted_mps < CURVE_SHARE * world.place.limit_mps else "free road")
 
     def _way_round(self, world: TownWorld, others: Others, line: OpenLine, s_m: float, lane: str) -> np.ndarray:
         """Offsets [P] to the left past a parked vehicle ahead, if there is one and nobody comes towards."""
@@ -262,44 +252,45 @@ class TownExpert:
             return none
         at = line.project(others.poses[:, :2])
         half = (others.size_m[:, 1] + world.params.width_m) / 2
-        if self._pass is None:
-            since = np.array([world.time_us - self._standing.get(int(k), world.time_us) for k in others.index]) * 1e-6
-            front = s_m + world.params.front_m
-            blocks = (np.abs(at.lateral_m) < half + 0.3) & (since > PARKED_S) & ~others.walks
-            blocks &= (at.s_m > front) & (at.s_m < front + 25.0)
-            blocks &= np.cos(others.poses[:, 2] - at.heading_rad) > 0.9
-            for a in np.flatnonzero(blocks)[np.argsort(at.s_m[blocks])][:1]:
-                if self._to_junction_m(world) + front - float(at.s_m[a]) < QUEUE_M:
-                    continue
-                queue = (np.abs(at.lateral_m) < 1.5) & (at.s_m > at.s_m[a] + 0.1) & (at.s_m < at.s_m[a] + 16.0)
-                if queue.any():
-                    continue
-                self._held_by = -1
-                if any(self._try_lane(world, others, left) for left in (1, -1)):
-                    return none
-                if self._oncoming(world, others, line, s_m):
-                    self._held_by = int(others.index[a])
-                    return none
-                if len(world.network.edges[world.network.lanes[lane].edge]) > 1:
-                    return none  # there is a lane to change to, sooner or later
-                self._pass = (int(a), lane)
-                self._parked = int(others.index[a])
-        if self._pass is None:
-            return none
-        here = np.flatnonzero(others.index == self._parked)
-        if not len(here) or lane != self._pass[1]:
-            self._pass = None
+        if self._passed < 0:
+            self._may_pass(world, others, line, s_m, lane)
+        here = np.flatnonzero(others.index == self._passed)
+        if not len(here) or lane != self._pass_lane:
+            self._passed = -1
             return none
         a = int(here[0])
-        self._pass = (a, lane)
         start, end = (float(at.s_m[a]) + side * others.size_m[a, 0] / 2 for side in (-1, 1))
         if s_m > end + PASS_RAMP_M or others.speed_mps[a] > 1.0:
-            self._pass = None
+            self._passed = -1
             return none
         out = float(at.lateral_m[a]) + half[a] + PASS_ASIDE_M
         rise = _smooth((line.s_m - (start - 3.0 - PASS_RAMP_M)) / PASS_RAMP_M)
         # The rear axle is back in its lane well after the bumper has passed.
         return out * rise * (1 - _smooth((line.s_m - (end + 3.0)) / PASS_RAMP_M))
+
+    def _may_pass(self, world: TownWorld, others: Others, line: OpenLine, s_m: float, lane: str) -> None:
+        """Begin to pass a parked vehicle right ahead, if there is one: by another lane, or on the road's other half."""
+        self._held_by = -1
+        at = line.project(others.poses[:, :2])
+        front_m = s_m + world.params.front_m
+        since = np.array([world.time_us - self._standing.get(int(k), world.time_us) for k in others.index]) * 1e-6
+        half = (others.size_m[:, 1] + world.params.width_m) / 2
+        parked = (np.abs(at.lateral_m) < half + 0.3) & (since > PARKED_S) & ~others.walks
+        parked &= (at.s_m > front_m) & (at.s_m < front_m + 25.0) & (np.cos(others.poses[:, 2] - at.heading_rad) > 0.9)
+        if not parked.any():
+            return
+        a = int(np.flatnonzero(parked)[np.argmin(at.s_m[parked])])
+        ahead_of_it = (np.abs(at.lateral_m) < 1.5) & (at.s_m > at.s_m[a] + 0.1) & (at.s_m < at.s_m[a] + 16.0)
+        if self._to_junction_m(world) + front_m - float(at.s_m[a]) < QUEUE_M or ahead_of_it.any():
+            return  # it waits in a queue
+        if any(self._try_lane(world, others, left) for left in (1, -1)):
+            return
+        if len(world.network.edges[world.network.lanes[lane].edge]) > 1:
+            return  # there is a lane to change to, sooner or later
+        if self._oncoming(others, line, s_m):
+            self._held_by = int(others.index[a])
+            return
+        self._passed, self._pass_lane = int(others.index[a]), lane
 
     @staticmethod
     def _to_junction_m(world: TownWorld) -> float:
@@ -312,74 +303,12 @@ class TownExpert:
         return starts_m + lane.length_m - place.s_m - world.params.front_m
 
     @staticmethod
-    def _oncoming(world: TownWorld, others: Others, line: OpenLine, s_m: float) -> bool:
+    def _oncoming(others: Others, line: OpenLine, s_m: float) -> bool:
         at = line.project(others.poses[:, :2])
         towards = np.cos(others.poses[:, 2] - at.heading_rad) < -0.5
         beside = (at.lateral_m > 1.0) & (at.lateral_m < 6.0)
         ahead = (at.s_m > s_m - 3.0) & (at.s_m < s_m + ONCOMING_SIGHT_M)
         return bool((towards & beside & ahead & ~others.walks).any())
-
-    # How fast ---------------------------------------------------------------------------------------
-
-    def _drive(
-        self, world: TownWorld, path: OpenLine, s_m: float, speeds: np.ndarray, limits: Sequence[Limit]
-    ) -> tuple[np.ndarray, str]:
-        """Poses, speed and distance [40, 5] of the next four seconds at DT_S, and the reason for the first of them."""
-        ego = world.ego
-        x, y, yaw, speed, driven = ego.x_m, ego.y_m, ego.yaw_rad, ego.speed_mps, 0.0
-        # Plain numbers and lists: forty steps one after the other, each of a few operations.
-        s_list, xs, ys = path.s_m.tolist(), *path.points.T.tolist()
-        fastest = speeds.tolist()
-        rows = []
-        for step in range(round(PLAN_TIME_S[-1] / DT_S)):
-            (wanted,) = _between(s_list, s_m + driven + speed * SPEED_HORIZON_S, fastest)
-            accel = min((wanted - speed) / SPEED_HORIZON_S, MAX_ACCEL_MPS2)
-            binds = None
-            for limit in limits:
-                gap = limit.gap_m + limit.speed_mps * step * DT_S - driven
-                bound = self._following(speed, gap, limit.speed_mps, limit.standstill)
-                bound = max(bound, GENTLE_MPS2) if limit.gentle else bound
-                if bound < accel:
-                    accel, binds = bound, limit
-            if step == 0:
-                free = reason("drive", "curve" if wanted < CURVE_SHARE * world.place.limit_mps else "free road")
-                why = binds.reason if binds else free
-            faster = max(speed + max(accel, HARDEST_BRAKING_MPS2) * DT_S, 0.0)
-            arc = 0.5 * (speed + faster) * DT_S
-            reach = min(max(LOOKAHEAD_S * speed, MIN_LOOKAHEAD_M), MAX_LOOKAHEAD_M)
-            to_x, to_y = _between(s_list, s_m + driven + reach, xs, ys)
-            curvature = _pursuit(to_x - x, to_y - y, yaw)
-            middle = yaw + 0.5 * curvature * arc
-            x, y, yaw = x + arc * math.cos(middle), y + arc * math.sin(middle), yaw + curvature * arc
-            speed, driven = faster, driven + arc
-            rows.append((x, y, yaw, speed, driven))
-        return np.array(rows), why
-
-    @staticmethod
-    def _following(speed_mps: float, gap_m: float, leader_mps: float, standstill: bool) -> float:
-        """a (1 - (g*/g)^2) with g* = g0 + v T + v dv / (2 sqrt(a b)); before a line there is no g0 and no v T."""
-        approach = speed_mps * (speed_mps - leader_mps) / (2 * math.sqrt(MAX_ACCEL_MPS2 * COMFORTABLE_BRAKING_MPS2))
-        if standstill:
-            # Constant braking to the line, once it takes more than comfortable; creeping up to it before.
-            if gap_m < 0.3:
-                return HARDEST_BRAKING_MPS2 if speed_mps > 0.5 else -2.0
-            needed = speed_mps**2 / (2 * gap_m)
-            return -needed if needed > 0.55 * COMFORTABLE_BRAKING_MPS2 or gap_m < 2.0 else math.inf
-        wanted_m = STANDSTILL_GAP_M + max(0.0, speed_mps * HEADWAY_S + approach)
-        return MAX_ACCEL_MPS2 * (1 - (wanted_m / max(gap_m, 0.1)) ** 2)
-
-
-def _between(s_m: list[float], at_m: float, *columns: list[float]) -> tuple[float, ...]:
-    """Columns that belong to increasing positions, at one of them or between two; beyond an end it is the end."""
-    k = min(max(bisect_right(s_m, at_m) - 1, 0), len(s_m) - 2)
-    share = min(max((at_m - s_m[k]) / (s_m[k + 1] - s_m[k]), 0.0), 1.0)
-    return tuple(column[k] + share * (column[k + 1] - column[k]) for column in columns)
-
-
-def _pursuit(x_m: float, y_m: float, yaw_rad: float) -> float:
-    """Curvature 2 y / d^2 towards a point this far away, y to the left of the heading."""
-    left = math.cos(yaw_rad) * y_m - math.sin(yaw_rad) * x_m
-    return min(max(2 * left / max(x_m * x_m + y_m * y_m, 1.0), -MAX_CURVATURE_1PM), MAX_CURVATURE_1PM)
 
 
 def _smooth(share: np.ndarray) -> np.ndarray:

@@ -20,11 +20,11 @@ ASIDE_M = 0.35  # free space beside the ego's flanks
 STOP_BEFORE_M = 1.0  # of a stop line
 HARD_BRAKING_MPS2 = 4.5  # what others brake with at a red light
 LATE_BRAKING_MPS2 = 3.0  # amber is passed if stopping would take more
-MIN_MPS, ACCEL_MPS2 = 3.0, 1.5  # how fast one assumes to get through a junction
+ACCEL_MPS2 = 1.5  # with which one assumes to get through a junction
 GAP_BEFORE_S, GAP_AFTER_S = 1.6, 1.2  # between the ego and who has right of way
 MAX_GAIN_MPS2, GAINS_S = 2.6, 1.5
 NOTICED_MPS2, NOTICED_S = 3.0, 0.5  # who gets faster before a red light will not stop if it would take more, later
-CROSSING_ASIDE_M, CROSSING_AHEAD_M = 1.6, 1.5
+WALKER_ASIDE_M, WALKER_AHEAD_M = 1.6, 1.5
 BEFORE_CROSSING_M, ON_CROSSING_M = 0.5, -1.2  # where one stops; further on the crossing one had better go on
 WALKS_MPS, STEPS_ON_M = 0.25, 3.5  # who walks this near to a crossing, towards it, is about to step on it
 ZEBRA_ASIDE_M, ZEBRA_BEFORE_S, ZEBRA_AFTER_S = 0.9, 0.8, 0.2
@@ -299,10 +299,10 @@ def on_the_road(
         arrive_s = max(ahead, 0.0) / max(speed_mps, 2.0)
         when_there = side + sideways * np.array([0.0, 0.5 * arrive_s, arrive_s, arrive_s + 1.2])
         closing = side * sideways < 0
-        near = half + (CROSSING_ASIDE_M if closing else 0.5)
+        near = half + (WALKER_ASIDE_M if closing else 0.5)
         crosses = (when_there.min() < near) and (when_there.max() > -near)
         if crosses and (names or abs(side) < near or (closing and abs(side) < half + 3.0)):
-            yield Limit(ahead - CROSSING_AHEAD_M, 0.0, reason("stop", "pedestrian", ahead), int(a), True)
+            yield Limit(ahead - WALKER_AHEAD_M, 0.0, reason("stop", "pedestrian", ahead), int(a), True)
 
 
 def _belongs_to(zebra: Zebra, xy: np.ndarray) -> bool:
