@@ -35,6 +35,7 @@ STANDS_MPS, AT_LINE_M = 0.25, 5.0  # so it has stopped at a stop sign
 CURVE_SHARE = 0.85  # a comfortable speed below this share of the limit is for a curve
 PARKED_S, QUEUE_M = 5.0, 22.0  # standing this long, and not in a queue before a junction: it is parked
 ROOM_TO_TURN_M = 9.0
+STUCK_S = 4.0
 PASS_ASIDE_M, PASS_RAMP_M, PASS_MPS, ONCOMING_SIGHT_M = 0.55, 9.0, 5.0, 90.0
 
 
@@ -77,7 +78,7 @@ class TownExpert:
         limits = [
             *in_the_way(world, others, path, s_m),
             *at_lines(world, world.ego.speed_mps, self._stood_before),
-            *right_of_way(world, others, world.ego.speed_mps),
+            *right_of_way(world, others, world.ego.speed_mps, self._stuck(world)),
             *on_crossings(world, others, zebras, world.place.s_m + world.params.front_m, world.ego.speed_mps),
             *on_the_road(world, others, path, s_m, world.ego.speed_mps, zebras),
             *changing,
@@ -226,6 +227,9 @@ class TownExpert:
         if place.first_lane not in self._zebras:
             self._zebras[place.first_lane] = zebras_on(world, world.route.followed(place.first_lane).line)
         return tuple(z for z in self._zebras[place.first_lane] if -1.0 < z.leaves_m - place.s_m < 60.0)
+
+    def _stuck(self, world: TownWorld) -> set[int]:
+        return {actor for actor, since_us in self._standing.items() if world.time_us - since_us > STUCK_S * 1e6}
 
     def _remember(self, world: TownWorld, others: Others) -> None:
         still = {int(k) for k, v in zip(others.index, others.speed_mps, strict=True) if v < 0.1}

@@ -29,6 +29,7 @@ BEFORE_CROSSING_M, ON_CROSSING_M = 0.5, -1.2  # where one stops; further on the 
 WALKS_MPS, STEPS_ON_M = 0.25, 3.5  # who walks this near to a crossing, towards it, is about to step on it
 ZEBRA_ASIDE_M, ZEBRA_BEFORE_S, ZEBRA_AFTER_S = 0.9, 0.8, 0.2
 WAITS_MPS = 0.8
+MEETING_M = 2.4  # half the length of the stretch in which two ways meet
 
 
 @dataclass(frozen=True)
@@ -130,50 +131,80 @@ def at_lines(world: TownWorld, speed_mps: float, stood_before: set[str]) -> Iter
             yield Limit(gap_m - STOP_BEFORE_M, 0.0, reason("stop", colour, gap_m), standstill=True)
 
 
-def right_of_way(world: TownWorld, others: Others, speed_mps: float) -> Iterator[Limit]:
-    """Vehicles that have right of way over the ego's next links, or are still in their way."""
+def right_of_way(world: TownWorld, others: Others, speed_mps: float, stuck: set[int]) -> Iterator[Limit]:
+    """Vehicles that have right of way over the ego's next links, or are still in their way.
+
+    stuck: indices in world.actors of those who have long stood still; who is in the junction drives on before them.
+    """
     network = world.network
     for gap_m, link in world.place.stop_lines:
         junction = network.junctions.get(link.junction)
         if gap_m > 45.0 or junction is None or not 0 <= link.index < len(junction.foes):
             continue
         ours = world.lights[link.light][link.light_index] if link.light else "m"
-        hold_m = gap_m - STOP_BEFORE_M
+        line_m = gap_m - STOP_BEFORE_M
         if len(link.inner) > 1 and (ours in "gG" or gap_m < 0):  # one may wait inside the junction
-            hold_m = gap_m + network.lanes[link.inner[0]].length_m - 0.3
-        if hold_m < -1.0:
-            continue
+            line_m = gap_m + network.lanes[link.inner[0]].length_m - 0.3
         inside_m = sum(network.lanes[lane].length_m for lane in link.inner)
-        reach_s = _travel_s(max(hold_m, 0.0), speed_mps)
-        clear_s = _travel_s(gap_m + inside_m + world.params.length_m, speed_mps)
         for a in np.flatnonzero(~others.walks):
             came = _foe(world, int(others.index[a]), link)
-            if came is None:
+            if came is None or (gap_m < 0 and int(others.index[a]) in stuck):
                 continue
             foe, left_m = came
-            speed = float(others.speed_mps[a])
+            if not _has_way(world, link, foe, left_m, float(others.speed_mps[a]), float(others.gain_mps2[a])):
+                continue
+            length_m = float(others.size_m[a, 0])
             foe_inside_m = sum(network.lanes[lane].length_m for lane in foe.inner)
-            gives_way = link.index in junction.yields_to[foe.index]
-            if left_m <= 0:  # it is in the junction
-                waits = gives_way and speed < WAITS_MPS
-                out_s = (left_m + foe_inside_m + others.size_m[a, 0] + 2.0) / max(speed, 2.0)
-                if waits or out_s < reach_s - 0.3:
-                    continue
+            ours_m, theirs_m = network.meet_m(link, foe)
+            before_m = gap_m + ours_m - MEETING_M
+            if _stops(speed_mps, line_m):
+                span = (line_m, gap_m + inside_m + world.params.length_m)
+                theirs = (left_m, left_m + foe_inside_m + length_m)
+            elif _stops(speed_mps, before_m):  # beyond the line, but not where the two ways meet
+                span = (before_m, gap_m + ours_m + MEETING_M + world.params.length_m)
+                theirs = (left_m + theirs_m - MEETING_M, left_m + theirs_m + MEETING_M + length_m)
             else:
-                theirs = world.lights[foe.light][foe.light_index] if foe.light else "M"
-                stops = _can_stop(speed, float(others.gain_mps2[a]), left_m)
-                held = theirs in "ruyY" and stops
-                runs = theirs in "ru" and not stops  # it will not stop any more, whoever has right of way
-                if held or not (runs or (foe.index in junction.yields_to[link.index] and ours != "G")):
-                    continue
-                there_s = left_m / max(speed, 4.0 if theirs in "gG" else 1.5)
-                gone_s = (left_m + foe_inside_m + others.size_m[a, 0]) / max(speed, 3.0)
-                if there_s > clear_s + GAP_BEFORE_S or gone_s + GAP_AFTER_S < reach_s:
-                    continue
-                if runs and speed_mps**2 > 2 * HARD_BRAKING_MPS2 * max(hold_m, 0.0):
-                    continue  # one is beyond the line before one could stop: see about_to_touch
-            yield Limit(hold_m, 0.0, reason("give way", _side(world, others, a), hold_m), int(a), True)
+                continue
+            if _apart(world, foe, theirs, float(others.speed_mps[a]), left_m <= 0, span, speed_mps):
+                continue
+            yield Limit(span[0], 0.0, reason("give way", _side(world, others, a), span[0]), int(a), True)
             break
+
+
+def _stops(speed_mps: float, before_m: float) -> bool:
+    """Whether one still stops this far ahead, if need be hard; a little beyond it, if one stands."""
+    return before_m > -1.0 and speed_mps**2 <= 2 * HARD_BRAKING_MPS2 * max(before_m, 0.1)
+
+
+def _has_way(world: TownWorld, link: Link, foe: Link, left_m: float, speed_mps: float, gain_mps2: float) -> bool:
+    """Whether somebody on another link of the junction goes first, by the rules or because it will not stop."""
+    yields_to = world.network.junctions[link.junction].yields_to
+    if left_m <= 0:  # it is in the junction, and goes on unless it waits for us there
+        return not (link.index in yields_to[foe.index] and speed_mps < WAITS_MPS)
+    ours = world.lights[link.light][link.light_index] if link.light else "m"
+    theirs = world.lights[foe.light][foe.light_index] if foe.light else "M"
+    stops = _can_stop(speed_mps, gain_mps2, left_m)
+    if theirs in "ruyY" and stops:
+        return False
+    return (theirs in "ru" and not stops) or (foe.index in yields_to[link.index] and ours != "G")
+
+
+def _apart(
+    world: TownWorld,
+    foe: Link,
+    theirs_m: tuple[float, float],
+    their_mps: float,
+    inside: bool,
+    ours_m: tuple[float, float],
+    our_mps: float,
+) -> bool:
+    """Whether one of two leaves the stretch in which they meet (from, to) before the other is there."""
+    state = world.lights[foe.light][foe.light_index] if foe.light else "M"
+    reach_s, clear_s = _travel_s(max(ours_m[0], 0.0), our_mps), _travel_s(ours_m[1], our_mps)
+    if inside:
+        return (theirs_m[1] + 2.0) / max(their_mps, 2.0) < reach_s - 0.3
+    there_s = max(theirs_m[0], 0.0) / max(their_mps, 4.0 if state in "gG" else 1.5)
+    return there_s > clear_s + GAP_BEFORE_S or theirs_m[1] / max(their_mps, 3.0) + GAP_AFTER_S < reach_s
 
 
 def _can_stop(speed_mps: float, gain_mps2: float, left_m: float) -> bool:
@@ -198,7 +229,8 @@ def _foe(world: TownWorld, actor: int, link: Link) -> tuple[Link, float] | None:
     if lane not in network.links or network.junction_of_edge[network.lanes[lane].edge] != link.junction:
         return None
     ahead = world.traffic.next_edges(name)[1:2]
-    for foe in network.links[lane]:
+    lanes = (lane, *network.edges[network.lanes[lane].edge])  # it may have to change lanes first
+    for foe in (link for each in lanes for link in network.links.get(each, ())):
         if network.lanes[foe.to_lane].edge in ahead and foe.index in network.junctions[link.junction].foes[link.index]:
             line = network.lanes[lane].line
             left = line.length_m - float(line.project(world.traffic.now.poses_m[actor, :2]).s_m)

@@ -21,7 +21,7 @@ import numpy as np
 
 from sensors.frames import wrap
 from sim.road_network import Link, NetLane
-from sim.town_route import Followed, Route, smooth_line
+from sim.town_route import Followed, Route
 from sim.traffic_sumo import KINDS, PRESSES_ON, RUNS_RED, Extra, SumoTraffic
 from sim.vehicle import EgoState
 
@@ -198,7 +198,7 @@ class Meeting(Hazard):
             lane = network.lanes[theirs.from_lane]
             turn = wrap(lane.line.heading_rad[-1] - self.lane.line.heading_rad[-1])
             if theirs.index in foes and self.is_theirs(theirs, float(turn)) and self._start_of(theirs) is not None:
-                return (ours, theirs, *self._meet(ours, theirs))
+                return (ours, theirs, *network.meet_m(ours, theirs))
         return None
 
     def _start_of(self, theirs: Link) -> tuple[NetLane, float] | None:
@@ -206,17 +206,6 @@ class Meeting(Hazard):
         network = self.route.network
         lane, goes_on = network.lanes[theirs.from_lane], network.followers[network.lanes[theirs.to_lane].edge]
         return (lane, 0.0) if lane.length_m > self.hold_m + 8.0 and goes_on else None
-
-    def _meet(self, ours: Link, theirs: Link) -> tuple[float, float]:
-        network = self.route.network
-        lines = [
-            smooth_line([network.lanes[name] for name in (*link.inner, link.to_lane)])[0] for link in (ours, theirs)
-        ]
-        at = [np.arange(0.0, min(line.length_m, 40.0), 0.5) for line in lines]
-        points = [line.at(s)[0] for line, s in zip(lines, at, strict=True)]
-        away = np.hypot(*(points[0][:, None] - points[1][None]).transpose(2, 0, 1))
-        k, m = np.unravel_index(int(np.argmax(away < max(1.0, away.min() + 0.1))), away.shape)
-        return float(at[0][k]), float(at[1][m])
 
     def extras(self) -> tuple[Extra, ...]:
         network, theirs = self.route.network, self._ways[1]

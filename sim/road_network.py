@@ -23,6 +23,7 @@ from sim.geometry import OpenLine
 
 TOWNS_FOLDER = Path(__file__).parent / "towns"
 SUFFIX = ".net.xml.gz"
+MEET_M, MEET_STEP_M, MEET_BEYOND_M = 1.0, 0.5, 10.0  # ways this near to each other have met
 MIN_STEP_M = 0.05  # neighbours closer than this are one point
 CAR, WALKER = "passenger", "pedestrian"
 CLASSES = (CAR, WALKER, "truck", "bus", "bicycle", "motorcycle")  # SUMO's names of who may use a lane
@@ -148,6 +149,33 @@ class RoadNetwork:
         lanes = [self.lanes[name] for name in self.edges[edge]]
         fast = sumo_class == "bicycle" and lanes[0].speed_limit_mps > TOO_FAST_TO_CYCLE_MPS
         return not fast and any(sumo_class in lane.open_to for lane in lanes)
+
+    def meet_m(self, ours: Link, theirs: Link) -> tuple[float, float]:
+        """How far beyond their stop lines the ways of two links of a junction come together: their first near points,
+        or where they are nearest to each other."""
+        key = (ours.junction, ours.index, theirs.index)
+        if key not in self._meetings:
+            points = [self._way_through(link) for link in (ours, theirs)]
+            away = np.hypot(*(points[0][:, None] - points[1][None]).transpose(2, 0, 1))
+            near = np.argwhere(away <= max(MEET_M, away.min() + 0.1))
+            self._meetings[key] = tuple(float(k) * MEET_STEP_M for k in near[np.argmin(near.sum(axis=1))])
+        return self._meetings[key]
+
+    @cached_property
+    def _meetings(self) -> dict[tuple[str, int, int], tuple[float, float]]:
+        return {}
+
+    def _way_through(self, link: Link) -> np.ndarray:
+        """Points [P, 2], MEET_STEP_M apart, of the way through a junction and on to MEET_BEYOND_M beyond it."""
+        parts = []
+        for name in (*link.inner, link.to_lane):
+            line = self.lanes[name].line
+            end_m = min(line.length_m, MEET_BEYOND_M) if name == link.to_lane else line.length_m
+            parts.append(line.at(np.arange(0.0, end_m, MEET_STEP_M))[0])
+        points = np.concatenate(parts)
+        along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+        at = np.arange(0.0, along[-1], MEET_STEP_M)
+        return np.stack([np.interp(at, along, points[:, k]) for k in range(2)], axis=-1)
 
     def edge_length_m(self, edge: str) -> float:
         return self.lanes[self.edges[edge][0]].length_m
