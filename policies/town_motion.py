@@ -17,6 +17,7 @@ MAX_ACCEL_MPS2, COMFORTABLE_BRAKING_MPS2, HARDEST_BRAKING_MPS2 = 1.8, 2.5, -6.0
 GENTLE_MPS2 = -1.3
 HEADWAY_S, STANDSTILL_GAP_M = 1.2, 2.5
 SPEED_HORIZON_S = 0.5
+AT_IT_M, ROLLS_MPS = 0.05, 1.0  # who stops at a line rolls out; faster than this it is in the way all of a sudden
 
 
 def motion(
@@ -61,8 +62,8 @@ def acceleration(speed_mps: float, limit: Limit, gap_m: float) -> float:
     constant once it takes more than comfortable, and one creeps up to it before.
     """
     if limit.standstill:
-        if gap_m < 0.3:
-            return HARDEST_BRAKING_MPS2 if speed_mps > 0.5 else -2.0
+        if gap_m < AT_IT_M:
+            return HARDEST_BRAKING_MPS2 if speed_mps > ROLLS_MPS else -2.0
         needed = speed_mps**2 / (2 * gap_m)
         return -needed if needed > 0.55 * COMFORTABLE_BRAKING_MPS2 or gap_m < 2.0 else math.inf
     approach = speed_mps * (speed_mps - limit.speed_mps) / (2 * math.sqrt(MAX_ACCEL_MPS2 * COMFORTABLE_BRAKING_MPS2))

@@ -291,8 +291,7 @@ def on_crossings(
         gap = zebra.enters_m - front_m - BEFORE_CROSSING_M
         if not ON_CROSSING_M < gap < 45.0 or not len(walks):
             continue
-        if gap > 0 and speed_mps**2 / (2 * gap) > LATE_BRAKING_MPS2:
-            continue  # one is on it before one could stop
+        late = gap > 0 and speed_mps**2 > 2 * LATE_BRAKING_MPS2 * gap
         at = zebra.lane.line.project(others.poses[walks, :2])
         along = others.speed_mps[walks] * np.cos(others.poses[walks, 2] - at.heading_rad)
         before, beyond = at.s_m < 0.01, at.s_m > zebra.lane.length_m - 0.01
@@ -305,7 +304,10 @@ def on_crossings(
         comes_s, gone_s = (towards - half) / pace - ZEBRA_BEFORE_S, (towards + half) / pace + ZEBRA_AFTER_S
         arrives_s = _travel_s(max(gap, 0.0), speed_mps)
         clear_s = _travel_s(zebra.leaves_m - front_m + world.params.length_m, speed_mps)
-        for k in np.flatnonzero(there & heads_in & (gone_s > arrives_s) & (comes_s < clear_s))[:1]:
+        meet = there & heads_in & (gone_s > arrives_s) & (comes_s < clear_s)
+        if late:  # one brakes hard for who is in the lane already; others see that one does not stop any more
+            meet &= np.abs(towards) < half
+        for k in np.flatnonzero(meet)[:1]:
             yield Limit(gap, 0.0, reason("stop", "pedestrian", gap), int(walks[k]), True)
 
 

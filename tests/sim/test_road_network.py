@@ -127,3 +127,21 @@ def test_route_rejects_an_unknown_edge_and_an_unreachable_one(tmp_path: Path) ->
         network.route("a", "c")
     with pytest.raises(InputError, match="can be reached from a"):
         network.route("a", "b")
+
+
+def test_two_ways_through_a_junction_meet_where_both_pass() -> None:
+    network = read_network(network_path("grid"))
+    met = 0
+    for junction, links in network.links_of_junction.items():
+        for ours in links:
+            for theirs in links:
+                if theirs.index not in network.junctions[junction].foes[ours.index]:
+                    continue
+                ours_m, theirs_m = network.meet_m(ours, theirs)
+                assert network.meet_m(theirs, ours) == pytest.approx((theirs_m, ours_m), abs=2.0)
+                for link, at_m in ((ours, ours_m), (theirs, theirs_m)):
+                    assert 0.0 <= at_m <= sum(network.lanes[lane].length_m for lane in link.inner) + 10.0
+                met += 1
+        if met > 60:
+            break
+    assert met > 60
