@@ -21,7 +21,7 @@ ACTED = {
     "red-light-runner": (4, 15.0, "give way: vehicle"),
     "blocked-lane": (0, 25.0, "change lane"),
     "unprotected-left": (0, 20.0, "give way: vehicle"),
-    "merge": (1, 22.0, "give way: vehicle"),
+    "merge": (5, 20.0, "give way: vehicle"),
     "roundabout": (1, 20.0, "give way: vehicle"),
 }
 
