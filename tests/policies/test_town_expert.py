@@ -1,5 +1,7 @@
 """The town's privileged driver: it keeps the rules, masters every hazard, and says why."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from town_drives import Drive, Inattentive, drive, drive_all, table_row
@@ -12,17 +14,17 @@ from sim.hazards import HAZARDS
 from sim.scenarios import get_scenario
 from sim.town_world import TownWorld
 
-# A scenario of each hazard, when its hazard is over, and a reason for which the expert reacts to it.
+# A scenario of each hazard, when it is over without other traffic, and a reason for which the expert reacts to it.
 ACTED = {
     "cut-in": (0, 8.0, "follow: car"),
-    "jaywalker": (1, 12.0, "stop: pedestrian"),
+    "jaywalker": (0, 10.0, "stop: pedestrian"),
     "hard-braking-lead": (0, 9.0, "follow: car"),
-    "occluded-crossing": (0, 12.0, "stop: pedestrian"),
-    "red-light-runner": (4, 15.0, "give way: vehicle"),
-    "blocked-lane": (0, 25.0, "change lane"),
-    "unprotected-left": (0, 20.0, "give way: vehicle"),
-    "merge": (5, 20.0, "give way: vehicle"),
-    "roundabout": (1, 20.0, "give way: vehicle"),
+    "occluded-crossing": (0, 10.0, "stop: pedestrian"),
+    "red-light-runner": (3, 17.0, "give way: vehicle"),
+    "blocked-lane": (0, 14.0, "change lane"),
+    "unprotected-left": (0, 15.0, "give way: vehicle"),
+    "merge": (0, 19.0, "give way: vehicle"),
+    "roundabout": (0, 16.0, "give way: vehicle"),
 }
 
 
@@ -34,7 +36,7 @@ def world():
 
 
 def test_a_short_route_is_completed_by_the_rules_and_explained(world: TownWorld) -> None:
-    done = drive(world, "town-smoke/0")
+    done = drive(world, get_scenario("town-smoke/0"))
     assert [event.kind for event in done.events] == ["route_completed"]
     said = [parse_reason(text) for text in done.reasons]
     assert {"drive", "stop"} <= {reason.action for reason in said}
@@ -42,8 +44,8 @@ def test_a_short_route_is_completed_by_the_rules_and_explained(world: TownWorld)
 
 
 def test_it_drives_as_well_when_it_plans_at_every_step(world: TownWorld) -> None:
-    apart = drive(world, "town-smoke/3", 25.0)
-    at_once = drive(world, "town-smoke/3", 25.0, every=1)
+    apart = drive(world, get_scenario("town-smoke/3"), 25.0)
+    at_once = drive(world, get_scenario("town-smoke/3"), 25.0, every=1)
     assert at_once.kinds == set()
     assert at_once.progress_m > 0.9 * apart.progress_m > 50.0
 
@@ -51,9 +53,9 @@ def test_it_drives_as_well_when_it_plans_at_every_step(world: TownWorld) -> None
 @pytest.mark.parametrize("hazard", ACTED)
 def test_a_hazard_is_one_and_is_mastered(world: TownWorld, hazard: str) -> None:
     number, seconds, why = ACTED[hazard]
-    name = f"hazard-{hazard}/{number}"
-    assert drive(world, name, seconds, expert=Inattentive).hits(hazard=True)
-    done = drive(world, name, seconds)
+    scenario = replace(get_scenario(f"hazard-{hazard}/{number}"), vehicles=0, walkers=0)
+    assert drive(world, scenario, seconds, expert=Inattentive).hits(hazard=True)
+    done = drive(world, scenario, seconds)
     assert done.kinds <= {"route_completed"}
     assert any(reason.startswith(why) for reason in done.reasons)
 

@@ -10,7 +10,7 @@ from policies.protocol import Privileged
 from policies.rollout import REPLAN_EVERY
 from policies.town_expert import TownExpert
 from policies.town_view import Others
-from sim.scenarios import get_scenario
+from sim.scenarios import Scenario, get_scenario
 from sim.town_env import ENDS
 from sim.town_world import TownWorld
 from sim.tracker import PlanTracker
@@ -51,17 +51,16 @@ class Inattentive(TownExpert):
 
 
 def drive(
-    world: TownWorld, name: str, seconds: float = np.inf, every: int = REPLAN_EVERY, expert: type = TownExpert
+    world: TownWorld, scenario: Scenario, seconds: float = np.inf, every: int = REPLAN_EVERY, expert: type = TownExpert
 ) -> Drive:
     """One episode, as `policies.rollout` drives it, to its end or for this long."""
-    scenario = get_scenario(name)
     world.reset(scenario)
     driver, tracker, reasons, speeds = expert(), PlanTracker(), [], [world.ego.speed_mps]
     driver.reset(scenario.seed)
     for step in range(round(min(seconds, scenario.time_limit_s) * 10)):
         pose, speed_mps = world.ego.T_world_from_ego, world.ego.speed_mps
         if step % every == 0:
-            plan = driver.plan(None, Privileged(world=world)).validate(name)
+            plan = driver.plan(None, Privileged(world=world)).validate(scenario.name)
             reasons.append(plan.reason)
             tracker.follow(plan, pose, world.time_us, speed_mps)
         command = tracker.command(pose, world.time_us, speed_mps)
@@ -73,7 +72,7 @@ def drive(
     beyond = (accel < LON_ACCEL_MPS2[0]) | (accel > LON_ACCEL_MPS2[1])
     rough = np.abs(np.diff(accel)) / 0.1 >= JERK_MPS3
     return Drive(
-        name,
+        scenario.name,
         world.events,
         tuple(reasons),
         world.place.progress_m,
@@ -92,7 +91,7 @@ def drive_all(names: Iterable[str], expert: type = TownExpert, processes: int = 
 def _drive_alone(job: tuple[str, type]) -> Drive:
     world = TownWorld()
     try:
-        return drive(world, job[0], expert=job[1])
+        return drive(world, get_scenario(job[0]), expert=job[1])
     finally:
         world.close()
 
