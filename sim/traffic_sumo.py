@@ -15,6 +15,7 @@ import numpy as np
 
 from sensors.errors import InputError
 from sensors.frames import wrap
+from sim.knots import LAWFUL, WAY_M, Knots
 from sim.road_network import RoadNetwork
 from sim.vehicle import EgoState, VehicleParams
 from sim.walking import MAX_WALK_MPS, SmoothWalk
@@ -27,17 +28,14 @@ LOOK_AHEAD_EDGES = 4  # a way with fewer edges left is made longer
 EXTEND_EVERY_STEPS = 30
 NEAR_ROAD_M = 30.0  # the ego is on a lane that is this near; SUMO's own 100 m take it ten times as long to look for one
 CLEAR_M = 9.0  # no vehicle starts this near to the ego
-WAY_M, WALK_M = 2500.0, 350.0
 FAR = 1e5  # where those are who are not in the town
 OPTIONS = f"""--step-length {STEP_S} --step-method.ballistic true --default.action-step-length 0.3
     --lanechange.duration 2.5 --collision.action none --time-to-teleport -1 --ignore-route-errors true
     --no-step-log true --no-warnings true"""
-OWN_LANE_CHANGES, OWN_SPEED = 1621, 31  # SUMO's default modes
-FOES_IN_JUNCTION_IGNORED = 32
-KNOT_S, SQUEEZE_MPS = 40.0, 2.0
+OWN_LANE_CHANGES = 1621  # SUMO's default mode
 # SUMO's speed modes, sums of what is respected: 1 leaders, 2 own acceleration, 4 own braking, 8 right of way, 16 red
 # lights; 32: who is in the junction already is not.
-RECKLESS, LAWFUL, RUNS_RED, PRESSES_ON = 0, 31, 39, 55
+RECKLESS, RUNS_RED, PRESSES_ON = 0, 39, 55
 BLINK_RIGHT, BLINK_LEFT, BRAKE_LIGHT = 1, 2, 8
 DOMAINS = libsumo.vehicle, libsumo.person
 
@@ -134,7 +132,7 @@ class SumoTraffic:
         self._half = np.array([a.size_lwh_m[0] / 2 if a.category.startswith("vehicle") else 0.0 for a in made])
         self._on_foot = np.flatnonzero([a.category == PEDESTRIAN for a in made])
         self._walk = SmoothWalk(len(self._on_foot), STEP_S)
-        self._squeezing: set[str] = set()
+        self._knots = Knots(network, self._rng, frozenset(extra.id for extra in extras))
         self._steps, self._listed = 0, None
         for _ in range(SETTLE_STEPS):
             self._put(ego)
@@ -171,7 +169,7 @@ class SumoTraffic:
         self.now = self._read()
         if self._steps % EXTEND_EVERY_STEPS == 0:
             self._extend_ways()
-            self._untie_knots()
+            self._knots.untie(self._vehicle_ids, EGO)
 
     def close(self) -> None:
         """End the simulation, so that this process may have another."""
@@ -327,26 +325,6 @@ class SumoTraffic:
                 if edges:
                     self._walk_on(name, edges[-1])
 
-    def _untie_knots(self) -> None:
-        """Where all wait for each other within a junction, who has stood longest squeezes through, slowly.
-
-        Not where the ego is in the junction too: it may be the one whom they let pass.
-        """
-        knots: dict[str, tuple[float, str]] = {}
-        for name in sorted(self._vehicle_ids):
-            junction = _junction_of(name)
-            if name in self._squeezing and not junction:
-                self._squeezing.remove(name)
-                self.drive_at(name, None)
-            stood_s = libsumo.vehicle.getWaitingTime(name)
-            if junction and stood_s > KNOT_S and libsumo.vehicle.getSpeedMode(name) == OWN_SPEED:
-                knots[junction] = max(knots.get(junction, (0.0, "")), (stood_s, name))
-        knots.pop(_junction_of(EGO), None)
-        for _, name in knots.values():
-            self._squeezing.add(name)
-            libsumo.vehicle.setSpeedMode(name, OWN_SPEED | FOES_IN_JUNCTION_IGNORED)
-            libsumo.vehicle.setSpeed(name, SQUEEZE_MPS)
-
     # Reading ---------------------------------------------------------------------------------------
 
     def _read(self) -> Snapshot:
@@ -385,9 +363,3 @@ class SumoTraffic:
         for name in self._vehicle_ids:
             out[self._index[name]] = libsumo.vehicle.getSignals(name)
         return out
-
-
-def _junction_of(vehicle: str) -> str:
-    """The junction that a vehicle is in, ":" before its name; "" on a road."""
-    road = libsumo.vehicle.getRoadID(vehicle)
-    return road.rpartition("_")[0] if road.startswith(":") else ""

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import libsumo
 import numpy as np
 import pytest
 
 from sensors.clip import ROUTE_COMMANDS
 from sensors.errors import InputError
 from sim.geometry import overlap
+from sim.knots import Knots
 from sim.road_network import network_path, shipped_towns
 from sim.scenarios import SUITES, UNSEEN_TOWN, Scenario, get_scenario, suite_length
 from sim.town_map import town_map
@@ -339,3 +341,24 @@ def test_nobody_stands_in_a_junction_for_ever(world: TownWorld, seed: int) -> No
             stands = speed_mps < 0.1 and world.traffic.lane_of(actor.id).startswith(":")
             stood[actor.id] = stood[actor.id] + 1 if stands else 0
         assert max(stood.values()) < 700
+
+
+@pytest.mark.parametrize("untied", [True, False])
+def test_who_cannot_get_over_takes_the_way_of_his_lane(world: TownWorld, untied: bool) -> None:
+    """Two cars that have to exchange lanes stand beside each other at the end of their road."""
+    world.reset(QUIET)
+    network, start = world.network, "B1C1"
+    knots = Knots(network, np.random.default_rng(0), frozenset())
+    right, left = network.edges[start]
+    ways = {"right": (left, network.links[right][0]), "left": (right, network.links[left][-1])}
+    assert [link.direction for _, link in ways.values()] == ["right", "left"]
+    for name, (lane, link) in ways.items():
+        libsumo.route.add(name, [start, network.lanes[link.to_lane].edge])
+        where = {"departLane": str(network.lanes[lane].index), "departPos": "106", "departSpeed": "0"}
+        libsumo.vehicle.add(name, name, typeID="car", **where)
+    for step in range(1200):
+        libsumo.simulationStep()
+        there = {name for name in libsumo.vehicle.getIDList() if libsumo.vehicle.getRoadID(name) == start}
+        if untied and step % 30 == 0:
+            knots.untie(frozenset(there - {"ego"}), "ego")
+    assert there == (set() if untied else {"right", "left"})
