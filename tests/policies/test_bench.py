@@ -15,6 +15,8 @@ from policies.bench.town_jobs import check_seen
 from policies.cli import main
 from policies.expert import PurePursuit
 from policies.rollout import drive_episode, quiet_env
+from sensors.errors import InputError
+from sim.gl_device import gl_name
 
 QUICK = {
     "steps_per_s.gl.224x128",
@@ -42,6 +44,14 @@ MADE_UP = {
     "memory": {"growth_mb": 3.0},
     "episode_digest": {"digest": "ab"},
 }
+
+
+def has_gl() -> bool:
+    try:
+        gl_name()
+    except InputError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +83,7 @@ def test_names_and_ratios(made_up: None) -> None:
 
 def test_what_cannot_be_measured_is_left_out_and_said(made_up: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> str:
-        raise town.InputError("renderer", "gl", "no EGL here", "EGL")
+        raise InputError("renderer", "gl", "no EGL here", "EGL")
 
     monkeypatch.setattr(town, "gl_name", missing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
@@ -101,6 +111,19 @@ def test_images_are_looked_at(actions: str) -> None:
     assert len(run_pinned(JOBS, [("episode_digest", how)])[0]["digest"]) == 64
     with pytest.raises(RuntimeError, match="camera 0 shows nothing"):
         check_seen(np.zeros((6, 36, 64, 3), np.uint8))
+
+
+@pytest.mark.skipif(not has_gl(), reason="needs OpenGL on EGL")
+def test_the_renderers_agree(actions: str) -> None:
+    how = {"scenario": "town-smoke/0", "size": [96, 54], "actions": actions, "poses": 2}
+    scores = run_pinned(JOBS, [("semantic_iou", how)])[0]["iou"]
+    assert len(scores) == 2
+    assert 0.9 < min(scores) <= 1.0
+
+
+def test_memory_is_that_of_the_process() -> None:
+    how = {"scenario": "town-smoke/0", "episodes": 3, "warm_episodes": 2, "length": 3}
+    assert abs(run_pinned(JOBS, [("memory", how)])[0]["growth_mb"]) < 20
 
 
 def test_a_measurement_that_fails_says_why(actions: str) -> None:
