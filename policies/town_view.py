@@ -7,6 +7,7 @@ bumper that one must not reach, how fast it goes itself, and why, in the words o
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from sensors.frames import wrap
@@ -24,7 +25,7 @@ ACCEL_MPS2 = 1.5  # with which one assumes to get through a junction
 GAP_BEFORE_S, GAP_AFTER_S = 1.6, 1.2  # between the ego and who has right of way
 MAX_GAIN_MPS2, GAINS_S = 2.6, 1.5
 NOTICED_MPS2, NOTICED_S = 3.0, 0.5  # who gets faster before a red light will not stop if it would take more, later
-WALKER_ASIDE_M, WALKER_AHEAD_M = 1.6, 1.5
+WALKER_ASIDE_M, WALKER_AHEAD_M, IN_THE_LANE_M = 1.6, 1.5, 0.5
 BEFORE_CROSSING_M, ON_CROSSING_M = 0.5, -1.2  # where one stops; further on the crossing one had better go on
 WALKS_MPS, STEPS_ON_M = 0.25, 3.5  # who walks this near to a crossing, towards it, is about to step on it
 ZEBRA_ASIDE_M, ZEBRA_BEFORE_S, ZEBRA_AFTER_S = 0.9, 0.8, 0.2
@@ -323,7 +324,7 @@ def on_the_road(
     half = world.params.width_m / 2
     for k, a in enumerate(walks):
         ahead = float(at.s_m[k]) - front_m
-        if not -1.0 < ahead < 45.0 or abs(float(at.lateral_m[k])) > 9.0 or at.s_m[k] >= path.length_m - 0.01:
+        if not -0.5 < ahead < 45.0 or abs(float(at.lateral_m[k])) > 9.0 or at.s_m[k] >= path.length_m - 0.01:
             continue
         if any(_belongs_to(zebra, others.poses[a, :2]) for zebra in zebras):
             continue
@@ -335,8 +336,17 @@ def on_the_road(
         closing = side * sideways < 0
         near = half + (WALKER_ASIDE_M if closing else 0.5)
         crosses = (when_there.min() < near) and (when_there.max() > -near)
-        if crosses and (names or abs(side) < near or (closing and abs(side) < half + 3.0)):
+        if not crosses or not (names or abs(side) < near or (closing and abs(side) < half + 3.0)):
+            continue
+        if abs(side) < half + IN_THE_LANE_M or not _at_a_corner(world, others.poses[a]):
             yield Limit(ahead - WALKER_AHEAD_M, 0.0, reason("stop", "pedestrian", ahead), int(a), True)
+
+
+def _at_a_corner(world: TownWorld, pose: np.ndarray) -> bool:
+    """Whether somebody is where sidewalks meet: from there one walks on to a crossing, or along the other sidewalk."""
+    point = (float(pose[0]), float(pose[1]))
+    outlines = (lane.outline_m for lane in world.network.of_kind("area") if len(lane.outline_m) > 2)
+    return any(cv2.pointPolygonTest(outline.astype(np.float32), point, False) >= 0 for outline in outlines)
 
 
 def _belongs_to(zebra: Zebra, xy: np.ndarray) -> bool:
