@@ -51,10 +51,10 @@ def test_a_clip_is_made_once(driven: Path, tmp_path: Path):
     path = tmp_path / "run"
     shutil.copytree(driven, path)
     (clip,) = (path / "media").glob("failure-*-cameras.mp4")
-    before = clip.read_bytes()
+    before = pictures(clip).astype(float)
     clip.unlink()
     assert main(["report", str(path), "--clips", "1", "--quiet"]) == 0
-    assert clip.read_bytes() == before  # the same, to the bit
+    assert np.abs(pictures(clip) - before).mean() < 0.5  # x264 does not promise the same bits
     stamp = clip.stat().st_mtime_ns
     assert main(["report", str(path), "--clips", "1", "--quiet"]) == 0
     assert clip.stat().st_mtime_ns == stamp
