@@ -85,6 +85,15 @@ def test_plan_errors_agree_with_the_twin(seed: int) -> None:
     assert np.array_equal(valid, ~np.isnan(twin))
 
 
+def test_plan_errors_are_those_of_the_official_devkit() -> None:
+    devkit = pytest.importorskip("nuscenes.eval.prediction.metrics")
+    plan, truth = np.random.default_rng(2).normal(0, 9, (2, 6, 2))
+    distance, _ = plan_errors(HALF_S, plan, HALF_S, truth)
+    one_mode = plan[None, None], truth[None, None], np.ones((1, 1))
+    assert distance.mean() == pytest.approx(float(devkit.min_ade_k(*one_mode)[0, 0]), abs=1e-12)
+    assert distance[-1] == pytest.approx(float(devkit.min_fde_k(*one_mode)[0, 0]), abs=1e-12)
+
+
 @FEW
 @given(st.floats(-3, 3), st.floats(-500, 500), st.floats(-500, 500))
 def test_plan_errors_do_not_see_a_rigid_motion(yaw: float, x: float, y: float) -> None:
