@@ -135,6 +135,8 @@ def starts_of(options: argparse.Namespace) -> list[int | Scenario]:
     """Seeds of the course or scenarios of the town, whichever was asked for; what is not known is an InputError."""
     if options.weather is not None:
         _known("vla drive", "--weather", options.weather, WEATHERS)
+    if options.scenario and options.episodes:
+        raise InputError("vla drive", "--episodes", options.episodes, "none beside --scenario, which says which")
     numbers = range(options.seed, options.seed + (options.episodes or MOST_EPISODES))
     if options.suite == COURSE:
         if options.weather is not None:

@@ -9,12 +9,13 @@ import numpy as np
 
 from sensors import frames
 from sensors.clip import Boxes, Clip
-from sim.report.pictures import beside, bird_eye_image, clip_mosaic
+from sim.report.pictures import beside, bird_eye_image, captioned, clip_mosaic
 from sim.report.video import VideoWriter
 
 SHEETS = 4  # kept per episode, spread over it, the last moment among them
 SHEET_EVERY = 10
 JPEG_QUALITY = 88
+STRIP_PX = 20  # for the instruction, below the view from above
 
 
 class EpisodeMedia:
@@ -25,7 +26,7 @@ class EpisodeMedia:
         self._writer = VideoWriter(self._folder / f"{name}.mp4", fps)
         self._open_things = ExitStack()
         self._kept: list[bytes] = []
-        self._last, self._moments = b"", 0
+        self._last, self._moments = np.zeros((1, 1, 3), np.uint8), 0
         self._track: list[np.ndarray] = []
 
     def __enter__(self) -> "EpisodeMedia":
@@ -52,15 +53,17 @@ class EpisodeMedia:
         self._track.append(T_now[:2, 3])
         mosaic = clip_mosaic(clip, xy)
         view = bird_eye_image(T_now, lines, boxes, xy, np.array(self._track))
-        self._writer.write(beside(mosaic, view, reason or clip.instruction))
-        self._last = cv2.imencode(".jpg", mosaic[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        if clip.instruction:
+            view[-STRIP_PX:] = captioned(view[-STRIP_PX:], clip.instruction)
+        self._writer.write(beside(mosaic, view, reason))
+        self._last = mosaic
         if self._moments % SHEET_EVERY == 0:
-            self._kept.append(self._last)
+            self._kept.append(_jpeg(mosaic))
         self._moments += 1
 
     def write_sheets(self) -> list[str]:
         """Write the contact sheets; their names relative to the run directory."""
-        pictures = [*self._kept, self._last] if (self._moments - 1) % SHEET_EVERY else self._kept
+        pictures = [*self._kept, _jpeg(self._last)] if (self._moments - 1) % SHEET_EVERY else self._kept
         chosen = sorted(set(np.linspace(0, len(pictures) - 1, min(SHEETS, len(pictures))).round().astype(int).tolist()))
         names = [f"media/{self._name}_{k:03d}.jpg" for k in range(len(chosen))]
         for name, index in zip(names, chosen, strict=True):
@@ -70,3 +73,7 @@ class EpisodeMedia:
     @property
     def video(self) -> str | None:
         return f"media/{self._name}.mp4" if self._moments else None
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()

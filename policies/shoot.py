@@ -35,6 +35,7 @@ from sim.town_surroundings import drivable_mask
 from sim.tracker import PlanTracker
 
 COURSE = "course"
+CUT = "enough keyframes"  # what a scene ends by that has all it should
 FILM_HZ = 2  # keyframes
 PERIODS_HZ = 10
 MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
@@ -211,9 +212,9 @@ class _Take:
             if terminated or truncated:
                 ended_by = why_ended([event.kind for event in world.events[seen:]], terminated)
             elif recording.keyframes is not None and step == recording.keyframes * REPLAN_EVERY:
-                ended_by = "time"
+                ended_by = CUT
         broken = [event.kind for event in world.events if event.kind != "route_completed" and event.fault == "ego"]
-        if broken or ended_by != ("time" if self.notes is None else "route_completed"):
+        if broken or ended_by not in (CUT, "route_completed"):
             raise Discarded(broken[0] if broken else ended_by)
         self.episode.log = self.log.finish(ended_by)
 

@@ -116,6 +116,7 @@ def test_arguments_rejected(arguments, words, capsys):
         (["drive", "--net", "my.net.xml"], "no file my.net.xml"),
         (["drive", "--net", "my.txt"], "NAME.net.xml"),
         (["drive", "--videos", "6"], "at most 5"),
+        (["drive", "--scenario", "town-val/1", "--episodes", "2"], "beside --scenario"),
         (["drive", "--policy", "constant-velocity", "--checkpoint", "x"], "has no weights"),
         (["drive", "--policy", "vla", "--checkpoint", "nowhere"], "checkpoint.json"),
         (["train", "tiny", "data.dataroot=nowhere"], "no such folder"),
@@ -127,6 +128,31 @@ def test_input_rejected(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+LONELY = """<net version="1.20"><edge id="a" from="p" to="q"><lane id="a_0" index="0" speed="13.9" length="60"
+shape="0,0 60,0"/></edge><junction id="q" type="dead_end" x="60" y="0" incLanes="a_0" intLanes="" shape="60,-3 60,3
+63,0"/></net>"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("my.net.xml", b"<net><edge", "an XML file that netconvert made"),
+        ("my.net.xml", b"<routes/>", "netconvert or netgenerate"),
+        ("my.net.xml.gz", b"\x1f\x8b damaged", "an XML file that netconvert made"),
+        ("my.net.xml", b"<net></net>", "at least one edge that allows passenger cars"),
+        ("my.net.xml", LONELY.encode(), "a network with a route of"),
+    ],
+)
+def test_networks_rejected(name, content, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    assert main(["drive", "--net", name]) == 2
+    message = capsys.readouterr().err
+    assert name in message
+    assert words in message
+    assert not (tmp_path / "runs").exists()
 
 
 def test_doctor_tells_what_is_there(course_dataroot, capsys):
