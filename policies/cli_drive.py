@@ -85,6 +85,7 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     words = "gl (fast, needs EGL), cv (the same on every machine) or auto: gl if it is there (default)"
     sub.add_argument("--renderer", choices=RENDERERS, default="auto", help=words)
+    sub.add_argument("--workers", type=count, help="processes (default one a core; one for a policy that looks)")
     run_arguments(sub)
 
     sub = verb("record", _record, "let the expert drive and record it in nuScenes format")
@@ -126,7 +127,9 @@ def _drive(options: argparse.Namespace) -> int:
     seeds = [start if on_course else start.seed for start in starts]
     run = Run.create("drive", options.out, config(options), seeds)
     size, quiet = options.image_size, options.quiet
-    drive(run, policies, starts, options.seconds, size, options.videos, options.renderer, not quiet)
+    # A policy that looks has threads of its own, and may be large.
+    workers = options.workers or (1 if policies[0].needs_images else len(os.sched_getaffinity(0)))
+    drive(run, policies, starts, options.seconds, size, options.videos, options.renderer, not quiet, workers)
     name = policies[0].name
     return close(run, policies, lambda: film_failures(run.path, starts, options.clips, name, not quiet))
 

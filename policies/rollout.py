@@ -1,12 +1,15 @@
 """Closed loop: a policy drives a world, course or town. One function an episode, one for a whole run."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from policies.protocol import NOTHING, Policy, Privileged
-from policies.runs import Episode, Run
+from policies.runs import Episode, Run, new_row, tried
+from policies.workers import processes
 from sensors import frames
 from sensors.gym_source import ClipHistory
 from sim.env import CameraEnv, CourseEnv
@@ -29,9 +32,12 @@ def quiet_env(
     seconds: float | None = None,
     scenario: Scenario | None = None,
     renderer: str = "cv",
+    seen: bool = True,
 ) -> CameraEnv:
-    """An environment that renders when asked (`capture`), not at every step: the course, or a scenario's town."""
-    common = {"image_size": image_size, "cameras": False, "render_mode": "rgb_array", "renderer": renderer}
+    """An environment that renders when asked (`capture`), not at every step, and not at all unless it is `seen`: the
+    course, or a scenario's town."""
+    common = {"image_size": image_size, "cameras": False, "renderer": renderer}
+    common["render_mode"] = "rgb_array" if seen else None
     if scenario is None:
         return CourseEnv(time_limit_s=seconds or COURSE_S, **common)
     return TownEnv(scenario, time_limit_s=seconds, **common)
@@ -112,24 +118,46 @@ def drive(
     videos: int,
     renderer: str = "cv",
     progress: bool = True,
+    workers: int = 1,
 ) -> None:
     """Every policy from every start, seeds of the course or scenarios of the town; the first policy's first `videos`
-    episodes are filmed."""
-    total = len(policies) * len(starts)
-    with tqdm(total=total, disable=not progress, unit="episode", desc="drive", miniters=0, mininterval=1.0) as bar:
+    episodes are filmed. Several processes share the episodes; what comes out is the same."""
+    jobs = []
+    for policy in policies:
+        for k, start in enumerate(starts):
+            fps = FILM_HZ if policy is policies[0] and k < videos else 0
+            jobs.append((policy, start, seconds, policy.image_size or image_size, renderer, run.path, fps))
+    bar = tqdm(total=len(jobs), disable=not progress, unit="episode", desc="drive", miniters=0, mininterval=1.0)
 
-        def tell(text: str) -> None:
-            bar.set_postfix_str(text, refresh=False)
-            bar.update(0)
+    def tell(text: str) -> None:
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(0)
 
-        for policy in policies:
-            of_town = starts[0] if isinstance(starts[0], Scenario) else None
-            env = quiet_env(policy.image_size or image_size, seconds, of_town, renderer)
-            for k, start in enumerate(starts):
-                fps = FILM_HZ if policy is policies[0] and k < videos else 0
-                scene, seed = (start.name, start.seed) if of_town else (f"seed-{start:04d}", start)
-                name = f"{policy.name}-{scene}".replace("/", "-")
-                with run.episode(name, policy.name, seed, fps, scene) as episode:
-                    episode.log = drive_episode(policy, env, start, episode, tell)
-                bar.update()
+    with bar, processes(min(workers, len(jobs))) as pool:
+        waiting = [job if pool is None else pool.submit(drive_one, *job) for job in jobs]
+        for job in waiting:
+            run.add(job.result() if isinstance(job, Future) else drive_one(*job, tell))
+            bar.update()
+
+
+def drive_one(
+    policy: Policy,
+    start: int | Scenario,
+    seconds: float | None,
+    image_size: tuple[int, int],
+    renderer: str,
+    run_path: Path,
+    fps: int,
+    told: Callable[[str], None] | None = None,
+) -> dict:
+    """One episode of a run, its log and film written: its row of the summary. Nobody looks, nothing is drawn."""
+    of_town = start if isinstance(start, Scenario) else None
+    scene, seed = (start.name, start.seed) if of_town else (f"seed-{start:04d}", start)
+    row = new_row(f"{policy.name}-{scene}".replace("/", "-"), policy.name, seed, scene)
+    with tried(run_path, row, fps) as episode:
+        env = quiet_env(image_size, seconds, of_town, renderer, fps > 0 or policy.needs_images)
+        try:
+            episode.log = drive_episode(policy, env, start, episode, told)
+        finally:
             env.close()
+    return row

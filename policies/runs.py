@@ -94,6 +94,17 @@ def kept(path: Path, row: dict, fps: int) -> Iterator[Episode]:
     row |= {"suite": episode.log.suite, "scene": episode.log.name}
 
 
+@contextmanager
+def tried(path: Path, row: dict, fps: int) -> Iterator[Episode]:
+    """As `kept`, but this is the border at which any exception becomes a failed scene: its row and a file say why."""
+    try:
+        with kept(path, row, fps) as episode:
+            yield episode
+    except Exception as error:
+        (path / "episodes" / f"{row['name']}.error.txt").write_text(traceback.format_exc())
+        row |= {"ended_by": "failure", "error": f"{type(error).__name__}: {error}"}
+
+
 @dataclass
 class Run:
     """One run directory under construction. `summary` is what summary.json will say."""
@@ -132,16 +143,12 @@ class Run:
     def episode(self, name: str, policy: str, seed: int, fps: int = 0, scene: str = "") -> Iterator[Episode]:
         """One episode of the run: its log and media are written, it is counted, and a failure is recorded, not raised.
 
-        This is the border at which any exception becomes a failed scene: one bad scene must not cost the others, and
-        is never averaged away, since it is counted here and shown in the headline. fps > 0 films the episode.
+        One bad scene must not cost the others, and is never averaged away, since it is counted here and shown in the
+        headline. fps > 0 films the episode.
         """
         row = new_row(name, policy, seed, scene)
-        try:
-            with kept(self.path, row, fps) as episode:
-                yield episode
-        except Exception as error:
-            (self.path / "episodes" / f"{name}.error.txt").write_text(traceback.format_exc())
-            row |= {"ended_by": "failure", "error": f"{type(error).__name__}: {error}"}
+        with tried(self.path, row, fps) as episode:
+            yield episode
         self.add(row)
 
     def add(self, row: dict) -> None:

@@ -54,6 +54,8 @@ def draw_plan(image: np.ndarray, camera: Camera, T_capture_from_now: np.ndarray,
     if edges_in_ego_m is None:
         return out
     edges_in_cam_m = apply(inverse(camera.T_ego_from_cam) @ T_capture_from_now, edges_in_ego_m)  # [2, M, 3]
+    if (edges_in_cam_m[..., 2] < NEAR_M).all():  # behind the camera
+        return out
     mask = np.zeros(image.shape[:2], np.uint8)
     for k in range(edges_in_cam_m.shape[1] - 1):
         quad = np.stack(

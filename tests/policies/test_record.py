@@ -221,6 +221,7 @@ def test_the_official_devkit_walks_a_town_scene(town_dataroot):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_recording_goes_on_and_leaves_no_half_scene(town_dataroot, tmp_path, capsys):
     out = tmp_path / "data"
     arguments = [*TOWN, "--steps", "10", "--workers", "2", "--out", str(out)]

@@ -146,6 +146,7 @@ def test_red_lanes_are_those_of_red_lights_on_the_route():
 def test_drive_from_the_command_line_scores_policy_and_baselines(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["--suite", "course", "--episodes", "2", "--seconds", "2", "--image-size", "64x40", "--quiet"]
+    arguments += ["--workers", "1"]
     assert main(["drive", *arguments, "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["scenes"] == {"asked": 6, "finished": 6, "failed": 0}
@@ -160,3 +161,16 @@ def test_drive_from_the_command_line_scores_policy_and_baselines(tmp_path, capsy
     assert main(["report", str(out)]) == 0
     assert main(["drive", *arguments, "--out", str(out)]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_drive_what_one_drives(tmp_path):
+    arguments = ["--suite", "hazard-jaywalker", "--episodes", "2", "--seconds", "8", "--image-size", "64x40", "--quiet"]
+    for workers in "12":
+        assert main(["drive", *arguments, "--workers", workers, "--out", str(tmp_path / workers)]) == 0
+    one, two = (json.loads((tmp_path / workers / "summary.json").read_text()) for workers in "12")
+    assert one["metrics"] == two["metrics"]
+    assert [row["name"] for row in one["episodes"]] == [row["name"] for row in two["episodes"]]
+    for row in one["episodes"]:
+        assert (tmp_path / "1" / row["log"]).read_bytes() == (tmp_path / "2" / row["log"]).read_bytes()
