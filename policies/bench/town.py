@@ -7,14 +7,19 @@
     reset_s                 median reset after the first, six cameras; reset_s.none without
     semantic_iou.gl_cv      agreement of the renderers at random poses
     memory_growth_mb.300_episodes, deterministic (1: two processes agree bit for bit), step_ms.C.p50 ... p99
+    recording_minutes_per_minute  simulated minutes that `vla record` writes in a minute on all cores
 
 The ego drives as the expert drove when its actions were recorded, just before: same seed, same episode. What this
 machine cannot measure is left out, and it is said why.
 """
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +27,7 @@ import numpy as np
 
 from policies.bench.pinned import run_pinned
 from policies.protocol import Privileged
+from policies.record import KEYFRAMES_HZ
 from policies.town_expert import TownExpert
 from sensors.errors import InputError
 from sensors.gym_source import ClipHistory
@@ -33,6 +39,7 @@ JOBS = "policies.bench.town_jobs"
 USUAL, BUSY = "town-train/0", "town-val/0"  # 30 vehicles and 20 walkers; 60 and 40
 SMALL, MIDDLE, LARGE = (224, 128), (400, 225), (800, 450)
 CAMERAS, REPLAN_EVERY = 6, 5
+RECORD_HOURS = 0.1
 EXTRA = "pip install -c constraints.txt -e '.[bench]'"
 Say = Callable[[str], None]
 
@@ -48,6 +55,7 @@ def town_figures(quick: bool, say: Say) -> dict[str, float]:
         if not quick:
             bench.memory()
             bench.determinism()
+            bench.recording()
         return bench.figures
 
 
@@ -144,6 +152,21 @@ class _Town:
             digests = [run_pinned(JOBS, [("episode_digest", {"scenario": USUAL, **how})]) for _ in range(2)]
             same.append(digests[0] == digests[1])
         self._put("deterministic", float(all(same)), f"states and images by {', '.join(self._renderers)}")
+
+    def recording(self) -> None:
+        """`vla record` on all cores, from its start to its end."""
+        out = self._folder / "recording"
+        words = ["--suite", "town-train", "--hours", str(RECORD_HOURS), "--image-size", "{}x{}".format(*MIDDLE)]
+        begun = time.monotonic()
+        record = [sys.executable, "-m", "policies.cli", "record", *words, "--videos", "0", "--out", str(out), "--quiet"]
+        done = subprocess.run(record, capture_output=True, text=True, check=False)
+        minutes = (time.monotonic() - begun) / 60
+        if done.returncode:
+            raise RuntimeError(f"vla record failed:\n{done.stderr.strip()[-2000:]}")
+        keyframes = json.loads((out / "summary.json").read_text())["metrics"]["n_keyframes"]
+        driven = keyframes / KEYFRAMES_HZ / 60
+        name = "recording_minutes_per_minute"
+        self._put(name, driven / minutes, f"{driven:.1f} minutes of driving in {minutes:.1f}, six cameras at 10 Hz")
 
     def _steps(self, name: str, scenario: str, renderer: str, size: tuple, resets: int, reset_name: str) -> None:
         result = run_pinned(JOBS, [self._job(scenario, renderer, size, resets)])[0]

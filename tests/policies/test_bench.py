@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ FULL = QUICK | {
     "reset_s.none",
     "memory_growth_mb.300_episodes",
     "deterministic",
+    "recording_minutes_per_minute",
     "step_ms.gl.400x225.p99",
 }
 MADE_UP = {
@@ -69,6 +71,15 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(town, "gl_name", lambda: "made up")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(town.subprocess, "run", recorded)
+
+
+def recorded(words: list[str], **_) -> subprocess.CompletedProcess:
+    """A recording of five minutes."""
+    out = Path(words[words.index("--out") + 1])
+    out.mkdir()
+    (out / "summary.json").write_text(json.dumps({"metrics": {"n_keyframes": 600}}))
+    return subprocess.CompletedProcess(words, 0, "", "")
 
 
 def test_names_and_ratios(made_up: None) -> None:
