@@ -153,7 +153,7 @@ class GroundTextures:
     def __init__(self, gl: moderngl.Context):
         self._tiles = GroundTiles()
         self._shown: dict[float, dict] = {FINE_M: {}, COARSE_M: {}}  # the tile at each place
-        self._first: dict[float, np.ndarray] = {}
+        self._first = {cell: np.zeros(2, int) for cell in self._shown}
         self._textures = {cell: gl.texture((MAP_CELLS, MAP_CELLS), 4) for cell in self._shown}
         for texture in self._textures.values():
             texture.build_mipmaps(0, MIP_LEVELS)

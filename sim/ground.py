@@ -226,19 +226,28 @@ class GroundMaps:
 
     def __init__(self):
         self._tiles = GroundTiles()
-        self._maps: dict[float, tuple] = {}  # by texel size: tiles, position of the first corner, the map
+        self._maps: dict[float, tuple] = {}  # by texel size: tiles, number of the first, the map, and a spare one
 
     def paint(self, surfaces: tuple[Surface, ...], near_m: np.ndarray) -> None:
         """Make the maps around this position current: the tile decides, not the way there."""
         for cell_m in (FINE_M, COARSE_M):
             first, tiles = self._tiles.around(surfaces, near_m, cell_m)
-            if cell_m in self._maps and self._maps[cell_m][0] is tiles:
+            if cell_m not in self._maps:
+                empty = np.zeros((2, MAP_CELLS, MAP_CELLS, 4), np.uint8)
+                self._maps[cell_m] = ({}, first, *empty)
+            old, old_first, whole, spare = self._maps[cell_m]
+            if old is tiles:
                 continue
-            whole = np.empty((MAP_CELLS, MAP_CELLS, 4), np.uint8)
-            for (column, row), tile in tiles.items():
-                x, y = (column - first[0]) * TILE_CELLS, (row - first[1]) * TILE_CELLS
-                whole[y : y + TILE_CELLS, x : x + TILE_CELLS] = tile
-            self._maps[cell_m] = (tiles, np.array(first) * (TILE_CELLS * cell_m), whole)
+            column, row = first[0] - old_first[0], first[1] - old_first[1]
+            if old and max(abs(column), abs(row)) < TILES:  # what stays moves in one piece
+                to_x, from_x = _overlap(column)
+                to_y, from_y = _overlap(row)
+                spare[to_y, to_x] = whole[from_y, from_x]
+            for (x, y), tile in tiles.items():
+                if old.get((x, y)) is not tile:
+                    x, y = (x - first[0]) * TILE_CELLS, (y - first[1]) * TILE_CELLS
+                    spare[y : y + TILE_CELLS, x : x + TILE_CELLS] = tile
+            self._maps[cell_m] = (tiles, first, spare, whole)
 
     def colour(self, ground: GroundRays, pose: tuple[float, float, float], weather: Weather, out: np.ndarray) -> None:
         """Fill out uint8 [H, W, 4] with ground and sky, for rays turned by yaw and moved to x, y of the pose."""
@@ -273,9 +282,17 @@ class GroundMaps:
 
     def _at(self, cell_m: float, points: np.ndarray, pose: tuple[float, float, float], how: int) -> np.ndarray:
         """The map at points float32 [h, W, 2]."""
-        (x_m, y_m, yaw_rad), (_, low, whole) = pose, self._maps[cell_m]
+        (x_m, y_m, yaw_rad), (_, first, whole, _) = pose, self._maps[cell_m]
+        low = np.array(first) * (TILE_CELLS * cell_m)
         c, s = np.cos(yaw_rad), np.sin(yaw_rad)
         texel_from_ego = np.array([[c, -s, x_m - low[0]], [s, c, y_m - low[1]]]) / cell_m
         texel_from_ego[:, 2] -= 0.5
         at = cv2.transform(points, texel_from_ego)
         return cv2.remap(whole, at, None, how, borderValue=(*GROUND["terrain"], SEMANTIC["terrain"]))
+
+
+def _overlap(tiles: int) -> tuple[slice, slice]:
+    """Where a map that moved by some tiles still shows what it did, and where that was."""
+    cells, whole = abs(tiles) * TILE_CELLS, MAP_CELLS
+    front, back = slice(0, whole - cells), slice(cells, whole)
+    return (front, back) if tiles >= 0 else (back, front)

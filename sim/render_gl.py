@@ -130,7 +130,10 @@ class RendererGl:
             raise InputError("render", "T_world_from_ego", f"a camera {lowest:.3g} m above ground", "a height above 0")
         self._context.gc()
         origin = T_world_from_ego[:, :2, 3]
-        self._ground.paint(scenes[0].backdrop.surfaces, origin.mean(axis=0))
+        looked_up = self._level is not None and all(map(is_level, T_world_from_ego))
+        shaded = target is self._whole or not looked_up
+        if shaded:
+            self._ground.paint(scenes[0].backdrop.surfaces, origin.mean(axis=0))
         self._uniforms.write(self._blocks(scenes, T_world_from_ego, T_world_from_cam))
         self._ground.bind()
         self._rain.use(RAIN_UNIT)
@@ -139,8 +142,7 @@ class RendererGl:
         target.clear(depth=0.0)
         defines = [self._defines(n, scene, target is self._whole) for n, scene in enumerate(scenes)]
         self._context.enable_only(moderngl.NOTHING)
-        looked_up = self._level is not None and all(map(is_level, T_world_from_ego))
-        if target is self._whole or not looked_up:
+        if shaded:
             self._draw_ground(defines, T_world_from_ego, T_world_from_cam)
         self._only_colour.use()  # what follows leaves depth and ids of the ground alone
         if looked_up:

@@ -120,8 +120,9 @@ def vehicle_lamps(
 
 
 def shadows(actors: Sequence[Actor], poses: np.ndarray) -> np.ndarray:
-    """Ground [A, 4, 2] in the shadow of actors at poses [A, 3]."""
+    """Ground [K, 4, 2] in the shadow of actors at poses [K, 3]; of A actors, K may be a multiple: A by A."""
     size = np.array([a.size_lwh_m for a in actors]).reshape(-1, 3)
+    size = np.tile(size, (len(poses) // max(len(size), 1), 1))
     unit = np.array([[0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]])
     local = unit * (size[:, None, :2] + 0.25)
     c, s = np.cos(poses[:, 2, None]), np.sin(poses[:, 2, None])

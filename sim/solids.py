@@ -306,6 +306,7 @@ def signal_mesh(height_m: float, arm_m: float = 0.0) -> Faces:
     return mesh(parts)
 
 
+@lru_cache(maxsize=1024)
 def tree(radius: float, height: float, tint: float) -> Faces:
     green = (52 + int(30 * tint), 92 + int(28 * tint), 40)
     base, r = 0.28 * height, radius
@@ -322,6 +323,7 @@ def tree(radius: float, height: float, tint: float) -> Faces:
     )
 
 
+@lru_cache(maxsize=1024)
 def building(size_lwh_m: tuple, tint: float) -> Faces:
     length, width, height = size_lwh_m
     wall = [(188, 168, 146), (170, 92, 76), (196, 194, 188), (214, 198, 160)][int(4 * tint)]

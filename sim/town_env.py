@@ -29,7 +29,7 @@ from sim.env import CameraEnv, checked_options, weather_of
 from sim.faults import Sensing
 from sim.scenarios import Scenario, get_scenario
 from sim.scene import Scene
-from sim.town_scene import town_backdrop, town_scene_at
+from sim.town_scene import town_backdrop, town_scenes_at
 from sim.town_world import TownWorld
 from sim.vehicle import VehicleParams
 from sim.world import PERIOD_US, Event
@@ -118,7 +118,10 @@ class TownEnv(CameraEnv):
         return not kinds.isdisjoint(ENDS), "blocked" in kinds
 
     def _scene(self, time_us: int) -> Scene:
-        return town_scene_at(self.world, self._backdrop, time_us, self.weather)
+        return self._scenes([time_us])[0]
+
+    def _scenes(self, times_us: Sequence[int]) -> list[Scene]:
+        return town_scenes_at(self.world, self._backdrop, times_us, self.weather)
 
     def _observe(self) -> dict[str, np.ndarray]:
         return super()._observe() | {"command": np.array(ROUTE_COMMANDS.index(self.world.command), np.int64)}

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
@@ -40,6 +40,11 @@ class TownMap:
     _cells: dict[tuple[int, int], list[tuple[str, np.ndarray]]]
     _clearance_m: np.ndarray
     _origin_m: np.ndarray
+
+    @cached_property
+    def signal_poses(self) -> np.ndarray:
+        """x, y, yaw [K, 3] of the signals."""
+        return np.array([(s.x_m, s.y_m, s.yaw_rad) for s in self.signals]).reshape(-1, 3)
 
     def under(self, x_m: float, y_m: float) -> tuple[str, ...]:
         """Ids of the road lanes, and of the junctions, that a point lies on; none: it is not on a road."""

@@ -22,7 +22,9 @@ SPARE_FACES = 4096
 
 @dataclass(frozen=True)
 class Seen:
-    """E faces that N cameras may see, sorted by camera, of V objects of S solids; the first N solids are the props.
+    """E faces that N cameras may see of V objects of S solids, by camera and roughly from near to far.
+
+    The first N solids are the props, for each camera once.
 
     face    int64 [E]   row in the pool
     owner   int64 [E]   object; solid, camera int64 [V]: of the object
@@ -106,6 +108,7 @@ class Pool:
 
         normals, offsets = sight.turned(T_world_from_cam)
         beyond = self._objects.middle @ normals - offsets[:, None]
+        ahead_p = beyond[..., 4] - self._objects.radius
         cam_p, prop = np.nonzero(sight.holds(beyond, self._objects.radius, np.arange(count)[:, None]))
         x, y, z = self._meshes.middle[mesh].T
         at, cm, sm = poses[count:], c[count:], s[count:]
@@ -114,7 +117,8 @@ class Pool:
         mine = np.flatnonzero(sight.holds(beyond, self._meshes.radius[mesh], cam_of_solid))
 
         camera = np.concatenate([cam_p, cam_of_solid[mine]])
-        order = np.argsort(camera, kind="stable")
+        ahead = np.concatenate([ahead_p[cam_p, prop], beyond[mine, 4] - self._meshes.radius[mesh[mine]]])
+        order = np.lexsort((ahead, camera))  # near ones first, so that they spare the device what they hide
         camera, solid = camera[order], np.concatenate([cam_p, count + mine])[order]
         first = np.concatenate([self._objects.first[prop], self._meshes.first[mesh[mine]]])[order]
         faces = np.concatenate([self._objects.count[prop], self._meshes.count[mesh[mine]]])[order]
