@@ -9,7 +9,7 @@ Without distortion r is linear in the pixel (u, v), so on a row each edge bounds
 a row is a span, on which 1/z is linear too. Through a lens each pixel of a window around the face is tested.
 
 Of the faces on a pixel the nearest stays. Both in one number: a key is an int64 that holds 1/z in its upper bits and
-the face's number in the lower ones, so the larger key is the nearer face; 0 is no face.
+the number of the span (or of the face, through a lens) in the lower ones, so the larger key is nearer; 0 is nothing.
 """
 
 from collections.abc import Sequence
@@ -21,22 +21,25 @@ from sensors.camera import Camera
 from sim.solids import cross
 from sim.visible import MIN_FORWARD
 
-FACE_BITS = 20
-FACE_MASK = (1 << FACE_BITS) - 1
+NUMBER_BITS = 20
+NUMBER_MASK = (1 << NUMBER_BITS) - 1
 UNIT = 2.0**57  # of 1/z in a key: a face may be as near as 2^-6 m
 MAX_NEARNESS = 60.0
+LONGEST = 32  # pixels of a span, which has one colour
 NEAR_M = 0.01  # a face with a corner nearer than this may reach anywhere in the image
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Runs of pixels of one row each, sorted by camera.
+    """Runs of at most `LONGEST` pixels of one row each, sorted by camera.
 
+    face    int64 [S]
     start   int64 [S]  first pixel in the image, row by row; length int64 [S]
-    key     int64 [S]  of the first pixel; step int64 [S]: to the next pixel's
+    key     int64 [S]  of the first pixel, without a number; step int64 [S]: to the next pixel's
     ends    int64 [N + 1]  of camera n are the spans ends[n]...ends[n + 1]
     """
 
+    face: np.ndarray
     start: np.ndarray
     length: np.ndarray
     key: np.ndarray
@@ -51,15 +54,23 @@ class Spans:
         at += np.arange(len(at))
         return at
 
-    def keys(self, n: int) -> np.ndarray:
-        """Keys int64 [P] of the pixels of camera n."""
+    def raise_keys(self, n: int, keys: np.ndarray) -> None:
+        """Raise keys int64 [H, W] to those of camera n's spans, numbered from 0."""
         part = slice(self.ends[n], self.ends[n + 1])
         length, step = self.length[part], self.step[part]
+        before, number = np.cumsum(length) - length, np.arange(int(length.sum()))
+        first = (self.key[part] | np.arange(len(length))) - step * before
         # Integers wrap around exactly, so key + step (number - before) may be taken apart.
         key = np.repeat(step, length)
-        key *= np.arange(len(key))
-        key += np.repeat(self.key[part] - step * (np.cumsum(length) - length), length)
-        return key
+        key *= number
+        key += np.repeat(first, length)
+        number += np.repeat(self.start[part] - before, length)
+        np.maximum.at(keys.reshape(-1), number, key)
+
+    def nearness(self, n: int) -> np.ndarray:
+        """1 / z float32 [K] in the middle of camera n's spans."""
+        part = slice(self.ends[n], self.ends[n + 1])
+        return ((self.key[part] + self.step[part] * (self.length[part] // 2)) * (1 / UNIT)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -73,11 +84,24 @@ class Drawn:
     pixel_count: int
 
     def nearest(self, n: int, keys: np.ndarray) -> None:
-        """Raise keys int64 [H, W] to those of the faces of camera n."""
+        """Raise keys int64 [H, W] to those of what camera n sees; their numbers are rows of `face(n)`."""
         if self.lenses[n] is None:
-            np.maximum.at(keys.reshape(-1), self.spans.positions(n), self.spans.keys(n))
+            self.spans.raise_keys(n, keys)
         else:
-            self.lenses[n].draw(self.corners[self.ends[n] : self.ends[n + 1]], int(self.ends[n]), keys)
+            self.lenses[n].draw(self.corners[self.ends[n] : self.ends[n + 1]], keys)
+
+    def face(self, n: int) -> np.ndarray:
+        """Faces int64 [K] by the numbers in the keys of camera n."""
+        if self.lenses[n] is None:
+            return self.spans.face[self.spans.ends[n] : self.spans.ends[n + 1]]
+        return np.arange(self.ends[n], self.ends[n + 1])
+
+    def nearness(self, n: int) -> np.ndarray:
+        """1 / z float32 [K] of the same, in their middles."""
+        if self.lenses[n] is None:
+            return self.spans.nearness(n)
+        z = self.corners[self.ends[n] : self.ends[n + 1], :, 2].mean(axis=1)
+        return 1 / np.maximum(z, NEAR_M)
 
     def pixels(self, n: int) -> np.ndarray:
         """Pixels int64 [P] that the faces of camera n cover, each once."""
@@ -163,10 +187,22 @@ def spans(p: np.ndarray, ends: np.ndarray, cameras: Sequence[Camera]) -> Spans:
     first, length, of, v = first[there], (last - first + 1)[there], of[there], v[there]
     per_u, per_v, rest = (x[4].astype(np.float64) for x in (per_u, per_v, rest))
     nearness = np.clip(per_u[of] * first + per_v[of] * v + rest[of], 0.0, MAX_NEARNESS)
-    key = (nearness * UNIT).astype(np.int64) & ~FACE_MASK
-    step = (np.clip(per_u, -MAX_NEARNESS, MAX_NEARNESS) * UNIT).astype(np.int64) & ~FACE_MASK
-    number = face[of]
-    return Spans(v * width + first, length, key | number, step[of], np.searchsorted(number, ends))
+    key = (nearness * UNIT).astype(np.int64) & ~NUMBER_MASK
+    step = (np.clip(per_u, -MAX_NEARNESS, MAX_NEARNESS) * UNIT).astype(np.int64) & ~NUMBER_MASK
+    start, step, number = v * width + first, step[of], face[of]
+    start, length, key, step, number = _cut(start, length, key, step, number)
+    return Spans(number, start, length, key, step, np.searchsorted(number, ends))
+
+
+def _cut(start, length, key, step, face):
+    """The same spans, none longer than LONGEST."""
+    pieces = (length + (LONGEST - 1)) // LONGEST
+    if pieces.max(initial=1) == 1:
+        return start, length, key, step, face
+    of = np.repeat(np.arange(len(length)), pieces)
+    skipped = LONGEST * (np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+    step = step[of]
+    return start[of] + skipped, np.minimum(length[of] - skipped, LONGEST), key[of] + step * skipped, step, face[of]
 
 
 class LensView:
@@ -200,8 +236,8 @@ class LensView:
         rows = np.searchsorted(top, low[:, 1]), np.searchsorted(bottom, high[:, 1], side="right")
         return np.stack([*columns, *rows], axis=1)
 
-    def draw(self, p: np.ndarray, first_face: int, keys: np.ndarray) -> None:
-        """Raise keys int64 [H, W] to those of faces [F, 4, 3], numbered from first_face."""
+    def draw(self, p: np.ndarray, keys: np.ndarray) -> None:
+        """Raise keys int64 [H, W] to those of faces [F, 4, 3], numbered from 0."""
         plane = planes(p)
         for f, (x0, x1, y0, y1) in enumerate(self.windows(p)):
             if x0 < x1 and y0 < y1:
@@ -210,6 +246,6 @@ class LensView:
                 with np.errstate(invalid="ignore"):
                     inside = (block[:4].min(axis=0) >= 0) & (block[4] > 0)
                 near = np.where(inside, np.minimum(block[4], MAX_NEARNESS), 0).astype(np.float64)
-                key = (near * UNIT).astype(np.int64) & ~FACE_MASK | (first_face + f)
+                key = (near * UNIT).astype(np.int64) & ~NUMBER_MASK | f
                 window = keys[y0:y1, x0:x1]
                 np.copyto(window, key, where=inside & (key > window))

@@ -2,7 +2,7 @@
 
 The ground's paint and the weather over it are looked up per pixel (sim/ground.py), then shadows darken it, then the
 faces in sight (sim/visible.py) are drawn, the nearest of each pixel (sim/raster.py). Light falls on a face as a whole,
-haze on each pixel. Any lens model is exact, as its rays are; only cameras without one are fast.
+haze on each piece of a row. Any lens model is exact, as its rays are; only cameras without one are fast.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from sensors.camera import Camera
 from sensors.errors import InputError
 from sim.ground import GroundMaps, GroundRays, is_level
-from sim.raster import FACE_MASK, UNIT, Raster
+from sim.raster import NUMBER_MASK, UNIT, Raster
 from sim.scene import Scene
 from sim.solids import COLOUR_OF_BITS
 from sim.visible import Pool, Seen, Sight
@@ -64,22 +64,26 @@ class RendererCv:
         self._T_ego_from_cam = np.stack([camera.T_ego_from_cam for camera in self.cameras])
         self._sight, self._pool, self._ground = Sight(self.cameras), Pool(), GroundMaps()
         self._level = [GroundRays(camera, camera.T_ego_from_cam) for camera in self.cameras]
+        self._keys = np.empty((len(self.cameras), self.cameras[0].height, self.cameras[0].width), np.int64)
         self._raster = Raster([*self.cameras, *self.cameras])  # faces, then shadows
 
     def render(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> Images:
         """Camera n sees scenes[n], the world at its exposure, from the ego pose T_world_from_ego[n] [4, 4]."""
-        rgb, grounds, keys, seen = self._draw(scenes, T_world_from_ego)
+        rgb, grounds, keys, drawn, seen = self._draw(scenes, T_world_from_ego)
         depth, semantic = np.empty(keys.shape, np.float32), np.empty(keys.shape, np.uint8)
         with np.errstate(divide="ignore"):
             for n, (rays, pose) in enumerate(grounds):
                 np.divide(1.0, rays.nearness, out=depth[n])
                 semantic[n] = self._ground.semantic(rays, pose)
-        at = np.flatnonzero(keys)
-        key = keys.ravel()[at]
-        face, instance = key & FACE_MASK, np.zeros(keys.shape, np.int32)
-        depth.ravel()[at] = UNIT / key
-        semantic.ravel()[at] = self._pool.semantic[seen.face][face]
-        instance.ravel()[at] = (self._pool.instance[seen.face] + seen.instance[seen.solid[seen.owner]])[face]
+        instance = np.zeros(keys.shape, np.int32)
+        instance_of = self._pool.instance[seen.face] + seen.instance[seen.solid[seen.owner]]
+        for n in range(len(keys)):
+            at = np.flatnonzero(keys[n])
+            key = keys[n].ravel()[at]
+            face = drawn.face(n)[key & NUMBER_MASK]
+            depth[n].ravel()[at] = UNIT / key
+            semantic[n].ravel()[at] = self._pool.semantic[seen.face][face]
+            instance[n].ravel()[at] = instance_of[face]
         return Images(rgb, depth, semantic, instance)
 
     def render_rgb(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> np.ndarray:
@@ -87,7 +91,7 @@ class RendererCv:
         return self._draw(scenes, T_world_from_ego)[0]
 
     def _draw(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray):
-        """Colours; rays on the ground and their pose, of each camera; keys of the faces int64 [N, H, W]; the faces."""
+        """Colours; rays on the ground and their pose, of each camera; keys int64 [N, H, W]; what drew them."""
         check_scenes(scenes, T_world_from_ego, len(self.cameras))
         T_world_from_cam = T_world_from_ego @ self._T_ego_from_cam
         self._ground.paint(scenes[0].backdrop.surfaces, T_world_from_ego[:, :2, 3].mean(axis=0))
@@ -100,17 +104,19 @@ class RendererCv:
         colour, shines = lit(self._pool, scenes, seen, corners, self._T_ego_from_cam)
         count, (height, width) = len(scenes), (self.cameras[0].height, self.cameras[0].width)
         rgba, rgb = np.empty((height, width, 4), np.uint8), np.empty((count, height, width, 3), np.uint8)
-        keys, grounds = np.zeros((count, height, width), np.int64), []
+        keys, grounds = self._keys, []
+        keys.fill(0)
         for n, scene in enumerate(scenes):
             grounds.append(self._rays(n, T_world_from_ego[n]))
             self._ground.colour(*grounds[n], scene.weather, rgba)
             _darken(rgba, drawn.pixels(count + n), scene.weather.shadow)
             drawn.nearest(n, keys[n])
-            _paint(rgba, keys[n], colour, shines, scene.weather)
+            face = drawn.face(n)
+            _paint(rgba, keys[n], _hazy(colour[face], shines[face], drawn.nearness(n), scene.weather))
             if scene.weather.rain:
                 rain_on(rgba, scene, n)
             cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB, rgb[n])
-        return rgb, grounds, keys, seen
+        return rgb, grounds, keys, drawn, seen
 
     def _rays(self, n: int, T_world_from_ego: np.ndarray) -> tuple[GroundRays, tuple[float, float, float]]:
         """Where the rays of camera n meet the ground, and the x, y, yaw that they are relative to."""
@@ -133,7 +139,7 @@ def pose_of(T_world_from_ego: np.ndarray) -> tuple[float, float, float]:
 def lit(
     pool: Pool, scenes: Sequence[Scene], seen: Seen, corners: np.ndarray, T_ego_from_cam: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colours float32 [3, E] of the faces in this light, before haze, and whether they shine bool [E]."""
+    """Colours float32 [E, 3] of the faces in this light, before haze, and whether they shine bool [E]."""
     camera, solid = seen.camera[seen.owner], seen.solid[seen.owner]
     weathers = [scene.weather for scene in scenes]
     c, s = np.cos(seen.poses[:, 2]), np.sin(seen.poses[:, 2])
@@ -148,7 +154,7 @@ def lit(
     shining = pool.lamp[seen.face] & seen.lamps[solid]
     painted = np.clip(pool.colour[seen.face] * light, 0, 255)
     colour = np.where((shining > 0)[:, None], COLOUR_OF_BITS[shining], painted)
-    return np.ascontiguousarray(colour.T, np.float32), shining > 0
+    return colour.astype(np.float32), shining > 0
 
 
 def shadow_corners(scenes: Sequence[Scene], T_world_from_cam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,22 +175,19 @@ def _darken(rgba: np.ndarray, at: np.ndarray, left: float) -> None:
     pixels[at] = ((colour & even) * share >> 8 & even) | ((colour >> 8 & even) * share & odd)
 
 
-def _paint(rgba: np.ndarray, keys: np.ndarray, colour: np.ndarray, shines: np.ndarray, weather: Weather) -> None:
-    """Faces of these keys [H, W], colours float32 [3, F] and lamps bool [F] through the air."""
-    at = np.flatnonzero(keys)
-    key = keys.ravel()[at]
-    face = key & FACE_MASK
-    clear = np.where(shines, np.float32(-0.5 * UNIT / weather.haze_m), np.float32(-UNIT / weather.haze_m))[face]
-    clear /= key.astype(np.float32)
-    np.exp(clear, out=clear)
-    out = np.empty((len(at), 4), np.uint8)
-    for k, horizon in enumerate(weather.horizon.astype(np.float32)):
-        hazy = colour[k][face]
-        hazy -= horizon
-        hazy *= clear
-        hazy += horizon
-        out[:, k] = hazy
-    rgba.reshape(-1, 4).view(np.uint32)[:, 0][at] = out.view(np.uint32)[:, 0]
+def _hazy(colour: np.ndarray, shines: np.ndarray, nearness: np.ndarray, weather: Weather) -> np.ndarray:
+    """Colours uint32 [K] (four bytes) of colours float32 [K, 3] seen through the air, of lamps through half of it."""
+    clear = np.exp(np.where(shines, np.float32(-0.5), np.float32(-1.0)) / (nearness * np.float32(weather.haze_m)))
+    horizon = weather.horizon.astype(np.float32)
+    out = np.full((len(colour), 4), 255, np.uint8)
+    out[:, :3] = (colour - horizon) * clear[:, None] + horizon
+    return out.view(np.uint32)[:, 0]
+
+
+def _paint(rgba: np.ndarray, keys: np.ndarray, colour: np.ndarray) -> None:
+    """Colours uint32 [K] on the pixels of these keys [H, W]."""
+    at = np.flatnonzero(keys != 0)
+    rgba.reshape(-1, 4).view(np.uint32)[:, 0][at] = colour[keys.ravel()[at] & NUMBER_MASK]
 
 
 def rain_on(rgba: np.ndarray, scene: Scene, n: int) -> None:

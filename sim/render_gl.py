@@ -232,7 +232,7 @@ class RendererGl:
         pool = self._solids.pool
         corners = pool.in_cameras(seen, T_world_from_cam)
         colour, shines = lit(pool, scenes, seen, corners, self._T_ego_from_cam)
-        look = np.vstack([colour, np.where(shines, 255, 0)]).T.astype(np.uint8)
+        look = np.column_stack([colour, np.where(shines, 255, 0)]).astype(np.uint8)
         instance = pool.instance[seen.face] + seen.instance[seen.solid[seen.owner]]
         ids = (pool.semantic[seen.face] + instance.astype(np.uint32) * 256).astype(np.uint32)
         for n, lens in enumerate(self._lenses):
