@@ -49,7 +49,7 @@ class GroundRays:
     Points are relative to the ego origin, in the axes of frame `flat`, whose z axis is vertical and whose height is the
     world's; `forward` is the ego's x axis there. Classes are looked up at the pixels' centres, and so is the colour of
     near ground; further away, where a pixel covers some metres of road, colour is the mean of `sample_count` samples.
-    coarse_samples are those of rows top...split, fine_samples those of split...near and then the points of near...
+    coarse_samples are those of rows top...split, fine_samples those of split...near
 
     top, all_ground  the first row with any ground, the first without any sky
     split            the first from which all ground is near enough for the fine map
@@ -77,8 +77,7 @@ class GroundRays:
         samples = samples.transpose(1, 3, 0, 2, 4).reshape(rows * columns, self.near - self.top, camera.width, 2)
         far = self.split - self.top
         self.coarse_samples = np.ascontiguousarray(samples[:, :far]).reshape(-1, camera.width, 2)
-        fine = samples[:, far:].reshape(-1, camera.width, 2)
-        self.fine_samples = np.concatenate([fine, self.points[self.near :]])
+        self.fine_samples = np.ascontiguousarray(samples[:, far:]).reshape(-1, camera.width, 2)
         self.sample_count = rows * columns
         self._steep = np.nan_to_num(camera.pixel_rays() @ T_flat_from_cam[2, :3])
         self._forward = forward
@@ -258,21 +257,20 @@ class GroundMaps:
     def colour(self, ground: GroundRays, pose: tuple[float, float, float], weather: Weather, out: np.ndarray) -> None:
         """Fill out uint8 [H, W, 4] with ground and sky, for rays turned by yaw and moved to x, y of the pose."""
         tone, bottom, count = ground.tone(weather), len(out), ground.sample_count
-        for cell_m, points, first, last in (
+        for cell_m, samples, first, last in (
             (COARSE_M, ground.coarse_samples, ground.top, ground.split),
             (FINE_M, ground.fine_samples, ground.split, ground.near),
         ):
-            if not len(points):
-                continue
-            found, height = self._at(cell_m, points, pose, cv2.INTER_LINEAR), last - first
-            if height:
-                images = [found[k * height : (k + 1) * height] for k in range(count)]
+            if last > first:
+                found = self._at(cell_m, samples, pose, cv2.INTER_NEAREST)
+                images = [found[k * (last - first) : (k + 1) * (last - first)] for k in range(count)]
                 while len(images) > 1:
                     pairs = zip(images[::2], images[1::2], strict=True)
                     images = [cv2.addWeighted(a, 0.5, b, 0.5, 0) for a, b in pairs]
                 cv2.multiply(images[0], tone.gain[first:last], out[first:last], tone.scale)
-            if len(found) > count * height:
-                cv2.multiply(found[count * height :], tone.gain[ground.near :], out[ground.near :], tone.scale)
+        if ground.near < bottom:
+            found = self._at(FINE_M, ground.points[ground.near :], pose, cv2.INTER_LINEAR)
+            cv2.multiply(found, tone.gain[ground.near :], out[ground.near :], tone.scale)
         rows = slice(ground.top, bottom)
         cv2.add(out[rows], tone.veil[rows], out[rows])
         out[: ground.top] = tone.sky[: ground.top]

@@ -141,15 +141,22 @@ def pixel_bounds(p: np.ndarray, lens: np.ndarray, width: int, height: int) -> np
 
     lens [F, 4]: fx, fy, cx, cy of each face's camera. None are left where u1 < u0 or v1 < v0.
     """
-    z = p[..., 2]
-    near = z.min(axis=1) < NEAR_M
-    uv = p[..., :2] / np.maximum(z, NEAR_M)[..., None] * lens[:, None, :2] + lens[:, None, 2:]
-    low, high = np.ceil(uv.min(axis=1)), np.floor(uv.max(axis=1))
-    low[near], high[near] = 0, (width, height)
-    low = np.clip(low, 0, (width, height)).astype(np.int64)
-    high = np.clip(high, -1, (width - 1, height - 1)).astype(np.int64)
-    high[z.max(axis=1) <= 0] = -1
-    return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+    x, y, z = np.ascontiguousarray(p.transpose(2, 1, 0))
+    near, behind = _least(z) < NEAR_M, _least(-z) >= 0
+    z = np.maximum(z, NEAR_M)
+    fx, fy, cx, cy = lens.T
+    bounds = []
+    for at, size in ((x / z * fx + cx, width), (y / z * fy + cy, height)):
+        low, high = np.ceil(_least(at)), np.floor(-_least(-at))
+        low[near], high[near] = 0, size
+        high[behind] = -1
+        bounds += [np.clip(low, 0, size).astype(np.int64), np.clip(high, -1, size - 1).astype(np.int64)]
+    return np.stack(bounds, axis=1)
+
+
+def _least(values: np.ndarray) -> np.ndarray:
+    """Least [F] of [4, F]; a quarter of the time of min(axis=0) on so few."""
+    return np.minimum(np.minimum(values[0], values[1]), np.minimum(values[2], values[3]))
 
 
 def spans(p: np.ndarray, ends: np.ndarray, cameras: Sequence[Camera]) -> Spans:
