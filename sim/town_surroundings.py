@@ -6,7 +6,6 @@ Everything further than REACH_M from the route is left out: the ego leaves the r
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -14,14 +13,14 @@ import numpy as np
 
 from sensors.nuscenes_map import PX_PER_M, outlines_of
 from sim.geometry import OpenLine
-from sim.road_network import NetLane
+from sim.road_network import NetLane, RoadNetwork
 from sim.surroundings import BEYOND_M, Lane, Surroundings, with_holes
 from sim.town_map import JOINT_M, Signal, TownMap, band, road_outlines, town_map
 from sim.town_route import GOAL_FROM_END_M, smooth_line
 from sim.town_rules import RED
 from sim.town_world import START_M, TownWorld
 
-REACH_M = 80.0
+REACH_M, BORDER_M = 80.0, 10.0
 OUTLINE_PX = 1.0  # to which the outline of the drivable area is thinned: slanted edges of a raster are stairs
 CHANGE_FROM, CHANGE_TO = 0.15, 0.7  # shares of a lane between which the route's line moves over to the next one
 DRAWN = {"r": "red", "u": "red", "y": "amber", "Y": "amber", "g": "green", "G": "green"}
@@ -153,12 +152,9 @@ def _lane(world: TownWorld, lane: NetLane) -> Lane:
 
 def _areas(town: TownMap, near: _Near) -> Iterator[tuple[str, np.ndarray]]:
     network = town.network
-    (x, y), (far_x, far_y) = near.low, near.high
-    mask = drivable_mask(network.path)
-    height, width = mask.shape
-    left, right = np.clip(np.array([x, far_x]) * PX_PER_M, 0, width).astype(int)
-    top, bottom = np.clip(height - np.array([far_y, y]) * PX_PER_M, 0, height).astype(int)
-    for outline, holes in outlines_of(mask[top:bottom, left:right], left, top - height, OUTLINE_PX):
+    low_px, high_px = (np.floor(end * PX_PER_M).astype(int) for end in (near.low, near.high))
+    mask = _road_mask(network, low_px, high_px)
+    for outline, holes in outlines_of(mask, low_px[0], -high_px[1], OUTLINE_PX):
         if near.has(outline):
             yield "drivable", with_holes(outline, [hole for hole in holes if near.has(hole)])
     for junction in network.junctions.values():
@@ -173,17 +169,22 @@ def _areas(town: TownMap, near: _Near) -> Iterator[tuple[str, np.ndarray]]:
             yield "walkway", lane.outline_m
 
 
-@lru_cache(maxsize=2)
 def drivable_mask(path: Path) -> np.ndarray:
-    """uint8 [H, W], 255 where one may drive, 0.1 m a pixel, row 0 in the north: nuScenes' map raster of a network.
+    """uint8 [H, W], 255 where one may drive, 0.1 m a pixel, row 0 in the north: nuScenes' map raster of a network."""
+    network = town_map(path).network
+    ends = np.concatenate([outline for _, outline in road_outlines(network)])
+    return _road_mask(network, np.zeros(2, int), np.ceil(ends.max(axis=0) + BORDER_M).astype(int) * PX_PER_M)
 
-    As `TownMap.drivable` has it: lanes and junctions, and JOINT_M beside them.
-    """
-    outlines = [outline for _, outline in road_outlines(town_map(path).network)]
-    width, height = np.ceil(np.concatenate(outlines).max(axis=0) + 10.0).astype(int) * PX_PER_M
+
+def _road_mask(network: RoadNetwork, low_px: np.ndarray, high_px: np.ndarray) -> np.ndarray:
+    """The window of that raster between two corners [2] (east, north); as `TownMap.drivable` has it, lanes and
+    junctions, and JOINT_M beside them."""
+    width, height = high_px - low_px
     mask = np.zeros((height, width), np.uint8)
-    for outline in outlines:
-        pixels = outline * (PX_PER_M, -PX_PER_M) + (-0.5, height - 0.5)
+    for _, outline in road_outlines(network):
+        pixels = (outline * PX_PER_M - (low_px[0], high_px[1])) * (1, -1) - 0.5
+        if (pixels.max(axis=0) < 0).any() or (pixels.min(axis=0) > (width, height)).any():
+            continue
         fixed = [np.rint(pixels * 16).astype(np.int32)]
         cv2.fillPoly(mask, fixed, 255, cv2.LINE_8, 4)
         cv2.polylines(mask, fixed, True, 255, round(2 * JOINT_M * PX_PER_M), cv2.LINE_8, 4)
