@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from policies.bench.model_bench import model_figures
 from policies.bench.scoring import score_figures
 from policies.bench.tokens import token_figures
 from policies.bench.town import town_figures
@@ -15,6 +16,7 @@ from policies.runs import git_commit, package_version, write_json
 from sensors.errors import InputError
 
 BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = {
+    "model": model_figures,
     "sim": town_figures,
     "tokens": token_figures,
     "score": score_figures,
@@ -23,6 +25,7 @@ EPILOGS = {
     "bench": """examples:
   vla bench sim --quick --json sim.json                  within a minute on two cores that are otherwise idle
   vla bench sim                                          every figure of the simulator
+  vla bench model --quick --json model.json              beside Hugging Face and beside itself, within a minute
   vla bench score --quick                                what scoring costs"""
 }
 

@@ -7,16 +7,110 @@ spread over its neighbours,
     KL(q || p),  q(i | t) ~ exp(-(i - t)^2 / (2 SPREAD^2))
 
 since bins are ordered: the next bin is a small error, and examples that fall into different bins teach each other.
+
+Every loss returns (loss to minimise, named detached scalars).
+Letters: B batch, L tokens, T steps, P codes per step, D width, V vocabulary, R scored positions.
 """
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sensors.errors import InputError
+
 SPREAD_BINS = 1.0
+Loss = tuple[Tensor, dict[str, Tensor]]
 
 
-def action_loss(hidden: Tensor, head: Tensor, tokens: Tensor, slots: tuple[slice, slice]) -> tuple[Tensor, dict]:
+def token_loss(hidden: Tensor, head: Tensor, tokens: Tensor, scored: Tensor, slot: slice, name: str) -> Loss:
+    """Cross-entropy of tokens [..., L] where bool `scored` [..., L], over the tokens of `slot` only.
+
+    hidden [..., L, D] has seen what comes before its own token; head [V, D]. Equal to a softmax over the whole
+    vocabulary with all tokens outside the slot masked, at a fraction of the work. Without a scored position it is 0.
+    """
+    chosen = tokens[scored]
+    if chosen.numel() and not slot.start <= chosen.min() <= chosen.max() < slot.stop:
+        came = f"{int(chosen.min())} .. {int(chosen.max())}"
+        fix = "Are they of another vocabulary layout?"
+        raise InputError(f"{name} loss", "tokens", came, f"{slot.start} .. {slot.stop - 1}", fix)
+    logits = F.linear(hidden[scored], head[slot]).float()
+    losses = F.cross_entropy(logits, chosen - slot.start, reduction="sum")
+    loss, right = losses / max(chosen.numel(), 1), logits.detach().argmax(dim=-1) == chosen - slot.start
+    z = logits.detach().logsumexp(dim=-1).square().sum() / max(chosen.numel(), 1)
+    accuracy = right.float().sum() / max(chosen.numel(), 1)
+    return loss, {f"loss_{name}": loss.detach(), f"accuracy_{name}": accuracy, f"z_{name}": z}
+
+
+def head_z_loss(hidden: Tensor, head: Tensor, slot: slice) -> Loss:
+    """mean log(sum exp logits)^2 over hidden [R, D] and a slot: keeps logits from drifting (Chowdhery et al. 2022)."""
+    loss = F.linear(hidden, head[slot]).float().logsumexp(dim=-1).square().mean()
+    return loss, {"loss_head_z": loss.detach()}
+
+
+def world_loss(hidden: Tensor, head: Tensor, codes: Tensor, seen: Tensor, slot: slice) -> Loss:
+    """What the next frame will look like: hidden of code p of step t predicts code p of step t + 1.
+
+    hidden [B, T, P, D], codes int64 [B, T, P] (as tokens), seen bool [B, T, P]: false where no camera delivered.
+    `copied_world` is the accuracy of saying that nothing changes: a model that looks ahead has to be above it.
+    """
+    if codes.shape[1] < 2:
+        raise InputError("world loss", "codes", f"{codes.shape[1]} step", "at least 2: one to look at, one to predict")
+    scored = seen[:, :-1] & seen[:, 1:]
+    loss, scalars = token_loss(hidden[:, :-1], head, codes[:, 1:], scored, slot, "world")
+    same = (codes[:, :-1] == codes[:, 1:])[scored].float()
+    return loss, scalars | {"copied_world": same.sum() / max(same.numel(), 1)}
+
+
+def masked_tokens(tokens: Tensor, mask_token: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(tokens [B, L] with some replaced by mask_token, bool [B, L] which): a share cos(pi u / 2), u uniform, per row.
+
+    Chang et al. 2022 (MaskGIT), eq. 3. At least one token of a row is masked.
+    """
+    B, L = tokens.shape
+    share = torch.cos(torch.rand(B, 1, generator=generator) * (math.pi / 2))
+    order = torch.rand(B, L, generator=generator).argsort(dim=-1).argsort(dim=-1)
+    masked = (order < (share * L).ceil().clamp(min=1)).to(tokens.device)
+    return tokens.masked_fill(masked, mask_token), masked
+
+
+def masked_loss(hidden: Tensor, head: Tensor, tokens: Tensor, masked: Tensor, slot: slice) -> Loss:
+    """Cross-entropy of the tokens [B, L] that `masked_tokens` hid, from hidden [B, L, D] of the places they had."""
+    return token_loss(hidden, head, tokens, masked, slot, "masked")
+
+
+def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, name: str) -> Loss:
+    """Row i of a [B, D] belongs to row i of b: cross-entropy of finding it, both ways (Radford et al. 2021).
+
+    logits = scale cos(a_i, b_j)
+    """
+    logits = _cosines(a, b, name) * scale
+    own = torch.arange(len(a), device=a.device)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    found = (logits.detach().argmax(dim=-1) == own).float().mean()
+    return loss, {f"loss_nce_{name}": loss.detach(), f"found_{name}": found}
+
+
+def siglip(a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float, name: str) -> Loss:
+    """Each pair (i, j) of rows of a and b [B, D] on its own: do they belong together (Zhai et al. 2023, eq. 1)?
+
+    -1/B sum_ij log sigmoid(z_ij (scale cos(a_i, b_j) + bias)),  z = 1 for i = j, else -1
+    """
+    logits = _cosines(a, b, name) * scale + bias
+    z = 2 * torch.eye(len(a), device=a.device) - 1
+    loss = -F.logsigmoid(z * logits).sum() / len(a)
+    return loss, {f"loss_siglip_{name}": loss.detach()}
+
+
+def _cosines(a: Tensor, b: Tensor, name: str) -> Tensor:
+    if a.shape != b.shape or len(a) < 2:
+        came = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise InputError(f"{name} loss", "pairs", came, "two of one shape [B, D], B at least 2")
+    return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+
+
+def action_loss(hidden: Tensor, head: Tensor, tokens: Tensor, slots: tuple[slice, slice]) -> Loss:
     """(loss to minimise, named scalars) of action tokens [B, 2K].
 
     hidden [B, 2K, D] has seen all tokens before its own; head [V, D]; slots: the ids that may stand at even

@@ -70,7 +70,7 @@ class MoE(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens).float()
         weights, chosen = self.choose(logits, generator)
-        few = len(tokens) == 1 and not torch.is_grad_enabled() and not x.is_cuda
+        few = len(tokens) == 1 and not torch.is_grad_enabled() and not x.is_cuda and self.grouped is grouped_linear
         routed = (self.one_token if few else self.mixture)(tokens, weights, chosen)
         if routings is not None:
             routings.append(Routing(logits, chosen))
