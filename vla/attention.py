@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NORM_EPS = 1e-6
+CAUSAL = "causal"  # in place of a bias: each token sees itself and those before it, which needs no matrix
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def visible(queries: Layout, keys: Layout, horizon: Horizon | None = None) -> Te
 
 
 def rope(layout: Layout, head_dim: int, base: float, order_pairs: int = 0) -> tuple[Tensor, Tensor]:
-    """cos and sin [L, 1, d] (Su et al. 2021; halves rotated, as Qwen3 and Llama do).
+    """cos and signed sin [L, 1, d] for `rotate` (Su et al. 2021; halves rotated, as Qwen3 and Llama do).
 
     Pair i of n turns by base^(-i/n) per step of time (step + phase); the last `order_pairs` have frequencies of their
     own, and turn with `order` instead.
@@ -90,8 +91,8 @@ def rope(layout: Layout, head_dim: int, base: float, order_pairs: int = 0) -> tu
     angles = _angles(layout.step + layout.phase, time_pairs, base)
     if order_pairs:
         angles = torch.cat([angles, _angles(layout.order, order_pairs, base)], dim=-1)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def _angles(positions: Tensor, pairs: int, base: float) -> Tensor:
@@ -100,10 +101,9 @@ def _angles(positions: Tensor, pairs: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """x [B, L, heads, d] turned by its position's angles."""
+    """x [B, L, heads, d] = (a, b) turned by its position's angles: (a cos - b sin, b cos + a sin)."""
     cos, sin = cos_sin
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def attention_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,33 +129,46 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        bias: Tensor | None = None,
+        bias: Tensor | str | None = None,
         cos_sin: tuple[Tensor, Tensor] | None = None,
         cache=None,
+        last: int | None = None,
     ) -> Tensor:
-        """bias [L, M] from `attention_bias`, or None: all to all. cos_sin from `rope`, or None: a set, no order.
+        """bias [L, M] from `attention_bias`, CAUSAL, or None: all to all. cos_sin from `rope`, or None: no order.
 
         cache: a `vla.cache.LayerCache`, whose `append` returns everything up to and with the new keys and values.
+        last: only the last so many tokens ask (bias [last, M]); all are keys.
         """
         B, L, _ = x.shape
         h, g, d = self.heads, self.kv_heads, self.head_dim
-        qk, v = self.qkv(x).view(B, L, h + 2 * g, d).split([h + g, g], dim=2)
+        q, k, v = self._project(x, cos_sin)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        if last is not None:
+            q, L = q[:, L - last :], last
+        if bias is None and h != g:  # queries that share a key head are rows of one product
+            rows = q.view(B, L, g, h // g, d).transpose(1, 2).reshape(B, g, L * h // g, d)
+            y = F.scaled_dot_product_attention(rows, k, v).view(B, g, L, h // g, d).transpose(1, 2)
+        else:
+            mask = {"is_causal": True} if bias is CAUSAL else {"attn_mask": bias}
+            y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, enable_gqa=h != g, **mask).transpose(1, 2)
+        return self.out(y.reshape(B, L, h * d))
+
+    def remember(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], cache) -> None:
+        """Append the keys and values of x [B, L, D] to the cache; nobody asks."""
+        cache.append(*self._project(x, cos_sin)[1:])
+
+    def _project(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, L, h, d], keys and values [B, g, L, d], normalised and turned."""
+        h, g, d = self.heads, self.kv_heads, self.head_dim
+        qk, v = self.qkv(x).view(*x.shape[:2], h + 2 * g, d).split([h + g, g], dim=2)
         if self.q_norm is not None:  # queries and keys in one pass
             gain = torch.cat([self.q_norm.weight.expand(h, d), self.k_norm.weight.expand(g, d)])
             qk = F.rms_norm(qk, (d,), eps=NORM_EPS) * gain
         if cos_sin is not None:
             qk = rotate(qk, cos_sin)
         q, k = qk.split([h, g], dim=2)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        if bias is None and h != g:  # queries that share a key head are rows of one product
-            rows = q.view(B, L, g, h // g, d).transpose(1, 2).reshape(B, g, L * h // g, d)
-            y = F.scaled_dot_product_attention(rows, k, v).view(B, g, L, h // g, d).transpose(1, 2)
-        else:
-            y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=bias, enable_gqa=h != g)
-            y = y.transpose(1, 2)
-        return self.out(y.reshape(B, L, h * d))
+        return q, k.transpose(1, 2), v.transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -168,8 +181,8 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """bias [B, 1, L, M] from `attention_bias`; every row needs one key that is allowed."""
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+        """bias [B, 1, L, M] from `attention_bias`, or None: all to all; every row needs one key that is allowed."""
         B, L, _ = x.shape
         q = self.q(x).view(B, L, self.heads, self.head_dim).transpose(1, 2)
         k, v = self.kv(memory).view(B, -1, 2 * self.heads, self.head_dim).transpose(1, 2).chunk(2, dim=1)

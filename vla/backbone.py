@@ -8,7 +8,7 @@ Who sees whom is `vla.attention.Layout` and `visible`. Letters: B batch, L token
 import torch
 from torch import Tensor, nn
 
-from vla.attention import NORM_EPS, Horizon, Layout, SelfAttention, attention_bias, rope, visible
+from vla.attention import CAUSAL, NORM_EPS, Horizon, Layout, SelfAttention, attention_bias, rope, visible
 from vla.cache import Cache, CacheShape, LayerCache
 from vla.config import BackboneConfig
 from vla.moe import MoE, Routing, SwiGLU
@@ -29,13 +29,18 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        bias: Tensor | None,
+        bias: Tensor | str | None,
         cos_sin: tuple[Tensor, Tensor],
         cache: LayerCache | None,
         routings: list[Routing] | None,
         generator: torch.Generator | None,
+        last: int | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), bias, cos_sin, cache)
+        if last == 0:  # only keys and values are wanted
+            self.attention.remember(self.attention_norm(x), cos_sin, cache)
+            return x[:, :0]
+        attended = self.attention(self.attention_norm(x), bias, cos_sin, cache, last)
+        x = (x if last is None else x[:, x.shape[1] - last :]) + attended
         normed = self.mlp_norm(x)
         return x + (self.mlp(normed, routings, generator) if self.routed else self.mlp(normed))
 
@@ -62,16 +67,21 @@ class Backbone(nn.Module):
         routings: list[Routing] | None = None,
         horizon: Horizon | None = None,
         generator: torch.Generator | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """With a cache, x is what follows it, and is added to it. `horizon`: what a cache with one would forget.
 
         `routings`, where given, gets what each routed layer chose; `generator` is for expert dropout in training.
+        last: hidden states of the last so many tokens only, [B, last, D]; the last layer computes no others.
         """
         keys = layout if cache is None else cache.reserve(layout)
         horizon = cache.horizon if cache is not None else horizon
         allowed = visible(layout, keys, horizon)
         bias = None if allowed.all() else attention_bias(allowed, x.dtype)
-        return self.run(x, self.angles(layout), bias, cache, routings, generator)
+        if bias is not None and len(layout) == len(keys) and torch.equal(allowed, torch.ones_like(allowed).tril()):
+            bias = CAUSAL
+        last_bias = attention_bias(allowed[len(layout) - last :], x.dtype) if last and bias is not None else None
+        return self.run(x, self.angles(layout), bias, cache, routings, generator, last, last_bias)
 
     def angles(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Rotary cos and sin of a layout, for `run`."""
@@ -81,15 +91,23 @@ class Backbone(nn.Module):
         self,
         x: Tensor,
         cos_sin: tuple[Tensor, Tensor],
-        bias: Tensor | None = None,
+        bias: Tensor | str | None = None,
         cache: Cache | None = None,
         routings: list[Routing] | None = None,
         generator: torch.Generator | None = None,
+        last: int | None = None,
+        last_bias: Tensor | str | None = None,
     ) -> Tensor:
         """`forward` for who knows angles and mask already, as a decoding loop does; cache room is the caller's care."""
+        final = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = layer(x, bias, cos_sin, None if cache is None else cache.layers[i], routings, generator)
+            asked, mask = (last, last_bias) if last is not None and i == final else (None, bias)
+            x = layer(x, mask, cos_sin, None if cache is None else cache.layers[i], routings, generator, asked)
         return self.norm(x)
+
+    def remember(self, x: Tensor, layout: Layout, cache: Cache) -> None:
+        """Add x to the cache for those who come later; nothing is made of it now."""
+        self.forward(x, layout, cache, last=0)
 
 
 class LanguageModel(nn.Module):

@@ -35,8 +35,8 @@ class _Store:
     def put(self, x: Tensor, start: int, end: int) -> Tensor:
         """Store x [B, g, L, d] at start .. end; returns everything before `end`."""
         if self.scale is None:
-            self.data[:, :, start:end] = x
-            return self.data[:, :, :end]
+            self.data.narrow(2, start, end - start).copy_(x)
+            return self.data.narrow(2, 0, end)
         self.data[:, :, start:end], self.scale[:, :, start:end] = quantise(x)
         return self.data[:, :, :end].to(x.dtype) * self.scale[:, :, :end]
 

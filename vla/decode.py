@@ -187,7 +187,7 @@ def generate(
     P, most, head = len(prompt), grammar.most, model.head.weight
     backbone, layout = model.backbone, Layout.causal(P + most, device=prompt.device)
     cache = backbone.cache(1, P + most, head)
-    hidden = backbone(model.embedding(prompt[None]), layout[:P], cache)[:, -1]
+    hidden = backbone(model.embedding(prompt[None]), layout[:P], cache, last=1)[:, -1]
     cache.reserve(layout[P:])
     cos, sin = backbone.angles(layout[P:])
     state, tokens, logprob = (0, 0), [], 0.0

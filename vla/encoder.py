@@ -41,7 +41,7 @@ class FusionLayer(nn.Module):
         self.attention_norm, self.attention = nn.RMSNorm(width, eps=1e-6), CrossAttention(width, heads)
         self.mlp_norm, self.mlp = nn.RMSNorm(width, eps=1e-6), SwiGLU(width, hidden)
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), memory, bias)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -107,12 +107,17 @@ class SceneEncoder(nn.Module):
         seen = batch.image_mask | ~batch.image_mask.any(dim=-1, keepdim=True)
         return (batch.time_s * seen).sum(dim=-1) / seen.sum(dim=-1)
 
-    def fusion_bias(self, batch: Batch, dtype: torch.dtype) -> Tensor:
-        """[B, 1, T S, 1 + T N P]: steps up to the query's own, cameras that delivered, patches that have a ray."""
+    def fusion_bias(self, batch: Batch, dtype: torch.dtype) -> Tensor | None:
+        """[B, 1, T S, 1 + T N P]: steps up to the query's own, cameras that delivered, patches that have a ray.
+
+        None where that is everything.
+        """
         seen = batch.image_mask[..., None] & batch.ray_mask[:, None]
         B, T, N, P = seen.shape
         S = len(self.queries)
         step = torch.arange(T, device=seen.device)
         past = (step[:, None] >= step).repeat_interleave(S, dim=0).repeat_interleave(N * P, dim=1)
         allowed = past & seen.reshape(B, 1, 1, T * N * P)
+        if allowed.all():
+            return None
         return attention_bias(nn.functional.pad(allowed, (1, 0), value=True), dtype)

@@ -24,6 +24,51 @@ SPREAD_BINS = 1.0
 Loss = tuple[Tensor, dict[str, Tensor]]
 
 
+ROWS = 256  # logits of so many positions exist at a time
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """(sum of -log p, sum of log Z^2, number right) of targets [R] under softmax(hidden [R, D] head [V, D]^T).
+
+    The gradient p - 1 at the target is made with the logits at hand, so no logits are kept and none are made twice:
+    R V numbers of memory become ROWS V.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total = hidden.new_zeros(3, dtype=torch.float32)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        d_hidden, d_head = torch.zeros_like(hidden), torch.zeros_like(head)
+        for h, t, d in zip(hidden.split(ROWS), targets.split(ROWS), d_hidden.split(ROWS), strict=True):
+            logits = F.linear(h, head).float()
+            log_z = logits.logsumexp(dim=-1, keepdim=True)
+            own = logits.gather(-1, t[:, None])
+            total += torch.stack([(log_z - own).sum(), log_z.square().sum(), (logits.argmax(-1) == t).float().sum()])
+            if wanted:
+                slope = logits.sub_(log_z).exp_().scatter_add_(-1, t[:, None], torch.full_like(own, -1.0)).to(h.dtype)
+                torch.mm(slope, head, out=d)
+                d_head.addmm_(slope.T, h)
+        ctx.save_for_backward(d_hidden, d_head)
+        loss, z, right = total.unbind()
+        ctx.mark_non_differentiable(z, right)
+        return loss, z, right
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor, Tensor, None]:
+        d_hidden, d_head = ctx.saved_tensors
+        return d_hidden * gradient.to(d_hidden.dtype), d_head * gradient.to(d_head.dtype), None
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean -log p, mean log Z^2, accuracy) of targets int64 [R] under softmax(hidden [R, D] head [V, D]^T).
+
+    Only the first has a gradient. Without a row all are 0.
+    """
+    loss, z, right = _LinearCrossEntropy.apply(hidden, head, targets)
+    rows = max(len(targets), 1)
+    return loss / rows, z / rows, right / rows
+
+
 def token_loss(hidden: Tensor, head: Tensor, tokens: Tensor, scored: Tensor, slot: slice, name: str) -> Loss:
     """Cross-entropy of tokens [..., L] where bool `scored` [..., L], over the tokens of `slot` only.
 
@@ -35,11 +80,7 @@ def token_loss(hidden: Tensor, head: Tensor, tokens: Tensor, scored: Tensor, slo
         came = f"{int(chosen.min())} .. {int(chosen.max())}"
         fix = "Are they of another vocabulary layout?"
         raise InputError(f"{name} loss", "tokens", came, f"{slot.start} .. {slot.stop - 1}", fix)
-    logits = F.linear(hidden[scored], head[slot]).float()
-    losses = F.cross_entropy(logits, chosen - slot.start, reduction="sum")
-    loss, right = losses / max(chosen.numel(), 1), logits.detach().argmax(dim=-1) == chosen - slot.start
-    z = logits.detach().logsumexp(dim=-1).square().sum() / max(chosen.numel(), 1)
-    accuracy = right.float().sum() / max(chosen.numel(), 1)
+    loss, z, accuracy = linear_cross_entropy(hidden[scored], head[slot], chosen - slot.start)
     return loss, {f"loss_{name}": loss.detach(), f"accuracy_{name}": accuracy, f"z_{name}": z}
 
 

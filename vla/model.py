@@ -140,8 +140,8 @@ class DrivingModel(nn.Module):
             plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
             said = self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1))
         x = torch.cat([prefix, said], dim=1)
-        hidden = self.backbone(x, self.layout(x.device), routings=routings, generator=generator)
-        return hidden[:, -action_tokens.shape[1] :]
+        last = action_tokens.shape[1]
+        return self.backbone(x, self.layout(x.device), routings=routings, generator=generator, last=last)
 
     def loss(
         self,
@@ -180,7 +180,7 @@ class DrivingModel(nn.Module):
         prefix = self.prefix(batch, allow_blind)
         layout = self.layout(prefix.device)
         cache = self.backbone.cache(len(prefix), len(layout), prefix)
-        self.backbone(prefix, layout[: prefix.shape[1]], cache)
+        self.backbone.remember(prefix, layout[: prefix.shape[1]], cache)
         return self.say(cache, layout[prefix.shape[1] :], temperature, generator)
 
     def say(self, cache: Cache, layout: Layout, temperature: float, generator: torch.Generator | None) -> ActionDecode:

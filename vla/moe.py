@@ -11,6 +11,7 @@ is ever dropped. Letters: M tokens, D width, E experts, k chosen per token, F ex
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 
 from sensors.errors import InputError
 from vla.config import BackboneConfig
+
+FEW_ROWS = 1024  # tokens times experts
 
 
 class SwiGLU(nn.Module):
@@ -70,8 +73,7 @@ class MoE(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens).float()
         weights, chosen = self.choose(logits, generator)
-        few = len(tokens) == 1 and not torch.is_grad_enabled() and not x.is_cuda and self.grouped is grouped_linear
-        routed = (self.one_token if few else self.mixture)(tokens, weights, chosen)
+        routed = self._way(tokens)(tokens, weights, chosen)
         if routings is not None:
             routings.append(Routing(logits, chosen))
         if self.training:
@@ -85,8 +87,9 @@ class MoE(nn.Module):
         preference = scores if self.softmax else scores + self.bias
         if self.training and self.dropout:
             preference = preference.masked_fill(self._dropped(generator), -torch.inf)
-        chosen = preference.topk(self.k, dim=-1).indices
-        weights = scores.gather(-1, chosen)
+        weights, chosen = preference.topk(self.k, dim=-1)
+        if preference is not scores:
+            weights = scores.gather(-1, chosen)
         return (weights / weights.sum(dim=-1, keepdim=True) if self.normalise else weights), chosen
 
     def _dropped(self, generator: torch.Generator | None) -> Tensor:
@@ -96,23 +99,43 @@ class MoE(nn.Module):
         draw = torch.rand(self.experts, generator=generator).to(self.bias.device)
         return (draw < self.dropout) & (draw < draw.topk(self.k).values[-1])
 
+    def _way(self, tokens: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Three ways to one result: on a CPU, sorting a few tokens takes longer than computing too much for them."""
+        if torch.is_grad_enabled() or tokens.is_cuda or self.grouped is not grouped_linear:
+            return self.mixture
+        if len(tokens) == 1:
+            return self.one_token
+        return self.all_experts if len(tokens) * self.experts <= FEW_ROWS else self.mixture
+
+    def all_experts(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """`mixture` by computing every expert for every token and weighing those not chosen with 0."""
+        E, M = self.experts, len(tokens)
+        gate, up = F.linear(tokens, self.gate_up.flatten(0, 1)).view(M, E, -1).chunk(2, dim=-1)
+        every = torch.zeros(M, E, dtype=tokens.dtype, device=tokens.device).scatter_(
+            1, chosen, weights.to(tokens.dtype)
+        )
+        hidden = F.silu(gate).mul_(up).mul_(every[..., None])
+        return torch.bmm(hidden.transpose(0, 1), self.down.transpose(1, 2)).sum(dim=0)
+
     def mixture(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """[M, D]: each token's experts, weighed. Sorted by expert, each expert's tokens are one run of rows."""
         order = chosen.flatten().argsort(stable=True)
+        place = order.argsort()
         ends = chosen.flatten().bincount(minlength=self.experts).cumsum(0, dtype=torch.int32)
-        rows = tokens.index_select(0, order // self.k)
+        rows = _Rows.apply(tokens, order, place, self.k)
         gate, up = self.grouped(rows, self.gate_up, ends).chunk(2, dim=-1)
         rows = self.grouped(F.silu(gate) * up, self.down, ends)
         # Back in the order of the tokens: a sum over k neighbours, the same on every run and for every batch.
-        routed = rows.index_select(0, order.argsort()).view(len(tokens), self.k, -1)
+        routed = _Rows.apply(rows, place, order, 1).view(len(tokens), self.k, -1)
         return (routed * weights[..., None].to(rows.dtype)).sum(dim=1)
 
     def one_token(self, token: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`mixture` of a single token [1, D] on a CPU: sorting and grouping would take longer than the products."""
-        y = torch.zeros_like(token)
+        y = None
         for weight, expert in zip(weights[0].tolist(), chosen[0].tolist(), strict=True):
             gate, up = F.linear(token, self.gate_up[expert]).chunk(2, dim=-1)
-            y.add_(F.linear(F.silu(gate).mul_(up), self.down[expert]), alpha=weight)
+            one = F.linear(F.silu(gate).mul_(up), self.down[expert])
+            y = one.mul_(weight) if y is None else y.add_(one, alpha=weight)
         return y
 
     @torch.no_grad()
@@ -123,8 +146,32 @@ class MoE(nn.Module):
         self.load.zero_()
 
 
+class _Rows(torch.autograd.Function):
+    """Row order[i] // k of x [R, D] for each i; `place` is the inverse of the permutation `order` [R k].
+
+    torch's own gradient of this adds rows up in any order; this one gathers them, faster and always alike.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, place: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.k = k
+        return x.index_select(0, order // k if k > 1 else order)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        rows = gradient.index_select(0, ctx.saved_tensors[0])
+        return (rows if ctx.k == 1 else rows.view(-1, ctx.k, rows.shape[-1]).sum(dim=1)), None, None, None
+
+
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """rows [R, in] times weight [E, out, in]: expert e's rows end before ends[e]; [R, out]."""
+    """rows [R, in] times weight [E, out, in]: expert e's rows end before ends[e]; [R, out].
+
+    Under autocast in its type, as torch does with every other product; of this one it does not know.
+    """
+    device = rows.device.type
+    if torch.is_autocast_enabled(device):
+        rows, weight = rows.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
     return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
 
 

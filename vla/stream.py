@@ -1,7 +1,7 @@
 """A running car: each tick appends one step to what the backbone remembers, and says a plan.
 
-    live      scene of step t, IMU, vehicle, command, plan       forgotten as soon as the plan is said
-    lasting   scene of step t, once more                         remembered once the plan is said
+    lasting   scene of step t - 1, once more                     remembered from now on
+    live      scene of step t, IMU, vehicle, command, plan       forgotten at the next tick
 
 The lasting scene sees only lasting tokens, as the past steps of a clip do in training; so a tick gives what
 `DrivingModel.decode` of all steps at once gives, and never looks at an image twice.
@@ -24,7 +24,7 @@ from vla.model import DrivingModel
 class Tick:
     """One plan, and how long each stage took.
 
-    see: images to tokens; think: backbone; say: action tokens; remember: what the next tick needs, after the plan.
+    see: images to tokens; think: backbone; say: action tokens.
     """
 
     decode: ActionDecode
@@ -43,7 +43,7 @@ class Stream:
             raise InputError("stream", "fusion_reach", came, "step", fix)
         self.model, self.step = model, 0
         self.horizon = Horizon(model.config.steps) if horizon is None else horizon
-        self._int8, self._cache = int8, None
+        self._int8, self._cache, self._scene = int8, None, None
         S, past = model.config.scene_tokens, (model.config.steps - 1) * model.config.scene_tokens
         self._live = model.layout()[past:]
         self._lasting = replace(self._live[:S], lasting=torch.ones(S, dtype=torch.bool))
@@ -61,24 +61,28 @@ class Stream:
         begun, model, K = time.perf_counter(), self.model, self.model.config.action_tokens
         scene, now = model.perceive(batch, 1, allow_blind)
         seen = time.perf_counter()
-        cache, live = self._room(scene), self._at_step(self._live, scene)
-        model.backbone(torch.cat([scene, now], dim=1), live[:-K], cache)
+        cache, live = self._room(scene), self._at_step(self._live, self.step, scene)
+        cache.begin(self.step - 1)
+        tokens, layout = torch.cat([scene, now], dim=1), live[:-K]
+        if self._scene is not None:
+            tokens = torch.cat([self._scene, tokens], dim=1)
+            layout = Layout.joined(self._at_step(self._lasting, self.step - 1, scene), layout)
+        model.backbone.remember(tokens, layout, cache)
+        self._scene = scene
         thought = time.perf_counter()
         if best == 1:
             decode = model.say(cache, live[-K:], temperature, generator)
         else:
             decode = best_of(best, cache, lambda past: model.say(past, live[-K:], temperature, generator))
         said = time.perf_counter()
-        cache.begin(self.step + 1)
-        model.backbone(scene, self._at_step(self._lasting, scene), cache)
         self.step += 1
         spans = {"see": seen - begun, "think": thought - seen, "say": said - thought}
-        spans["remember"] = time.perf_counter() - said
         return Tick(decode, {name: 1e3 * span for name, span in spans.items()})
 
-    def _at_step(self, layout: Layout, like: torch.Tensor) -> Layout:
+    @staticmethod
+    def _at_step(layout: Layout, step: int, like: torch.Tensor) -> Layout:
         layout = layout.to(like.device)
-        return replace(layout, step=torch.full_like(layout.step, self.step))
+        return replace(layout, step=torch.full_like(layout.step, step))
 
     def _room(self, like: torch.Tensor) -> Cache:
         if self._cache is None:

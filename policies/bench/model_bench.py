@@ -14,7 +14,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from policies.transforms import plan_from_tokens, to_batch
 from sensors.camera import Camera
@@ -29,6 +28,7 @@ from vla.backbone import Backbone, LanguageModel
 from vla.checkpoint import from_hf_qwen3_moe
 from vla.config import BackboneConfig, ModelConfig
 from vla.decode import Grammar, Part, decode_actions, decode_parallel, generate
+from vla.losses import linear_cross_entropy
 from vla.model import DrivingModel
 from vla.stream import Stream
 
@@ -143,7 +143,7 @@ def _decode_works(theirs, ours: LanguageModel, prompt: Tensor, new_cache: type) 
         for _ in range(SAID):
             logits = theirs(token, past_key_values=past, use_cache=True).logits
             token = logits[:, -1].argmax(dim=-1, keepdim=True)
-        past.crop(CONTEXT)
+        past.crop(-SAID)
         return token
 
     @torch.inference_mode()
@@ -180,8 +180,11 @@ def _train_works(theirs, ours: LanguageModel, vocabulary: int) -> tuple[Work, Wo
     """Forward, backward and AdamW of next-token prediction."""
     tokens = torch.randint(0, vocabulary, (8, 128), generator=torch.Generator().manual_seed(1))
 
+    layout = Layout.causal(tokens.shape[1] - 1)
+
     def our_loss() -> Tensor:
-        return F.cross_entropy(ours(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        hidden = ours.backbone(ours.embedding(tokens[:, :-1]), layout)
+        return linear_cross_entropy(hidden.flatten(0, 1), ours.head.weight, tokens[:, 1:].flatten())[0]
 
     def their_loss() -> Tensor:
         return theirs(tokens, labels=tokens).loss
@@ -201,8 +204,8 @@ def _driving_works(theirs, ours: LanguageModel, vocabulary: int) -> tuple[Work, 
         return theirs(tokens, labels=labels).loss
 
     def mine() -> Tensor:
-        hidden = ours.backbone(ours.embedding(tokens[:, :-1]), layout)[:, -PLAN:]
-        return F.cross_entropy(ours.head(hidden).flatten(0, 1), tokens[:, -PLAN:].flatten())
+        hidden = ours.backbone(ours.embedding(tokens[:, :-1]), layout, last=PLAN)
+        return linear_cross_entropy(hidden.flatten(0, 1), ours.head.weight, tokens[:, -PLAN:].flatten())[0]
 
     with torch.no_grad():
         _close(plain(), mine(), "driving_loss")
@@ -210,7 +213,7 @@ def _driving_works(theirs, ours: LanguageModel, vocabulary: int) -> tuple[Work, 
 
 
 def _step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Work:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def work() -> None:
         optimizer.zero_grad()

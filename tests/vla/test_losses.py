@@ -7,7 +7,17 @@ import torch
 from torch.nn import functional as F
 
 from sensors.errors import InputError
-from vla.losses import head_z_loss, info_nce, masked_loss, masked_tokens, siglip, token_loss, world_loss
+from vla.losses import (
+    ROWS,
+    head_z_loss,
+    info_nce,
+    linear_cross_entropy,
+    masked_loss,
+    masked_tokens,
+    siglip,
+    token_loss,
+    world_loss,
+)
 
 SLOT = slice(10, 26)
 
@@ -39,6 +49,23 @@ def test_sliced_head_equals_a_masked_softmax_over_everything(generator):
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     assert set(scalars) == {"loss_vq", "accuracy_vq", "z_vq"}
+
+
+def test_linear_cross_entropy_in_pieces_equals_the_whole(generator):
+    hidden, head = torch.randn(ROWS + 40, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    targets = torch.randint(0, 30, (ROWS + 40,), generator=generator)
+    results = []
+    for ours in (True, False):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        logits = (h @ w.T).detach()
+        loss, z, accuracy = linear_cross_entropy(h, w, targets) if ours else (F.cross_entropy(h @ w.T, targets), 0, 0)
+        (3 * loss).backward()
+        results.append((loss.detach(), h.grad, w.grad))
+        if ours:
+            torch.testing.assert_close(z, logits.logsumexp(1).square().mean())
+            torch.testing.assert_close(accuracy, (logits.argmax(1) == targets).float().mean())
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
 def test_nothing_scored_is_no_loss(generator):

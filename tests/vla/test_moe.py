@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sensors.errors import InputError
 from vla.config import BackboneConfig
-from vla.moe import CollapseMonitor, MoE, Routing, balance_loss, router_z_loss, routing_statistics
+from vla.moe import CollapseMonitor, MoE, Routing, balance_loss, grouped_linear, router_z_loss, routing_statistics
 
 
 def make(experts=4, k=2, seed=0, **changes):
@@ -50,6 +50,15 @@ def test_equals_dense_twin(k, changes):
         torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)
 
 
+def test_products_follow_autocast():
+    moe, x = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = grouped_linear(x.flatten(0, 1), moe.gate_up, torch.tensor([3, 6, 9, 15], dtype=torch.int32))
+        y = moe(x)
+    assert rows.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), twin(moe, x), atol=0.1, rtol=0.05)
+
+
 def test_experts_without_tokens_are_harmless():
     moe, x = make()
     moe.bias.copy_(torch.tensor([9.0, 9.0, 0.0, 0.0]))
@@ -70,9 +79,15 @@ def routings_of(moe, x):
     return routings
 
 
-def test_one_token_on_its_own_way_equals_the_dense_twin():
-    moe, x = make()
+@pytest.mark.parametrize("router", ["sigmoid", "softmax"])
+def test_every_way_of_inference_equals_the_dense_twin(router):
+    moe, x = make(router=router)
+    many = x.repeat(1, 40, 1)
     with torch.no_grad():
+        ways = [moe._way(tokens.view(-1, 16)) for tokens in (x[:1, :1], x, many)]
+        assert ways == [moe.one_token, moe.all_experts, moe.mixture]
+        for tokens in (x, many):
+            torch.testing.assert_close(moe(tokens), twin(moe, tokens), atol=1e-6, rtol=1e-5)
         for token in x.view(-1, 1, 1, 16):
             torch.testing.assert_close(moe(token), twin(moe, token), atol=1e-6, rtol=1e-5)
 
