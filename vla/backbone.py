@@ -54,6 +54,14 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config, routed=i >= config.dense_layers) for i in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
 
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token meets: all but those of the experts that are not chosen for it."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        idle = 1 - self.config.experts_per_token / self.config.experts
+        routed = [layer.mlp for layer in self.layers if layer.routed]
+        return total - round(idle * sum(mlp.gate_up.numel() + mlp.down.numel() for mlp in routed))
+
     def cache(self, batch: int, tokens: int, like: Tensor, horizon: Horizon | None = None, int8: bool = False) -> Cache:
         """Room for `tokens` tokens of each of `batch` sequences, of the type and on the device of `like`."""
         c = self.config

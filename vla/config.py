@@ -4,12 +4,14 @@ ids   0            <plan>   the token after which action tokens follow
       1 ..         one token per route command, in the order of `commands`
       then         `accel_bins` acceleration tokens, from braking to accelerating
       then         `curvature_bins` curvature tokens, from right to left
+      then         `text_tokens` of text, `image_codes` of images, where the model has them
 """
 
 import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
 from sensors.clip import ROUTE_COMMANDS
@@ -55,7 +57,7 @@ class BackboneConfig:
 
     def validate(self, where: object = "backbone config") -> "BackboneConfig":
         """Self, or an InputError that names the field to change."""
-        may_be_zero = ("dense_layers", "shared_experts", "order_pairs")
+        may_be_zero = ("dense_layers", "shared_experts", "order_pairs", "text_tokens", "image_codes")
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in may_be_zero else 1
@@ -86,9 +88,7 @@ class BackboneConfig:
     def _one_of(self, where: object, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=1)
-            hint = f"Did you mean {near[0]}?" if near else ""
-            raise InputError(where, name, repr(value), f"one of {', '.join(allowed)}", hint)
+            raise InputError(where, name, repr(value), f"one of {', '.join(allowed)}", _hint(value, allowed))
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class ModelConfig(BackboneConfig):
     action_decoding                       "autoregressive", or "parallel": all tokens of a plan from one forward pass
     plan_steps, plan_dt_s                 K intervals of plan_dt_s: one acceleration and one curvature each
     accel_*, curvature_*                  the bins, see `vla.action_tokens`
+    text_tokens, image_codes              sizes of those vocabularies, 0: none
     commands                              route commands that the embedding knows, in order
     """
 
@@ -133,11 +134,20 @@ class ModelConfig(BackboneConfig):
     curvature_max_1pm: float = 0.2
     curvature_fine_1pm: float = 0.005
     curvature_bins: int = 65
+    text_tokens: int = 0
+    image_codes: int = 0
     commands: tuple[str, ...] = ROUTE_COMMANDS
 
     @classmethod
     def tiny(cls) -> "ModelConfig":
         return cls()
+
+    @classmethod
+    def of_size(cls, name: str) -> "ModelConfig":
+        """The config of one of SIZES."""
+        if name not in SIZES:
+            raise InputError("model config", "size", name, f"one of {', '.join(SIZES)}", _hint(name, SIZES))
+        return cls(**SIZES[name]).validate()
 
     @property
     def accel_offset(self) -> int:
@@ -148,8 +158,16 @@ class ModelConfig(BackboneConfig):
         return self.accel_offset + self.accel_bins
 
     @property
-    def vocabulary(self) -> int:
+    def text_offset(self) -> int:
         return self.curvature_offset + self.curvature_bins
+
+    @property
+    def image_offset(self) -> int:
+        return self.text_offset + self.text_tokens
+
+    @property
+    def vocabulary(self) -> int:
+        return self.image_offset + self.image_codes
 
     @property
     def action_tokens(self) -> int:
@@ -201,6 +219,58 @@ class ModelConfig(BackboneConfig):
         return build(cls, values, where).validate(where)
 
 
+SIZES: dict[str, dict] = {  # what differs from tiny
+    "tiny": {},
+    "300m": {
+        "image_width": 224,
+        "image_height": 128,
+        "steps": 4,
+        "encoder_width": 512,
+        "encoder_layers": 6,
+        "encoder_heads": 8,
+        "encoder_hidden": 1536,
+        "fusion_layers": 4,
+        "fusion_reach": "step",
+        "scene_tokens": 144,
+        "action_decoding": "parallel",
+        "width": 768,
+        "layers": 12,
+        "heads": 12,
+        "kv_heads": 4,
+        "head_dim": 64,
+        "dense_hidden": 2048,
+        "experts": 16,
+        "expert_hidden": 448,
+        "text_tokens": 24_576,
+        "image_codes": 8_192,
+    },
+    "10b-a2.5b": {
+        "image_width": 448,
+        "image_height": 256,
+        "steps": 6,
+        "encoder_width": 1024,
+        "encoder_layers": 12,
+        "encoder_heads": 16,
+        "encoder_hidden": 4096,
+        "fusion_layers": 6,
+        "fusion_reach": "step",
+        "scene_tokens": 300,
+        "action_decoding": "parallel",
+        "width": 2560,
+        "layers": 30,
+        "heads": 20,
+        "kv_heads": 4,
+        "head_dim": 128,
+        "dense_hidden": 7680,
+        "experts": 24,
+        "experts_per_token": 4,
+        "expert_hidden": 1536,
+        "text_tokens": 83_616,
+        "image_codes": 16_384,
+    },
+}
+
+
 def build(cls: type, values: dict, where: object, prefix: str = ""):
     """A (nested) dataclass from plain values; unknown, missing or mistyped keys are InputErrors."""
     if not isinstance(values, dict):
@@ -209,9 +279,8 @@ def build(cls: type, values: dict, where: object, prefix: str = ""):
     types_of = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"Did you mean {prefix}{near[0]}?" if near else ""
-            raise InputError(where, f"{prefix}{key}", "an unknown key", f"one of {', '.join(fields)}", hint)
+            expected = f"one of {', '.join(fields)}"
+            raise InputError(where, f"{prefix}{key}", "an unknown key", expected, _hint(key, fields, prefix))
     missing = [
         name
         for name, field in fields.items()
@@ -220,6 +289,11 @@ def build(cls: type, values: dict, where: object, prefix: str = ""):
     if missing:
         raise InputError(where, f"{prefix}{missing[0]}", "nothing", "a value; it has no default")
     return cls(**{key: _typed(types_of[key], value, where, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _hint(value: object, allowed: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    return f"Did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _typed(kind: object, value: object, where: object, key: str):

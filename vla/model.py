@@ -64,7 +64,7 @@ class DrivingModel(nn.Module):
             self.head = nn.Linear(c.width, c.vocabulary, bias=False)
             if c.action_decoding == "parallel":
                 self.action_queries = nn.Parameter(torch.empty(c.action_tokens, c.width))
-        self.slots = slice(c.accel_offset, c.curvature_offset), slice(c.curvature_offset, c.vocabulary)
+        self.slots = slice(c.accel_offset, c.curvature_offset), slice(c.curvature_offset, c.text_offset)
         self._layout = self._lay_out()
         self._initialise(torch.Generator().manual_seed(seed))
 

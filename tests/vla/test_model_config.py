@@ -4,9 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sensors.errors import InputError
-from vla.config import ModelConfig
+from vla.backbone import Backbone
+from vla.config import BackboneConfig, ModelConfig
+from vla.model import DrivingModel
 
 TINY = ModelConfig.tiny()
 
@@ -29,8 +32,43 @@ def test_config_rejects_unknown_key():
 
 
 @pytest.mark.parametrize(
+    ("size", "whole", "active", "scene_tokens"),
+    [("tiny", 3.51e6, 1.305e6, 64), ("300m", 301e6, 83e6, 576), ("10b-a2.5b", 9.9e9, 2.5e9, 1800)],
+)
+def test_sizes_have_the_parameters_they_claim(size, whole, active, scene_tokens):
+    """Whole: everything; active: what a token meets in backbone and head. Nothing is allocated."""
+    config = ModelConfig.of_size(size)
+    with torch.device("meta"):
+        model = DrivingModel(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(whole, rel=0.02)
+    assert model.backbone.active_parameters + model.head.weight.numel() == pytest.approx(active, rel=0.02)
+    assert config.steps * config.scene_tokens == scene_tokens
+
+
+def test_active_parameters_by_hand():
+    config = BackboneConfig(width=8, layers=2, heads=2, kv_heads=1, head_dim=4, dense_hidden=6, expert_hidden=5)
+    attention = 8 * (2 + 2) * 4 + 8 * 8 + 2 * 4 + 2 * 8
+    experts, router = 3 * 8 * 5 * (2 + 1), 8 * 8  # two chosen, one shared
+    assert Backbone(config).active_parameters == 2 * attention + 3 * 8 * 6 + experts + router + 8
+
+
+def test_unknown_size_is_rejected():
+    with pytest.raises(InputError, match="Did you mean 300m"):
+        ModelConfig.of_size("300M")
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("router", "softmin"),
+        ("dense_layers", 5),
+        ("expert_dropout", 1.0),
+        ("rope_base", 1.0),
+        ("order_pairs", 16),
+        ("shared_experts", -1),
+        ("fusion_reach", "future"),
+        ("action_decoding", "paralel"),
         ("image_width", 150),
         ("image_height", 100),
         ("patch_px", 10),
