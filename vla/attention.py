@@ -71,13 +71,13 @@ def visible(queries: Layout, keys: Layout, horizon: Horizon | None = None) -> Te
         of earlier steps   what lasts (as long as the horizon holds)
         of its own step    phases up to its own, so all that is perceived sees each other, and what is said follows
 
-    A lasting token sees only lasting ones: what is remembered does not depend on what was said.
+    A lasting token sees only lasting ones: what is remembered does not depend on what is forgotten.
     """
     q_step, k_step = queries.step[:, None], keys.step
     past = keys.lasting & (k_step < q_step)
     if horizon is not None:
         past &= horizon.holds(k_step, q_step)
-    own = (k_step == q_step) & (keys.phase <= queries.phase[:, None]) & (keys.lasting == queries.lasting[:, None])
+    own = (k_step == q_step) & (keys.phase <= queries.phase[:, None]) & (keys.lasting | ~queries.lasting[:, None])
     return past | own
 
 

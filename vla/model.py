@@ -76,7 +76,9 @@ class DrivingModel(nn.Module):
     def _lay_out(self) -> Layout:
         c = self.config
         now = c.imu_tokens + VEHICLE_SIGNALS + 1  # tokens that speak of the last step only
-        past, said = (c.steps - 1) * c.scene_tokens, torch.arange(c.action_tokens)
+        # A running car keeps each step's scene; so where it can, the scene of the last step is like any other's.
+        kept = (c.steps if c.fusion_reach == "step" else c.steps - 1) * c.scene_tokens
+        said = torch.arange(c.action_tokens)
         step = torch.arange(c.steps).repeat_interleave(c.scene_tokens)
         step = torch.cat([step, torch.full((now + c.action_tokens,), c.steps - 1)])
         phase = torch.zeros_like(step)
@@ -84,7 +86,7 @@ class DrivingModel(nn.Module):
         order = torch.zeros_like(step)
         order[: c.steps * c.scene_tokens] = torch.arange(c.scene_tokens).repeat(c.steps)
         order[-c.action_tokens :] = said
-        lasting = torch.arange(len(step)) < past
+        lasting = torch.arange(len(step)) < kept
         return Layout(step, phase, order, lasting)
 
     @torch.no_grad()

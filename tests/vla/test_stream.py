@@ -76,13 +76,15 @@ def test_forgetting_equals_a_mask_over_everything(horizon):
 
 
 def test_what_was_said_is_not_seen_later():
-    step, phase = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
-    layout = Layout(step, phase, torch.zeros_like(step), phase == 0)
-    lives = replace(layout, lasting=torch.tensor([True, False, False, True, False]))
-    seen = visible(lives, lives)
-    assert seen[4].tolist() == [True, False, False, False, True]
-    assert seen[3].tolist() == [True, False, False, True, False]
-    assert seen[2].tolist() == [False, True, True, False, False]
+    step, phase = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 0, 0])
+    layout = Layout(step, phase, torch.zeros_like(step), torch.tensor([True, False, False, True, False]))
+    assert visible(layout, layout).int().tolist() == [
+        [1, 0, 0, 0, 0],  # what lasts sees what lasts
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],  # what is said sees all of its step before it
+        [1, 0, 0, 1, 0],
+        [1, 0, 0, 1, 1],
+    ]
 
 
 def test_int8_cache_is_close_and_small():
