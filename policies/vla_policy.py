@@ -8,6 +8,7 @@ import torch
 from policies.protocol import Plan, Privileged
 from policies.transforms import plan_from_tokens, to_batch
 from sensors.clip import Clip
+from sensors.errors import InputError
 from vla.action_tokens import ActionTokenizer
 from vla.checkpoint import load
 
@@ -24,6 +25,7 @@ class VlaPolicy:
     needs_images = True
 
     def __init__(self, checkpoint: Path, device: torch.device | str = "cpu", allow_blind: bool = False):
+        self._checkpoint = checkpoint
         self._model = load(checkpoint).model.eval().to(device)
         self._device, self._allow_blind = device, allow_blind
         self.config = self._model.config
@@ -41,6 +43,9 @@ class VlaPolicy:
         batch = to_batch([clip], self.config).to(self._device)
         ready = time.perf_counter()
         decoded = self._model.decode(batch, allow_blind=self._allow_blind)
+        if not decoded.valid[0]:
+            fix = "The weights are damaged: train again, or take an earlier checkpoint."
+            raise InputError(self._checkpoint, "logits", "NaN or infinity", "finite numbers", fix)
         tokens = decoded.tokens[0].cpu().numpy()
         end = time.perf_counter()
         plan = plan_from_tokens(tokens, clip, self._tokenizer)

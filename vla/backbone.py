@@ -8,6 +8,7 @@ Who sees whom is `vla.attention.Layout` and `visible`. Letters: B batch, L token
 import torch
 from torch import Tensor, nn
 
+from sensors.errors import InputError
 from vla.attention import CAUSAL, NORM_EPS, Horizon, Layout, SelfAttention, attention_bias, rope, visible
 from vla.cache import Cache, CacheShape, LayerCache
 from vla.config import BackboneConfig
@@ -129,6 +130,10 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, routings: list[Routing] | None = None) -> Tensor:
         """Logits [B, L, V] of what follows each of tokens int64 [B, L], which follow the cache."""
+        if tokens.min() < 0 or tokens.max() >= len(self.embedding.weight):
+            came = f"{int(tokens.min())} .. {int(tokens.max())}"
+            expected, fix = f"0 .. {len(self.embedding.weight) - 1}", "Are they of another vocabulary layout?"
+            raise InputError("language model", "tokens", came, expected, fix)
         start = 0 if cache is None else len(cache)
         layout = Layout.causal(tokens.shape[1], start, tokens.device)
         return self.head(self.backbone(self.embedding(tokens), layout, cache, routings))

@@ -80,6 +80,13 @@ class BackboneConfig:
         self._one_of(where, "router", ROUTERS)
         return self
 
+    def experts_per_rank(self, degree: int) -> int:
+        """Experts that each of `degree` devices holds when they share them out evenly."""
+        if degree < 1 or self.experts % degree:
+            fix = "Change experts, or the expert-parallel degree."
+            raise InputError("expert parallelism", "experts", self.experts, f"a multiple of the degree {degree}", fix)
+        return self.experts // degree
+
     def _divides(self, where: object, divisor_name: str, divisor: int, name: str) -> None:
         value = getattr(self, name)
         if value % divisor:

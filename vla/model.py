@@ -5,11 +5,13 @@ IMU, vehicle state, route command                      ->  a few tokens, at the 
 one sequence, one decoder:
 
     scene 0 | scene 1 ... scene T-1, IMU, vehicle, command | plan | accel 0 | curvature 0 | accel 1 | ...
-    block 0   block 1 ... block T-1                          T      T+1       T+2           T+3
+    time 0    1       ... T-1                                T      T+1       T+2           T+3
+
+tokens of one step see each other and all before them (`vla.attention.visible`);
 
 each action token is predicted from the position before it; or, with parallel action decoding, from a query of its own:
 
-    ... vehicle, command | query 0 | query 1 | ...       all of block T, which see each other
+    ... vehicle, command | query 0 | query 1 | ...       all at time T, which see each other
 """
 
 import torch
@@ -227,6 +229,8 @@ class DrivingModel(nn.Module):
             came = tuple(getattr(batch, name).shape)
             if came != shape:
                 raise InputError("batch", name, came, f"{shape}, {hint}", "Collate as the model's config says.")
+        if batch.images.dtype != torch.uint8:  # which cannot be NaN
+            raise InputError("batch", "images", batch.images.dtype, "torch.uint8, 0 .. 255", "Collate real images.")
         for name in ("time_s", "T_ego_now_from_cam", "rays_in_cam", "imu", "imu_time_s", "vehicle"):
             finite = torch.isfinite(getattr(batch, name))
             if not finite.all():

@@ -55,7 +55,7 @@ M44 = TINY | {
     "num_hidden_layers": 8,
     "head_dim": 64,
     "intermediate_size": 1024,
-    "num_experts": 14,
+    "num_experts": 16,
     "moe_intermediate_size": 256,
 }
 Work = Callable[[], object]

@@ -118,5 +118,7 @@ def test_prompts_that_do_not_fit_are_rejected(language):
     for prompt, said in ((torch.tensor([V]), "came 30 .. 30"), (torch.tensor([], dtype=int), "no tokens")):
         with pytest.raises(InputError, match=said):
             generate(language, prompt, grammar)
+    with pytest.raises(InputError, match="language model: tokens"):
+        language(torch.tensor([[V]]))
     with pytest.raises(InputError, match=r"4 \+ up to 3 tokens, expected at most 6"):
         generate(language, torch.zeros(4, dtype=int), grammar, room=6)

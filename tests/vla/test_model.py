@@ -238,6 +238,12 @@ def test_model_rejects_blind_clips_unless_asked(model, small, make_batch, make_t
     assert torch.isfinite(logits(model, blind, tokens, allow_blind=True)).all()
 
 
+def test_model_rejects_images_that_could_be_nan(model, small, make_batch):
+    batch = make_batch(small, 0)
+    with pytest.raises(InputError, match=r"images: came torch\.float32, expected torch\.uint8"):
+        model.prefix(replace(batch, images=batch.images.float()))
+
+
 @pytest.mark.parametrize("name", ["time_s", "T_ego_now_from_cam", "rays_in_cam", "imu", "imu_time_s", "vehicle"])
 def test_model_rejects_nan(model, small, make_batch, name):
     batch = make_batch(small, 0, 1)

@@ -53,6 +53,13 @@ def test_active_parameters_by_hand():
     assert Backbone(config).active_parameters == 2 * attention + 3 * 8 * 6 + experts + router + 8
 
 
+def test_experts_are_shared_out_evenly_or_not_at_all():
+    assert BackboneConfig(experts=8).experts_per_rank(4) == 2
+    for degree in (3, 16, 0):
+        with pytest.raises(InputError, match=f"came 8, expected a multiple of the degree {degree}"):
+            BackboneConfig(experts=8).experts_per_rank(degree)
+
+
 def test_unknown_size_is_rejected():
     with pytest.raises(InputError, match="Did you mean 300m"):
         ModelConfig.of_size("300M")
