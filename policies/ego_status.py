@@ -1,10 +1,11 @@
 """The ego-status-only baseline: a small network that sees speed, yaw rate, steering and acceleration, and no image.
 
 On recorded roads such a policy comes close to ones that look (Li et al. 2024, arXiv 2312.03031), so no score stands
-without it. The shipped weights come from the built-in course:
+without it. The shipped weights come from the towns and the built-in course, each also mirrored:
 
-    vla record --out data/course --steps 2400 --image-size 32x20
-    python -m policies.ego_status data/course policies/ego_status.safetensors
+    vla record --out data/town --suite town-train --hz 2 --steps 1600 --scene-steps 80 --image-size 32x20
+    vla record --out data/course --steps 800 --image-size 32x20
+    python -m policies.ego_status data/town data/course policies/ego_status.safetensors
 """
 
 import argparse
@@ -28,6 +29,7 @@ INPUT_SCALE = np.array([10.0, 0.3, 0.1, 2.0, 3.0])  # of `features`
 OUTPUT_SCALE = np.array([3.0, 3.0, 0.3])  # m, m, rad
 HIDDEN, STEPS, LEARNING_RATE, WEIGHT_DECAY = 48, 3000, 3e-3, 1e-3
 RECENT_US = 300_000
+MIRRORED_INPUT, MIRRORED_OUTPUT = np.array([1.0, -1.0, -1.0, 1.0, -1.0]), np.array([1.0, -1.0, -1.0])
 
 
 def features(clip: Clip) -> np.ndarray:
@@ -47,13 +49,20 @@ def carried_on(speed_mps: np.ndarray, yaw_rate_radps: np.ndarray) -> np.ndarray:
 
 
 def network(weights: dict[str, np.ndarray], inputs: np.ndarray) -> np.ndarray:
-    """Poses [..., 8, 3]: the arc that carries on, and what two tanh layers add to it, from features [..., 5]."""
+    """Poses [..., 8, 3]: the arc that carries on, and what two tanh layers add to it, from features [..., 5].
+
+    Left and right are alike: it is the mean of what is said of the features and, mirrored, of their mirror image.
+    """
+    added = (_layers(weights, inputs) + _layers(weights, inputs * MIRRORED_INPUT) * MIRRORED_OUTPUT) / 2
+    return carried_on(inputs[..., 0], inputs[..., 1]) + added
+
+
+def _layers(weights: dict[str, np.ndarray], inputs: np.ndarray) -> np.ndarray:
     x = inputs / INPUT_SCALE
     for layer in ("0", "2"):
         x = np.tanh(x @ weights[f"{layer}.weight"].T.astype(np.float64) + weights[f"{layer}.bias"])
     x = x @ weights["4.weight"].T.astype(np.float64) + weights["4.bias"]
-    added = x.reshape(*inputs.shape[:-1], len(PLAN_TIME_S), 3) * OUTPUT_SCALE
-    return carried_on(inputs[..., 0], inputs[..., 1]) + added
+    return x.reshape(*inputs.shape[:-1], len(PLAN_TIME_S), 3) * OUTPUT_SCALE
 
 
 class EgoStatus:
@@ -95,7 +104,12 @@ def examples(source: NuscenesSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(inputs: np.ndarray, targets: np.ndarray, seed: int = 0, steps: int = STEPS) -> dict[str, np.ndarray]:
-    """Weights that minimise the mean squared error over all examples at once; the same seed gives the same weights."""
+    """Weights that minimise the mean squared error over all examples and their mirror images at once.
+
+    The same seed gives the same weights.
+    """
+    inputs = np.concatenate([inputs, inputs * MIRRORED_INPUT])
+    targets = np.concatenate([targets, targets * MIRRORED_OUTPUT])
     generator = torch.Generator().manual_seed(seed)
     outputs = targets.shape[1] * 3
     layers = [torch.nn.Linear(inputs.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, HIDDEN)]
@@ -118,20 +132,24 @@ def fit(inputs: np.ndarray, targets: np.ndarray, seed: int = 0, steps: int = STE
 
 
 def main() -> None:
-    """Train on a dataroot and write the weights."""
+    """Train on dataroots and write the weights."""
     parser = argparse.ArgumentParser(prog="python -m policies.ego_status", description=main.__doc__)
-    parser.add_argument("dataroot", type=Path)
+    parser.add_argument("dataroot", type=Path, nargs="+")
     parser.add_argument("out", type=Path, help="a .safetensors file")
     parser.add_argument("--version", default="v1.0-mini")
     options = parser.parse_args()
-    inputs, targets = examples(NuscenesSource(options.dataroot, options.version))
-    held_out = max(len(inputs) // 10, 1)
-    weights = fit(inputs[:-held_out], targets[:-held_out])
-    for name, plan in (("ego-status", network(weights, inputs)), ("constant turn", carried_on(*inputs.T[:2]))):
-        error = np.linalg.norm((plan - targets)[-held_out:, :, :2], axis=-1)
-        print(
-            f"{name:14s} mean displacement over 4 s, last {held_out} of {len(inputs)} keyframes: {error.mean():.3f} m"
-        )
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    last: list[tuple[np.ndarray, np.ndarray]] = []
+    for dataroot in options.dataroot:
+        inputs, targets = examples(NuscenesSource(dataroot, options.version))
+        held_out = max(len(inputs) // 10, 1)
+        kept.append((inputs[:-held_out], targets[:-held_out]))
+        last.append((inputs[-held_out:], targets[-held_out:]))
+    weights = fit(*(np.concatenate(part) for part in zip(*kept, strict=True)))
+    for dataroot, (inputs, targets) in zip(options.dataroot, last, strict=True):
+        for name, plan in (("ego-status", network(weights, inputs)), ("constant turn", carried_on(*inputs.T[:2]))):
+            error = np.linalg.norm((plan - targets)[..., :2], axis=-1).mean()
+            print(f"{name:14s} mean displacement over 4 s, last {len(inputs)} keyframes of {dataroot}: {error:.3f} m")
     with atomic_path(options.out) as temporary:
         save_file(weights, temporary)
     print(f"weights: {options.out}, {options.out.stat().st_size} bytes")

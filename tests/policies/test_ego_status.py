@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from policies.ego_status import WEIGHTS, EgoStatus, carried_on, examples, fit, network
+from policies.ego_status import (
+    MIRRORED_INPUT,
+    MIRRORED_OUTPUT,
+    WEIGHTS,
+    EgoStatus,
+    carried_on,
+    examples,
+    fit,
+    network,
+)
 from policies.protocol import NOTHING, check_policy
 from sensors.errors import InputError
 from sensors.gym_source import ClipHistory
@@ -36,6 +46,15 @@ def test_carrying_on_is_an_arc():
     assert np.allclose(np.hypot(poses[:, 0], poses[:, 1] - 20.0), 20.0)
     assert np.allclose(poses[:, 2], 0.5 * np.arange(1, 9) * 0.5)
     assert np.allclose(carried_on(np.array(10.0), np.array(0.0))[-1], [40.0, 0.0, 0.0])
+
+
+def test_left_and_right_are_alike_to_it():
+    weights = load_file(WEIGHTS)
+    inputs = np.random.default_rng(0).normal(0, [5.0, 0.2, 0.1, 1.0, 1.0], (64, 5))
+    mirrored = network(weights, inputs * MIRRORED_INPUT) * MIRRORED_OUTPUT
+    np.testing.assert_allclose(mirrored, network(weights, inputs), atol=1e-9)
+    ahead = network(weights, np.array([8.0, 0.0, 0.0, 0.0, 0.0]))
+    assert np.abs(ahead[:, 1:]).max() < 1e-9
 
 
 def test_fitting_beats_carrying_on_and_is_repeatable(course_dataroot):
