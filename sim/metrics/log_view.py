@@ -96,11 +96,14 @@ class LogView:
         """Of each of the actors, in their order."""
         return self.log.actor_category[np.unique(self.log.actor_id, return_index=True)[1]].tolist()
 
+    @cached_property
+    def _vehicle_ids(self) -> set[str]:
+        kinds = zip(self.actors.ids, self.categories, strict=True)
+        return {name for name, k in kinds if k.startswith("vehicle.") and not k.startswith("vehicle.bicycle")}
+
     def vehicles(self, scene: PdmScene) -> np.ndarray:
         """Which actors of a scene of this log are vehicles with an engine, bool [A]."""
-        rows = [self.actors.ids.index(name) for name in scene.actors.ids]
-        kinds = [self.categories[row] for row in rows]
-        return np.array([k.startswith("vehicle.") and not k.startswith("vehicle.bicycle") for k in kinds], dtype=bool)
+        return np.array([name in self._vehicle_ids for name in scene.actors.ids], dtype=bool)
 
     @cached_property
     def track_scene(self) -> PdmScene:

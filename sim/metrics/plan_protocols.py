@@ -114,13 +114,15 @@ def _two_stages(view: LogView, totals: Sequence[Figure]) -> Figure:
     log = view.log
     if log.kind != "drive" or not all(valid for _, valid in totals):
         return float("nan"), False
-    first = dict(zip(plan_frames(view, "v2")[1:].tolist(), totals, strict=True))
+    frames = plan_frames(view, "v2")[1:]
+    first = dict(zip(frames.tolist(), totals, strict=True))
     whole: dict[int, Score] = {}
     for frame, score in first.items():
-        later = [f for f in first if abs(float(log.time_us[f] - log.time_us[frame]) * 1e-6 - HORIZON_S) < 0.05]
-        if later:
-            second = np.array([first[later[0]][0]]), np.array([first[later[0]][1]])
-            end, start = _reference(view, frame)[-1, :2], log.ego_xyyaw_in_world[later[0], :2]
+        after_us = log.time_us[frames] - log.time_us[frame] - round(HORIZON_S * 1e6)
+        k = int(np.searchsorted(after_us, -50_000))
+        if k < len(frames) and after_us[k] < 50_000:
+            second = np.array([first[frames[k]][0]]), np.array([first[frames[k]][1]])
+            end, start = _reference(view, frame)[-1, :2], log.ego_xyyaw_in_world[frames[k], :2]
             whole[frame] = two_stage(score, end, second, start[None])
     now = list(whole)
     groups = [(whole[frame], whole[before]) for before, frame in pairwise(now)]
