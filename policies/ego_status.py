@@ -1,11 +1,10 @@
 """The ego-status-only baseline: a small network that sees speed, yaw rate, steering and acceleration, and no image.
 
 On recorded roads such a policy comes close to ones that look (Li et al. 2024, arXiv 2312.03031), so no score stands
-without it. The shipped weights come from the towns and the built-in course, each also mirrored:
+without it. The shipped weights come from the built-in course:
 
-    vla record --out data/town --suite town-train --hz 2 --steps 1600 --scene-steps 80 --image-size 32x20
-    vla record --out data/course --steps 800 --image-size 32x20
-    python -m policies.ego_status data/town data/course policies/ego_status.safetensors
+    vla record --out data/course --steps 2400 --image-size 32x20
+    python -m policies.ego_status data/course policies/ego_status.safetensors
 """
 
 import argparse
@@ -104,12 +103,7 @@ def examples(source: NuscenesSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(inputs: np.ndarray, targets: np.ndarray, seed: int = 0, steps: int = STEPS) -> dict[str, np.ndarray]:
-    """Weights that minimise the mean squared error over all examples and their mirror images at once.
-
-    The same seed gives the same weights.
-    """
-    inputs = np.concatenate([inputs, inputs * MIRRORED_INPUT])
-    targets = np.concatenate([targets, targets * MIRRORED_OUTPUT])
+    """Weights that minimise the mean squared error over all examples at once; the same seed gives the same weights."""
     generator = torch.Generator().manual_seed(seed)
     outputs = targets.shape[1] * 3
     layers = [torch.nn.Linear(inputs.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, HIDDEN)]
