@@ -1,4 +1,4 @@
-"""Hazards one can name: what makes one moment of a scenario hard, played by road users who do not keep the rules.
+"""Hazards one can name: what makes one moment of a scenario hard, played by road users who press on whatever one does.
 
 A hazard says which routes it can happen on, who takes part, and what they do before each step. A driver who looks and
 brakes in time can master every one.
@@ -9,9 +9,9 @@ brakes in time can master every one.
     occluded-crossing  a pedestrian steps out from behind a truck parked at the kerb
     red-light-runner   a car crosses at red
     blocked-lane       a car has broken down at the right edge of the ego's lane
-    unprotected-left   a left turn across traffic that has right of way
-    merge              on to a motorway
-    roundabout         into a roundabout, and out again
+    unprotected-left   a left turn at a light, and an oncoming car that arrives at the same time
+    merge              on to a motorway, and a car on it that arrives at the same time
+    roundabout         into a roundabout, and a car that comes round from the entry before, and out again
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ PASSED_M = 8.0  # the ego is through once its front bumper is this far beyond th
 
 
 class Hazard:
-    """Nothing in particular: a place on the route that is hard by itself."""
+    """Nothing in particular."""
 
     def __init__(self, route: Route, lane: str, start_m: float):
         self.route, self.lane, self.start_m = route, route.network.lanes[lane], start_m
@@ -189,11 +189,10 @@ class Meeting(Hazard):
     def _ways(self) -> tuple[Link, Link, float, float] | None:
         """The ego's link, the other's, and how far from the two stop lines their ways meet; None if there is none."""
         network, ours = self.route.network, self.route.link_from(self.lane.id)
-        if ours is None or ours.junction not in network.junctions or bool(ours.light) != self.need_light:
+        if ours is None or bool(ours.light) != self.need_light or not self.is_ours(ours):
             return None
-        if not self.is_ours(ours):
-            return None
-        foes = network.junctions[ours.junction].foes[ours.index]
+        junction = network.junctions.get(ours.junction)
+        foes = junction.foes[ours.index] if junction and 0 <= ours.index < len(junction.foes) else ()
         for theirs in network.links_of_junction[ours.junction]:
             lane = network.lanes[theirs.from_lane]
             turn = wrap(lane.line.heading_rad[-1] - self.lane.line.heading_rad[-1])
