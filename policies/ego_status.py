@@ -103,7 +103,12 @@ def examples(source: NuscenesSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(inputs: np.ndarray, targets: np.ndarray, seed: int = 0, steps: int = STEPS) -> dict[str, np.ndarray]:
-    """Weights that minimise the mean squared error over all examples at once; the same seed gives the same weights."""
+    """Weights that minimise the mean squared error over all examples and their mirror images at once.
+
+    The same seed gives the same weights.
+    """
+    inputs = np.concatenate([inputs, inputs * MIRRORED_INPUT])
+    targets = np.concatenate([targets, targets * MIRRORED_OUTPUT])
     generator = torch.Generator().manual_seed(seed)
     outputs = targets.shape[1] * 3
     layers = [torch.nn.Linear(inputs.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, HIDDEN)]
