@@ -247,3 +247,13 @@ def test_a_killed_recording_goes_on_and_leaves_no_half_scene(town_dataroot, tmp_
 
     # Two processes, one of them killed, made what one made.
     assert contents(out) == contents(town_dataroot)
+
+
+@pytest.mark.parametrize("suite", ["course", "hazard-jaywalker"])
+def test_scenes_of_so_many_keyframes_at_either_rate(suite, tmp_path, capsys):
+    same = ["--image-size", "32x32", "--renderer", "cv", "--workers", "1", "--videos", "0", "--quiet"]
+    arguments = ["record", "--suite", suite, "--hz", "10", "--steps", "3", "--scene-steps", "3", *same]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "1 of 1 scenes finished, 3 keyframes" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("samples/*/*.jpg"))) == 3 * 6
+    assert len(list(tmp_path.glob("sweeps/*/*.jpg"))) == 2 * 4 * 6
