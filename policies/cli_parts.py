@@ -47,24 +47,22 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.1 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f"came {text!r}, expected seconds between 0.1 and 86400")
-    return value
+def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+    """An argument's type: a number of units in this range."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = low - 1.0
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"came {text!r}, expected {unit} between {low:g} and {high:.0f}")
+        return value
+
+    return number
 
 
-def hours(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.001 <= value <= 10_000:
-        raise argparse.ArgumentTypeError(f"came {text!r}, expected hours between 0.001 and 10000")
-    return value
+seconds, hours = between(0.1, 86_400, "seconds"), between(0.001, 10_000, "hours")
 
 
 def make_policy(name: str, checkpoint: Path | None, mask_cameras: bool = False) -> Policy:
