@@ -64,12 +64,14 @@ class RendererCv:
         self._T_ego_from_cam = np.stack([camera.T_ego_from_cam for camera in self.cameras])
         self._sight, self._pool, self._ground = Sight(self.cameras), Pool(), GroundMaps()
         self._level = [GroundRays(camera, camera.T_ego_from_cam) for camera in self.cameras]
-        self._keys = np.empty((len(self.cameras), self.cameras[0].height, self.cameras[0].width), np.int64)
+        self._shape = self.cameras[0].height, self.cameras[0].width
+        self._keys = np.empty((1, *self._shape), np.int64)
         self._raster = Raster([*self.cameras, *self.cameras])  # faces, then shadows
 
     def render(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> Images:
         """Camera n sees scenes[n], the world at its exposure, from the ego pose T_world_from_ego[n] [4, 4]."""
-        rgb, grounds, keys, drawn, seen = self._draw(scenes, T_world_from_ego)
+        keys = np.empty((len(self.cameras), *self._shape), np.int64)
+        rgb, grounds, drawn, seen = self._draw(scenes, T_world_from_ego, keys)
         depth, semantic = np.empty(keys.shape, np.float32), np.empty(keys.shape, np.uint8)
         with np.errstate(divide="ignore"):
             for n, (rays, pose) in enumerate(grounds):
@@ -88,10 +90,10 @@ class RendererCv:
 
     def render_rgb(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> np.ndarray:
         """`render(...).rgb` for less."""
-        return self._draw(scenes, T_world_from_ego)[0]
+        return self._draw(scenes, T_world_from_ego, self._keys)[0]  # one after the other in the same place
 
-    def _draw(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray):
-        """Colours; rays on the ground and their pose, of each camera; keys int64 [N, H, W]; what drew them."""
+    def _draw(self, scenes: Sequence[Scene], T_world_from_ego: np.ndarray, keys: np.ndarray):
+        """Colours; rays on the ground and their pose, of each camera; what filled keys int64 [N or 1, H, W]."""
         check_scenes(scenes, T_world_from_ego, len(self.cameras))
         T_world_from_cam = T_world_from_ego @ self._T_ego_from_cam
         self._ground.paint(scenes[0].backdrop.surfaces, T_world_from_ego[:, :2, 3].mean(axis=0))
@@ -102,21 +104,20 @@ class RendererCv:
             np.concatenate([corners, shadows]), np.concatenate([seen.ends, len(corners) + shadow_ends[1:]])
         )
         colour, shines = lit(self._pool, scenes, seen, corners, self._T_ego_from_cam)
-        count, (height, width) = len(scenes), (self.cameras[0].height, self.cameras[0].width)
-        rgba, rgb = np.empty((height, width, 4), np.uint8), np.empty((count, height, width, 3), np.uint8)
-        keys, grounds = self._keys, []
-        keys.fill(0)
+        count, grounds = len(scenes), []
+        rgba, rgb = np.empty((*self._shape, 4), np.uint8), np.empty((count, *self._shape, 3), np.uint8)
         for n, scene in enumerate(scenes):
             grounds.append(self._rays(n, T_world_from_ego[n]))
             self._ground.colour(*grounds[n], scene.weather, rgba)
             _darken(rgba, drawn.pixels(count + n), scene.weather.shadow)
-            drawn.nearest(n, keys[n])
-            face = drawn.face(n)
-            _paint(rgba, keys[n], _hazy(colour[face], shines[face], drawn.nearness(n), scene.weather))
+            key, face = keys[n % len(keys)], drawn.face(n)
+            key.fill(0)
+            drawn.nearest(n, key)
+            _paint(rgba, key, _hazy(colour[face], shines[face], drawn.nearness(n), scene.weather))
             if scene.weather.rain:
                 rain_on(rgba, scene, n)
             cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB, rgb[n])
-        return rgb, grounds, keys, drawn, seen
+        return rgb, grounds, drawn, seen
 
     def _rays(self, n: int, T_world_from_ego: np.ndarray) -> tuple[GroundRays, tuple[float, float, float]]:
         """Where the rays of camera n meet the ground, and the x, y, yaw that they are relative to."""

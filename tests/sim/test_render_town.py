@@ -10,7 +10,7 @@ from sim.gl_device import gl_name
 from sim.raster import LensView, Raster
 from sim.render_cv import RendererCv
 from sim.render_gl import RendererGl
-from sim.sensing import nuscenes_rig
+from sim.sensing import EXPOSURE_BEFORE_US, nuscenes_rig
 from sim.solids import SEMANTIC
 from sim.town_env import TownEnv
 from sim.town_scene import town_backdrop, town_scene_at, town_scenes_at
@@ -38,7 +38,7 @@ def town():
 
 def test_scenes_of_all_exposures_are_those_of_each(town) -> None:
     back = town_backdrop(town.world.town_map, 3)
-    times, _ = town._exposures()
+    times = town.world.time_us - EXPOSURE_BEFORE_US
     for time_us, scene in zip(times, town_scenes_at(town.world, back, times, WEATHERS["dusk"]), strict=True):
         alone = town_scene_at(town.world, back, int(time_us), WEATHERS["dusk"])
         assert scene.moving.meshes == alone.moving.meshes
@@ -59,7 +59,8 @@ def test_the_seed_decides_the_backdrop(town) -> None:
 @pytest.mark.skipif(not _has_gl(), reason="needs OpenGL on EGL")
 def test_both_renderers_draw_the_same_town(town) -> None:
     rig, back = nuscenes_rig(200, 112), town_backdrop(town.world.town_map, 3)
-    times, poses = town._exposures()
+    times = town.world.time_us - EXPOSURE_BEFORE_US
+    poses = town.world.poses_of_ego(times)
     scenes = town_scenes_at(town.world, back, times, WEATHERS["clear"])
     a, b = RendererCv(rig).render(scenes, poses), RendererGl(rig).render(scenes, poses)
     scores = []
