@@ -1,9 +1,10 @@
 """The fast renderer: the scenes of render_cv by OpenGL 4.3 on EGL, on a GPU or, without one, on Mesa's llvmpipe.
 
-Per camera: first sky and ground (a ray a pixel), then shadows, then faces, each writing colour, depth and ids in one
-pass. All cameras share one framebuffer, one under the other. Meshes stay on the device; a frame sends the solids'
-poses and one compacted list of the faces in sight: whole solids are culled here, faces turned away by the device. A
-camera with a lens model takes another way, see gl_shaders.LENS_VERTEX.
+Per camera: first sky and ground (a ray a pixel), then shadows, then faces from near to far, each writing colour, depth
+and ids in one pass. Where the processor draws and the car is level, colours of sky and ground come from sim.ground
+instead, as OpenCV samples a map several times as fast as llvmpipe does. All cameras share one framebuffer, one under
+the other. Meshes stay on the device; a frame sends the solids' poses and a list of the faces that sim.visible lets
+through. A camera with a lens model takes another way, see gl_shaders.LENS_VERTEX.
 """
 
 import difflib

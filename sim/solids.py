@@ -189,7 +189,7 @@ def end_patches(x: float, ys: Sequence[tuple], z: tuple, forward: bool) -> np.nd
     return np.array([q if forward else q[::-1] for q in quads])
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def actor_mesh(category: str, size_lwh_m: tuple[float, float, float], paint: tuple[int, int, int]) -> Faces:
     """Mesh of a road user (a nuScenes category) of exactly this size; origin at its footprint's centre, x forward."""
     length, width, height = size_lwh_m

@@ -145,6 +145,17 @@ def test_images_show_something():
     assert bottom[2] < bottom[0] + 20
 
 
+@pytest.mark.parametrize("weather", ["clear", "rain", "night"])
+def test_ground_by_shader_is_ground_looked_up(weather):
+    """A device of its own shades the ground that is looked up where the processor draws."""
+    scenes, poses = driven(5, 8, WEATHERS[weather])
+    looked_up, shaded = RendererGl(nuscenes_rig(160, 90)), RendererGl(nuscenes_rig(160, 90))
+    shaded._level = None
+    if looked_up._level is not None:
+        off = np.abs(looked_up.render_rgb(scenes, poses).astype(int) - shaded.render_rgb(scenes, poses))
+        assert 0 < off.mean() < 4
+
+
 def test_render_rgb_is_the_colour_of_render():
     scenes, poses = driven(5, 8, WEATHERS["rain"])
     renderer = RendererGl(RIG)
