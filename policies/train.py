@@ -66,7 +66,8 @@ class Trainer(TrainingLoop):
         clips, tokens = zip(*examples, strict=True)
         batch = self._hide_motion(to_batch(clips, self.recipe.model))
         loaded = time.perf_counter()
-        loss, scalars = self.model.loss(batch, torch.from_numpy(np.stack(tokens)))
+        dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        loss, scalars = self.model.loss(batch, torch.from_numpy(np.stack(tokens)), generator=dropped)
         norm = self._descend(loss)
         busiest = self.model.rebalance()
         self.step += 1

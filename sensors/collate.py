@@ -7,6 +7,7 @@ Differences are taken in int64 and float64 first, then rounded to float32: a flo
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,7 +35,11 @@ class Batch:
     vehicle              float32 [B, 3]          speed_mps, yaw_rate_radps, steering_rad; zeros where masked
     vehicle_mask         bool    [B, 3]
     command_id           int64   [B]             index into ROUTE_COMMANDS
+
+    STEPWISE names the fields that have T steps; a subclass with more fields adds to it.
     """
+
+    STEPWISE: ClassVar[tuple[str, ...]] = ("images", "image_mask", "time_s", "T_ego_now_from_cam")
 
     images: torch.Tensor
     image_mask: torch.Tensor
@@ -51,11 +56,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronous where its memory is pinned."""
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (torch's DataLoader calls this when asked to pin)."""
-        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+        return type(self)(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
 def collate(clips: Sequence[Clip], patch_px: int = 16, imu_samples: int = 100, imu_rate_hz: int = 100) -> Batch:
@@ -94,9 +99,6 @@ def collate(clips: Sequence[Clip], patch_px: int = 16, imu_samples: int = 100, i
     )
 
 
-STEPWISE = ("images", "image_mask", "time_s", "T_ego_now_from_cam")
-
-
 def join_steps(batches: Sequence[Batch]) -> Batch:
     """One batch of T steps from batches of one step each, oldest first, every step as its own now saw it.
 
@@ -104,17 +106,17 @@ def join_steps(batches: Sequence[Batch]) -> Batch:
     """
     if not batches:
         raise InputError("join_steps", "batches", "none", "at least one")
-    joined = {name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in STEPWISE}
+    joined = {name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in batches[0].STEPWISE}
     return replace(batches[-1], **joined)
 
 
 def by_step(batch: Batch) -> Batch:
     """B clips of T steps as B T clips of one step; clip b's steps follow each other."""
     T = batch.image_mask.shape[1]
-    return Batch(
+    return type(batch)(
         *(
             getattr(batch, field.name).flatten(0, 1).unsqueeze(1)
-            if field.name in STEPWISE
+            if field.name in batch.STEPWISE
             else getattr(batch, field.name).repeat_interleave(T, dim=0)
             for field in fields(batch)
         )

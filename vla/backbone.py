@@ -47,7 +47,10 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Embedded tokens x [B, L, D] to hidden states [B, L, D]."""
+    """Embedded tokens x [B, L, D] to hidden states [B, L, D].
+
+    x [B, L, (1 + n) D] carries what DeepStack adds after each of the first n layers behind the tokens themselves.
+    """
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
@@ -108,10 +111,12 @@ class Backbone(nn.Module):
         last_bias: Tensor | str | None = None,
     ) -> Tensor:
         """`forward` for who knows angles and mask already, as a decoding loop does; cache room is the caller's care."""
+        x, *deep = x.split(self.config.width, dim=-1)
         final = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             asked, mask = (last, last_bias) if last is not None and i == final else (None, bias)
             x = layer(x, mask, cos_sin, None if cache is None else cache.layers[i], routings, generator, asked)
+            x = x + deep[i] if i < len(deep) else x
         return self.norm(x)
 
     def remember(self, x: Tensor, layout: Layout, cache: Cache) -> None:

@@ -22,6 +22,8 @@ COMMAND_OFFSET = 1
 ROUTERS = ("sigmoid", "softmax")
 FUSION_REACHES = ("past", "step")
 ACTION_DECODINGS = ("autoregressive", "parallel")
+IMAGE_INPUTS = ("patches", "codes", "both")
+TOKEN_PROJECTORS = ("linear", "mlp", "resampler", "q_former")  # of vla.projectors; "unshuffle" is for grids only
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ class BackboneConfig:
 
     def validate(self, where: object = "backbone config") -> "BackboneConfig":
         """Self, or an InputError that names the field to change."""
-        may_be_zero = ("dense_layers", "shared_experts", "order_pairs", "text_tokens", "image_codes")
+        may_be_zero = ("dense_layers", "shared_experts", "order_pairs", "text_tokens", "image_codes", "deepstack")
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in may_be_zero else 1
             if field.type is int and (type(value) is not int or value < least):
                 raise InputError(where, field.name, repr(value), f"a whole number of at least {least}")
+            if field.type is bool and type(value) is not bool:
+                raise InputError(where, field.name, repr(value), "true or false")
             if field.type is float and (type(value) not in (int, float) or not abs(value) < float("inf")):
                 raise InputError(where, field.name, repr(value), "a finite number")
         self._divides(where, "kv_heads", self.kv_heads, "heads")
@@ -104,11 +108,22 @@ class ModelConfig(BackboneConfig):
 
     image_width, image_height, patch_px   every camera, px; a patch is a square of patch_px
     cameras, steps                        N and T of the clip
+    image_input                           "patches" of pixels, "codes" of an image tokenizer, or "both"
+    code_px                               px that a code stands for; image_codes says how many there are
     encoder_*                             local encoder (within one image) and fusion (into scene tokens), one width
+    patch_rope                            rotary positions in two dimensions in the local encoder
+    deepstack                             so many depths of the local encoder are added in the first backbone layers
+    camera_identity_dropout               share of clips that are not told in training which camera is which; 1: none
+                                          ever is, and cameras may change places, images and calibration together
+    imu_projector, vehicle_projector      kinds of vla.projectors
+    calibration_projector                 "none", or a kind: one more token a camera
+    image_projector                       "none", or a kind, between the patches of an image and the scene tokens;
+                                          "unshuffle", "resampler" and "q_former" leave a quarter of them
     scene_tokens                          S, scene tokens per time step
     fusion_reach                          "past": scene tokens read the images of all steps up to their own; "step": of
                                           their own only, so that a running car appends steps and computes none again
     imu_samples, imu_rate_hz, imu_tokens  IMU window of imu_samples / imu_rate_hz seconds, cut into imu_tokens tokens
+    context                               tokens of a clip with its plan, at most
     action_decoding                       "autoregressive", or "parallel": all tokens of a plan from one forward pass
     plan_steps, plan_dt_s                 K intervals of plan_dt_s: one acceleration and one curvature each
     accel_*, curvature_*                  the bins, see `vla.action_tokens`
@@ -121,16 +136,26 @@ class ModelConfig(BackboneConfig):
     patch_px: int = 16
     cameras: int = 6
     steps: int = 2
+    image_input: str = "patches"
+    code_px: int = 8
     encoder_width: int = 128
     encoder_layers: int = 2
     encoder_heads: int = 4
     encoder_hidden: int = 256
+    patch_rope: bool = False
+    deepstack: int = 0
+    camera_identity_dropout: float = 1.0
+    imu_projector: str = "mlp"
+    vehicle_projector: str = "linear"
+    calibration_projector: str = "none"
+    image_projector: str = "none"
     fusion_layers: int = 2
     scene_tokens: int = 32
     fusion_reach: str = "past"
     imu_samples: int = 100
     imu_rate_hz: int = 100
     imu_tokens: int = 4
+    context: int = 4096
     action_decoding: str = "autoregressive"
     plan_steps: int = 8
     plan_dt_s: float = 0.5
@@ -182,9 +207,24 @@ class ModelConfig(BackboneConfig):
         return 2 * self.plan_steps
 
     @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        return self.image_height // self.patch_px, self.image_width // self.patch_px
+
+    @property
     def patches(self) -> int:
         """Patches per image, row by row."""
-        return (self.image_width // self.patch_px) * (self.image_height // self.patch_px)
+        return self.patch_grid[0] * self.patch_grid[1]
+
+    @property
+    def code_grid(self) -> tuple[int, int]:
+        """Rows and columns of codes in an image."""
+        return self.image_height // self.code_px, self.image_width // self.code_px
+
+    @property
+    def now_tokens(self) -> int:
+        """Tokens that speak of now: IMU, three signals of the vehicle, calibration, the route command."""
+        return self.imu_tokens + 3 + (self.cameras if self.calibration_projector != "none" else 0) + 1
 
     def validate(self, where: object = "model config") -> "ModelConfig":
         """Self, or an InputError that names the field to change."""
@@ -194,6 +234,13 @@ class ModelConfig(BackboneConfig):
         self._divides(where, "sub-patch 4", 4, "patch_px")
         self._divides(where, "encoder_heads", self.encoder_heads, "encoder_width")
         self._divides(where, "imu_tokens", self.imu_tokens, "imu_samples")
+        self._check_encoder(where)
+        tokens = self.steps * self.scene_tokens + self.now_tokens + self.action_tokens
+        if tokens > self.context:
+            fix = "Change steps, scene_tokens, imu_tokens or plan_steps, or context."
+            raise InputError(
+                where, "context", self.context, f"at least the {tokens} tokens of a clip and its plan", fix
+            )
         self._one_of(where, "fusion_reach", FUSION_REACHES)
         self._one_of(where, "action_decoding", ACTION_DECODINGS)
         if not self.plan_dt_s > 0:
@@ -215,6 +262,31 @@ class ModelConfig(BackboneConfig):
                 where, "commands", self.commands, ROUTE_COMMANDS, "The clip's command ids follow that order."
             )
         return self
+
+    def _check_encoder(self, where: object) -> None:
+        self._one_of(where, "image_input", IMAGE_INPUTS)
+        for name in ("imu_projector", "vehicle_projector"):
+            self._one_of(where, name, TOKEN_PROJECTORS)
+        self._one_of(where, "calibration_projector", ("none", *TOKEN_PROJECTORS))
+        self._one_of(where, "image_projector", ("none", "unshuffle", *TOKEN_PROJECTORS))
+        if self.image_projector == "unshuffle" and (self.patch_grid[0] % 2 or self.patch_grid[1] % 2):
+            grid = f"{self.patch_grid[0]} x {self.patch_grid[1]} patches"
+            raise InputError(
+                where, "image_projector", "unshuffle", f"an even grid, not {grid}", "Change the image size."
+            )
+        if self.image_input != "patches":
+            self._divides(where, "code_px", self.code_px, "patch_px")
+            if self.image_codes < 2:
+                fix = "Change image_codes to what the tokenizer has, or image_input."
+                raise InputError(where, "image_codes", self.image_codes, "at least 2", fix)
+        if not 0 <= self.camera_identity_dropout <= 1:
+            raise InputError(where, "camera_identity_dropout", self.camera_identity_dropout, "a share in [0, 1]")
+        if self.deepstack > min(self.encoder_layers, self.layers - 1):
+            expected = f"at most encoder_layers = {self.encoder_layers} and less than layers = {self.layers}"
+            raise InputError(where, "deepstack", self.deepstack, expected)
+        if self.patch_rope and self.encoder_width // self.encoder_heads % 4:
+            came = f"{self.encoder_width // self.encoder_heads} numbers a head"
+            raise InputError(where, "encoder_heads", came, "a multiple of 4, with patch_rope", "Change encoder_heads.")
 
     def to_dict(self) -> dict:
         """Plain numbers, strings and lists, as they stand in JSON."""

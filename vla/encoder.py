@@ -1,22 +1,110 @@
 """From pixels to scene tokens: a small encoder within each image, then fusion over cameras and time.
 
-    patches of one image  <-> patches of the same image      local encoder, weights shared by all cameras and steps
+    patches and/or codes of an image, each with its ray and its time
+    patches of one image   <-> patches of the same image     local encoder, weights shared by all cameras and steps
     S queries of step t    -> patches of all cameras of steps <= t  (or of t alone)
 
 so the scene tokens of a past step never change when a new step arrives. Letters as in `sensors.collate.Batch`;
-S scene tokens per step, D encoder width, I images that cameras delivered.
+S scene tokens per step, D encoder width, I images that cameras delivered, h w rows and columns of an image's codes.
 """
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sensors.collate import Batch, by_step
-from vla.attention import CrossAttention, SelfAttention, attention_bias
+from sensors.errors import InputError
+from vla.attention import CrossAttention, Layout, SelfAttention, attention_bias, rope
 from vla.config import ModelConfig
-from vla.embeddings import PatchStem, RayEmbedding, TimeEmbedding
 from vla.moe import SwiGLU
+from vla.projectors import (
+    DIRECTION_FREQUENCIES,
+    METRE_FREQUENCIES,
+    PROJECTORS,
+    QUERY_KINDS,
+    Fourier,
+    TimeEmbedding,
+    Unshuffle,
+)
+
+SUB_PATCH = 4  # px; the stem looks at squares of this side first, then at the whole patch
+PATCH_ROPE_BASE = 100.0  # grids are a few dozen patches wide
+UNSHUFFLED = 2  # an image projector that makes fewer tokens leaves one for each square of this side
+
+
+@dataclass(frozen=True)
+class CodedBatch(Batch):
+    """A batch with the codes of its images, by a frozen `vla.image_tokens.ImageTokenizer`.
+
+    codes int64 [B, T, N, h, w]; of an image that is masked they may be anything
+    """
+
+    STEPWISE: ClassVar[tuple[str, ...]] = (*Batch.STEPWISE, "codes")
+    codes: Tensor
+
+
+class PatchStem(nn.Module):
+    """images uint8 [I, H, W, 3] to [I, P, D]: squares of 4 px to vectors, then a patch's squares to one."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.patch_px, self.side = config.patch_px, config.patch_px // SUB_PATCH
+        hidden = config.encoder_width // 4
+        self.square = nn.Linear(SUB_PATCH * SUB_PATCH * 3, hidden)
+        self.patch = nn.Linear(self.side * self.side * hidden, config.encoder_width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        I, H, W, _ = images.shape
+        rows, columns, side = H // self.patch_px, W // self.patch_px, self.side
+        squares = images.reshape(I, rows, side, SUB_PATCH, columns, side, SUB_PATCH, 3)
+        squares = squares.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, SUB_PATCH * SUB_PATCH * 3)
+        x = nn.functional.silu(self.square(squares.to(self.square.weight.dtype) / 127.5 - 1.0))
+        return self.patch(x.view(I, rows * columns, -1))
+
+
+class CodeStem(nn.Module):
+    """codes int64 [I, h, w] to [I, P, D]: a vector a code, then the square of codes that a patch holds to one."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        rows, columns = config.code_grid
+        features, factor = config.encoder_width // 4, config.patch_px // config.code_px
+        self.embedding = nn.Embedding(config.image_codes, features)
+        self.square = Unshuffle(features, config.encoder_width, rows, columns, factor)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embedding(codes.flatten(1))
+        return self.square(x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+
+class RayEmbedding(nn.Module):
+    """Where a patch looks from and to, in the ego frame of now: Pluecker ray (d, c x d) and camera centre c.
+
+    Made of the full calibration (intrinsics, distortion, extrinsics) and of the car's own motion since the capture; it
+    is all that tells one camera from another.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.direction = Fourier(DIRECTION_FREQUENCIES)
+        self.metres = Fourier(METRE_FREQUENCIES)
+        self.ray = nn.Linear(3 * self.direction.features + 3 * self.metres.features, width)
+        self.centre = nn.Linear(3 * self.metres.features, width, bias=False)
+
+    def forward(self, T_ego_now_from_cam: Tensor, rays_in_cam: Tensor, ray_mask: Tensor) -> Tensor:
+        """[I, 4, 4], [I, P, 3], [I, P] to [I, P, D], one row per image."""
+        R, centre = T_ego_now_from_cam[:, :3, :3], T_ego_now_from_cam[:, None, :3, 3]
+        direction = rays_in_cam @ R.transpose(-1, -2)
+        moment = torch.linalg.cross(centre.expand_as(direction), direction)
+        ray = self.ray(torch.cat([self.direction(direction), self.metres(moment)], dim=-1))
+        return ray * ray_mask[..., None] + self.centre(self.metres(centre))
+
+    def toward(self, directions: Tensor) -> Tensor:
+        """Unit vectors of the ego frame [S, 3] to [S, D]: what a ray through the ego origin would be embedded as."""
+        return self.ray(torch.cat([self.direction(directions), self.metres(torch.zeros_like(directions))], dim=-1))
 
 
 class LocalLayer(nn.Module):
@@ -28,9 +116,19 @@ class LocalLayer(nn.Module):
         self.attention = SelfAttention(width, heads, heads, width // heads, qk_norm=False)
         self.mlp_norm, self.mlp = nn.RMSNorm(width, eps=1e-6), SwiGLU(width, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), None, cos_sin)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def patch_angles(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Rotary cos and sin of a grid, row by row: half of each head's pairs turns with the row, half with the column.
+
+    What a patch pays to another then depends on how far it lies that way, not on where both are.
+    """
+    row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    zero = torch.zeros_like(row)
+    return rope(Layout(row, zero, column, zero.bool()), head_dim, PATCH_ROPE_BASE, order_pairs=head_dim // 4)
 
 
 class FusionLayer(nn.Module):
@@ -61,63 +159,136 @@ def anchor_directions(count: int) -> Tensor:
 
 
 class SceneEncoder(nn.Module):
-    """Batch to scene tokens [B, T, S, D]."""
+    """Batch to scene tokens [B, T, S, D].
+
+    With DeepStack (Meng et al. 2024) [B, T, S, (1 + n) D]: behind each token what it finds in the patches before the
+    first, second ... n-th local layer, which is still sharp; the first layers of the backbone add it.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        width, heads, hidden = config.encoder_width, config.encoder_heads, config.encoder_hidden
-        self.stem, self.ray, self.time = PatchStem(config), RayEmbedding(width), TimeEmbedding(width)
+        c, width, heads, hidden = config, config.encoder_width, config.encoder_heads, config.encoder_hidden
+        self.stem = PatchStem(c) if c.image_input != "codes" else None
+        self.code_stem = CodeStem(c) if c.image_input != "patches" else None
+        self.ray, self.time = RayEmbedding(width), TimeEmbedding(width)
         self.content_norm = nn.RMSNorm(width, eps=1e-6)  # or the ray would drown what is seen along it
-        self.local = nn.ModuleList(LocalLayer(width, heads, hidden) for _ in range(config.encoder_layers))
+        self.identity = nn.Embedding(c.cameras, width) if c.camera_identity_dropout < 1 else None
+        self.identity_dropout = c.camera_identity_dropout
+        self.local = nn.ModuleList(LocalLayer(width, heads, hidden) for _ in range(c.encoder_layers))
+        rows, columns = c.patch_grid
+        self.angles = patch_angles(rows, columns, width // heads) if c.patch_rope else None
+        self.projector = _image_projector(c)
         self.memory_norm = nn.RMSNorm(width, eps=1e-6)
         self.nothing = nn.Parameter(torch.empty(1, width))  # a key that is always there, also when no camera is
-        self.queries = nn.Parameter(torch.empty(config.scene_tokens, width))
-        self.register_buffer("anchors", anchor_directions(config.scene_tokens), persistent=False)
-        self.each_step = config.fusion_reach == "step"
-        self.fusion = nn.ModuleList(FusionLayer(width, heads, hidden) for _ in range(config.fusion_layers))
+        self.queries = nn.Parameter(torch.empty(c.scene_tokens, width))
+        self.register_buffer("anchors", anchor_directions(c.scene_tokens), persistent=False)
+        self.each_step = c.fusion_reach == "step"
+        self.fusion = nn.ModuleList(FusionLayer(width, heads, hidden) for _ in range(c.fusion_layers))
+        self.deep_norm = nn.RMSNorm(width, eps=1e-6) if c.deepstack else None
+        self.deep = nn.ModuleList(CrossAttention(width, heads) for _ in range(c.deepstack))
 
-    def forward(self, batch: Batch) -> Tensor:
-        B, T, N = batch.image_mask.shape
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """generator: draws, in training, which clips are not told which camera is which, where the config asks it."""
+        B, T, _ = batch.image_mask.shape
         if self.each_step and T > 1:
-            return self.forward(by_step(batch)).view(B, T, len(self.queries), -1)
-        P, D = batch.rays_in_cam.shape[2], self.queries.shape[1]
-        patches = self.queries.new_zeros(B, T, N, P, D)
-        b, t, n = batch.image_mask.nonzero(as_tuple=True)  # what no camera delivered costs nothing
-        if len(b):
-            patches = patches.index_put((b, t, n), self.patches(batch, b, t, n))
-        memory = torch.cat([self.nothing.expand(B, 1, D), patches.view(B, T * N * P, D)], dim=1)
-        memory = self.memory_norm(memory)
+            return self.forward(by_step(batch), generator).view(B, T, len(self.queries), -1)
+        *shallow, memory = [self.memory_norm(depth) for depth in self.depths(batch, self.told(B, generator))]
         queries = self.ray.toward(self.anchors) + self.queries
-        scene = (queries + self.time(self.step_time_s(batch))[..., None, :]).view(B, -1, D)
-        bias = self.fusion_bias(batch, scene.dtype)
+        scene = (queries + self.time(self.step_time_s(batch))[..., None, :]).view(B, -1, queries.shape[-1])
+        bias = self.fusion_bias(batch, memory.shape[1] - 1, scene.dtype)
         for layer in self.fusion:
             scene = layer(scene, memory, bias)
-        return scene.view(B, T, -1, D)
+        if shallow:
+            asking = self.deep_norm(scene)
+            found = [attention(asking, depth, bias) for attention, depth in zip(self.deep, shallow, strict=True)]
+            scene = torch.cat([scene, *found], dim=-1)
+        return scene.view(B, T, len(self.queries), -1)
 
-    def patches(self, batch: Batch, b: Tensor, t: Tensor, n: Tensor) -> Tensor:
-        """Encoded patches [I, P, D] of the images at clips b, steps t, cameras n, each int64 [I]."""
-        x = self.content_norm(self.stem(batch.images[b, t, n])) + self.time(batch.time_s[b, t, n])[:, None]
+    def told(self, clips: int, generator: torch.Generator | None) -> Tensor | None:
+        """bool [B]: clips that are told which camera is which; None if none ever is."""
+        if self.identity is None:
+            return None
+        if not (self.training and self.identity_dropout):
+            return torch.ones(clips, dtype=torch.bool, device=self.queries.device)
+        if generator is None:
+            fix = "camera_identity_dropout draws from it."
+            raise InputError("training", "generator", "none", "a torch.Generator", fix)
+        return (torch.rand(clips, generator=generator) >= self.identity_dropout).to(self.queries.device)
+
+    def depths(self, batch: Batch, told: Tensor | None) -> list[Tensor]:
+        """What there is to read [B, 1 + T N M, D], M tokens an image: shallow ones for DeepStack, then the encoded.
+
+        The first is `nothing`; what no camera delivered costs nothing, and is zeros.
+        """
+        B, T, N = batch.image_mask.shape
+        b, t, n = batch.image_mask.nonzero(as_tuple=True)
+        P, D = batch.rays_in_cam.shape[2], self.queries.shape[1]
+        M = P if self.projector is None else self.projector.tokens(P)
+        empty = self.queries.new_zeros(B, T, N, M, D)
+        images = self.patches(batch, b, t, n, told) if len(b) else [None] * (len(self.deep) + 1)
+        full = [empty if one is None else empty.index_put((b, t, n), one) for one in images]
+        return [torch.cat([self.nothing.expand(B, 1, D), one.view(B, T * N * M, D)], dim=1) for one in full]
+
+    def patches(self, batch: Batch, b: Tensor, t: Tensor, n: Tensor, told: Tensor | None) -> list[Tensor]:
+        """Tokens [I, M, D] of the images at clips b, steps t, cameras n, each int64 [I], as in `depths`."""
+        x = self.time(batch.time_s[b, t, n])[:, None]
+        if self.stem is not None:
+            x = self.content_norm(self.stem(batch.images[b, t, n])) + x
+        if self.code_stem is not None:
+            x = self.content_norm(self.code_stem(batch.codes[b, t, n])) + x
+        if told is not None:
+            x = x + (self.identity(n) * told[b, None])[:, None]
         x = x + self.ray(batch.T_ego_now_from_cam[b, t, n], batch.rays_in_cam[b, n], batch.ray_mask[b, n])
+        cos_sin = None if self.angles is None else tuple(part.to(x.device) for part in self.angles)
+        depths = []
         for layer in self.local:
-            x = layer(x)
-        return x
+            depths.append(x)
+            x = layer(x, cos_sin)
+        depths = [*depths[: len(self.deep)], x]
+        return depths if self.projector is None else [self.projector(one, batch.ray_mask[b, n]) for one in depths]
 
     def step_time_s(self, batch: Batch) -> Tensor:
         """[B, T]: mean capture time of the cameras that delivered; of all, as scheduled, where none did."""
         seen = batch.image_mask | ~batch.image_mask.any(dim=-1, keepdim=True)
         return (batch.time_s * seen).sum(dim=-1) / seen.sum(dim=-1)
 
-    def fusion_bias(self, batch: Batch, dtype: torch.dtype) -> Tensor | None:
-        """[B, 1, T S, 1 + T N P]: steps up to the query's own, cameras that delivered, patches that have a ray.
+    def fusion_bias(self, batch: Batch, tokens: int, dtype: torch.dtype) -> Tensor | None:
+        """[B, 1, T S, 1 + T N M]: steps up to the query's own, cameras that delivered, patches that have a ray.
 
-        None where that is everything.
+        None where that is everything. tokens: T N M. What a projector makes of patches has dealt with those that have
+        no ray.
         """
-        seen = batch.image_mask[..., None] & batch.ray_mask[:, None]
-        B, T, N, P = seen.shape
-        S = len(self.queries)
+        B, T, N = batch.image_mask.shape
+        seen, each = batch.image_mask[..., None], tokens // T
+        seen = seen & batch.ray_mask[:, None] if self.projector is None else seen.expand(B, T, N, each // N)
         step = torch.arange(T, device=seen.device)
-        past = (step[:, None] >= step).repeat_interleave(S, dim=0).repeat_interleave(N * P, dim=1)
-        allowed = past & seen.reshape(B, 1, 1, T * N * P)
+        past = (step[:, None] >= step).repeat_interleave(len(self.queries), dim=0).repeat_interleave(each, dim=1)
+        allowed = past & seen.reshape(B, 1, 1, tokens)
         if allowed.all():
             return None
         return attention_bias(nn.functional.pad(allowed, (1, 0), value=True), dtype)
+
+
+def _image_projector(config: ModelConfig) -> nn.Module | None:
+    """What stands between an image's patches and those who read them; None: nothing."""
+    kind, width = config.image_projector, config.encoder_width
+    if kind == "none":
+        return None
+    if kind == "unshuffle":
+        return PROJECTORS[kind](width, width, *config.patch_grid, UNSHUFFLED)
+    return PROJECTORS[kind](width, width, **({"count": config.patches // UNSHUFFLED**2} if kind in QUERY_KINDS else {}))
+
+
+def check_codes(batch: Batch, config: ModelConfig) -> None:
+    """An InputError if a batch has not the codes that a model of this config reads."""
+    fix = f"The config says image_input {config.image_input}."
+    if not isinstance(batch, CodedBatch):
+        raise InputError("batch", "codes", "none", "a CodedBatch: codes of a frozen image tokenizer", fix)
+    shape = (*batch.image_mask.shape, *config.code_grid)
+    if tuple(batch.codes.shape) != shape or batch.codes.dtype != torch.int64:
+        came = f"{batch.codes.dtype} {tuple(batch.codes.shape)}"
+        raise InputError("batch", "codes", came, f"int64 {shape}, [B, T, N, h, w]", f"{fix} Is code_px right?")
+    seen = batch.codes[batch.image_mask]
+    if seen.numel() and not 0 <= int(seen.min()) <= int(seen.max()) < config.image_codes:
+        came, expected = f"{int(seen.min())} .. {int(seen.max())}", f"0 .. {config.image_codes - 1}"
+        raise InputError("batch", "codes", came, expected, "Change image_codes, or give that tokenizer's codes.")

@@ -24,14 +24,13 @@ from vla.backbone import Backbone
 from vla.cache import Cache
 from vla.config import COMMAND_OFFSET, PLAN_TOKEN, ModelConfig
 from vla.decode import ActionDecode, decode_actions, decode_parallel
-from vla.embeddings import ImuProjector, TimeEmbedding, VehicleProjector
-from vla.encoder import SceneEncoder
+from vla.encoder import SceneEncoder, check_codes
 from vla.losses import action_loss
 from vla.moe import Routing, balance_loss, router_z_loss
+from vla.projectors import CalibrationProjector, ImuProjector, VehicleProjector
 
 ROUTER_Z_WEIGHT = 1e-4
 BALANCE_WEIGHT = 1e-2  # of a softmax router; a sigmoid router is evened by its bias
-VEHICLE_SIGNALS = 3
 # What is seen has to be loud at the start: with all maps alike, pictures move the scene tokens by 3 % of their size,
 # and a policy learns from everything else first. Faint time, sharp queries and loud answers make it 45 %.
 GAINS = (
@@ -45,7 +44,6 @@ TOKENS = (
     "action_queries",
     "queries",
     "nothing",
-    "known",
     "missing",
 )  # are tokens, not maps
 
@@ -59,8 +57,9 @@ class DrivingModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.encoder = SceneEncoder(c)
             self.scene = nn.Linear(c.encoder_width, c.width)
-            self.imu, self.imu_time = ImuProjector(c), TimeEmbedding(c.width)
-            self.vehicle = VehicleProjector(c.width)
+            self.deep = nn.ModuleList(nn.Linear(c.encoder_width, c.width, bias=False) for _ in range(c.deepstack))
+            self.imu, self.vehicle = ImuProjector(c), VehicleProjector(c)
+            self.calibration = CalibrationProjector(c) if c.calibration_projector != "none" else None
             self.embedding = nn.Embedding(c.vocabulary, c.width)
             self.backbone = Backbone(c)
             self.head = nn.Linear(c.width, c.vocabulary, bias=False)
@@ -77,12 +76,11 @@ class DrivingModel(nn.Module):
 
     def _lay_out(self) -> Layout:
         c = self.config
-        now = c.imu_tokens + VEHICLE_SIGNALS + 1  # tokens that speak of the last step only
         # A running car keeps each step's scene; so where it can, the scene of the last step is like any other's.
         kept = (c.steps if c.fusion_reach == "step" else c.steps - 1) * c.scene_tokens
         said = torch.arange(c.action_tokens)
         step = torch.arange(c.steps).repeat_interleave(c.scene_tokens)
-        step = torch.cat([step, torch.full((now + c.action_tokens,), c.steps - 1)])
+        step = torch.cat([step, torch.full((c.now_tokens + c.action_tokens,), c.steps - 1)])
         phase = torch.zeros_like(step)
         phase[-c.action_tokens :] = 1 + (said if c.action_decoding == "autoregressive" else 0 * said)
         order = torch.zeros_like(step)
@@ -107,26 +105,35 @@ class DrivingModel(nn.Module):
                 if parts[1] in ("backbone", "head") and (parts[-1] == "down" or parts[-2] in ("down", "out", "head")):
                     std *= depth
                 parameter.normal_(0.0, std, generator=generator)
-        for layer in self.encoder.fusion:  # queries find the keys that resemble them, at first
-            layer.attention.kv.weight[: self.config.encoder_width] = layer.attention.q.weight
+        for attention in [*(layer.attention for layer in self.encoder.fusion), *self.encoder.deep]:
+            attention.kv.weight[: self.config.encoder_width] = attention.q.weight  # find the keys that resemble them
 
-    def prefix(self, batch: Batch, allow_blind: bool = False) -> Tensor:
+    def prefix(self, batch: Batch, allow_blind: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Embedded tokens [B, L, D] of what the car perceives, in the order of the module's docstring.
 
-        A batch that does not fit the config or holds NaN is an InputError; so is a clip without a single image, unless
-        `allow_blind`.
+        With DeepStack they are [B, L, (1 + n) D], see `Backbone`. A batch that does not fit the config or holds NaN is
+        an InputError; so is a clip without a single image, unless `allow_blind`.
         """
-        return torch.cat(self.perceive(batch, self.config.steps, allow_blind), dim=1)
+        return torch.cat(self.perceive(batch, self.config.steps, allow_blind, generator), dim=1)
 
-    def perceive(self, batch: Batch, steps: int, allow_blind: bool = False) -> tuple[Tensor, Tensor]:
+    def perceive(
+        self, batch: Batch, steps: int, allow_blind: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(scene tokens of `steps` steps [B, steps S, D], tokens that speak of now [B, M, D]); rules as `prefix`."""
         self._check(batch, steps, allow_blind)
-        scene = self.scene(self.encoder(batch)).flatten(1, 2)
-        imu_time_s = batch.imu_time_s.reshape(len(scene), self.imu.tokens, -1).mean(dim=-1)
-        imu = self.imu(batch.imu, batch.imu_mask) + self.imu_time(imu_time_s)
-        vehicle = self.vehicle(batch.vehicle, batch.vehicle_mask)
-        command = self.embedding(batch.command_id[:, None] + COMMAND_OFFSET)
-        return scene, torch.cat([imu, vehicle, command], dim=1)
+        scene, *deep = self.encoder(batch, generator).flatten(1, 2).split(self.config.encoder_width, dim=-1)
+        scene = self.scene(scene)
+        if deep:
+            scene = torch.cat([scene, *(linear(x) for linear, x in zip(self.deep, deep, strict=True))], dim=-1)
+        now = [self.imu(batch.imu, batch.imu_mask, batch.imu_time_s), self.vehicle(batch.vehicle, batch.vehicle_mask)]
+        if self.calibration is not None:
+            now.append(self.calibration(batch))
+        now.append(self.embedding(batch.command_id[:, None] + COMMAND_OFFSET))
+        return scene, self._deepened(torch.cat(now, dim=1))
+
+    def _deepened(self, x: Tensor) -> Tensor:
+        """As wide as scene tokens: to all others DeepStack adds nothing."""
+        return nn.functional.pad(x, (0, len(self.deep) * x.shape[-1])) if len(self.deep) else x
 
     def hidden(
         self,
@@ -137,13 +144,13 @@ class DrivingModel(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """[B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it (in parallel: from none)."""
-        prefix = self.prefix(batch, allow_blind)
+        prefix = self.prefix(batch, allow_blind, generator)
         if self.config.action_decoding == "parallel":
             said = self.action_queries.expand(len(prefix), -1, -1)
         else:
             plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
             said = self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1))
-        x = torch.cat([prefix, said], dim=1)
+        x = torch.cat([prefix, self._deepened(said)], dim=1)
         last = action_tokens.shape[1]
         return self.backbone(x, self.layout(x.device), routings=routings, generator=generator, last=last)
 
@@ -156,7 +163,7 @@ class DrivingModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K].
 
-        generator: draws what expert dropout drops, where the config has it.
+        generator: draws what the dropout of experts and of camera identities drops, where the config has it.
         """
         self._check_tokens(batch, action_tokens)
         routings: list[Routing] = []
@@ -219,8 +226,7 @@ class DrivingModel(nn.Module):
 
     def _check(self, batch: Batch, steps: int, allow_blind: bool) -> None:
         c = self.config
-        B = len(batch.images)
-        patches = (c.image_width // c.patch_px) * (c.image_height // c.patch_px)
+        B, patches = len(batch.images), (c.image_width // c.patch_px) * (c.image_height // c.patch_px)
         for name, shape, hint in (
             ("images", (B, steps, c.cameras, c.image_height, c.image_width, 3), "[B, T, N, H, W, 3]"),
             ("rays_in_cam", (B, c.cameras, patches, 3), f"patches of {c.patch_px} px"),
@@ -229,8 +235,14 @@ class DrivingModel(nn.Module):
             came = tuple(getattr(batch, name).shape)
             if came != shape:
                 raise InputError("batch", name, came, f"{shape}, {hint}", "Collate as the model's config says.")
-        if batch.images.dtype != torch.uint8:  # which cannot be NaN
-            raise InputError("batch", "images", batch.images.dtype, "torch.uint8, 0 .. 255", "Collate real images.")
+        if batch.images.dtype != torch.uint8:
+            came = f"{batch.images.dtype}{', with NaN' if batch.images.isnan().any() else ''}"
+            raise InputError("batch", "images", came, "torch.uint8, 0 .. 255", "Collate real images.")
+        if c.image_input != "patches":
+            check_codes(batch, c)
+        if (batch.command_id < 0).any() or (batch.command_id >= len(c.commands)).any():
+            came, expected = batch.command_id.tolist(), f"0 .. {len(c.commands) - 1}"
+            raise InputError("batch", "command_id", came, expected, "It is an index into the config's commands.")
         for name in ("time_s", "T_ego_now_from_cam", "rays_in_cam", "imu", "imu_time_s", "vehicle"):
             finite = torch.isfinite(getattr(batch, name))
             if not finite.all():

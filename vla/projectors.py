@@ -1,4 +1,4 @@
-"""From continuous features to tokens of the backbone: one protocol, five kinds.
+"""From measured numbers to tokens: Fourier features, the `Projector` protocol with five kinds, and their uses.
 
     linear     W x + b, a token an input
     mlp        W2 gelu(W1 x + b1) + b2, a token an input
@@ -6,18 +6,63 @@
     resampler  M queries read the inputs and each other in one attention (Perceiver, Alayrac et al. 2022, Flamingo)
     q_former   M queries talk among themselves, then read the inputs (Li et al. 2023, BLIP-2)
 
-Letters: B batch, L inputs, C their width, M tokens out, D width of the backbone.
+A config names the kind for the IMU window, the vehicle's state, calibration and the features of images.
+Letters: B batch, L inputs, C their width, M tokens out, D width of the backbone; N P J as in `sensors.collate.Batch`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sensors.collate import Batch
 from sensors.errors import InputError
 from vla.attention import CrossAttention, SelfAttention, attention_bias
+from vla.config import ModelConfig
 from vla.moe import SwiGLU
+
+METRE_FREQUENCIES = tuple(0.05 * 2.0**k for k in range(7))  # rad/m: wavelengths of 126 m down to 2 m
+DIRECTION_FREQUENCIES = tuple(math.pi * 2.0**k for k in range(-1, 4))  # unit vectors; the last tells 2 degrees apart
+TIME_FREQUENCIES = tuple(2 * math.pi * 2.0**k for k in range(-4, 3))  # rad/s: periods of 16 s down to 0.25 s
+SIGNAL_FREQUENCIES = tuple(math.pi * 2.0**k for k in range(-2, 6))  # vehicle signals, scaled to about one
+IMU_MEAN = (0.0, 0.0, 9.80665, 0.0, 0.0, 0.0)  # a car at rest on level ground reads zero after this
+IMU_SCALE = (5.0, 5.0, 5.0, 0.5, 0.5, 0.5)  # m/s2, rad/s
+VEHICLE_SCALE = (20.0, 1.0, 0.6)  # m/s, rad/s, rad
+QUERY_KINDS = ("resampler", "q_former")
+
+
+class Fourier(nn.Module):
+    """x [..., C] to [..., C * F], F = 2 n for n frequencies.
+
+        fourier(x) = [sin(f1 x), ... sin(fn x), cos(f1 x), ... cos(fn x)]
+
+    makes a linear layer able to tell near values apart at every scale of f (Tancik et al. 2020).
+    """
+
+    def __init__(self, frequencies: tuple[float, ...]):
+        super().__init__()
+        self.features = 2 * len(frequencies)
+        # cos(z) = sin(z + pi / 2): one pass makes both, without gluing thousands of short rows together.
+        phases = [0.0] * len(frequencies) + [math.pi / 2] * len(frequencies)
+        self.register_buffer("frequencies", torch.tensor(frequencies * 2), persistent=False)
+        self.register_buffer("phases", torch.tensor(phases), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.phases, x[..., None], self.frequencies).sin_().flatten(-2)
+
+
+class TimeEmbedding(nn.Module):
+    """Seconds relative to now [...] to [..., D]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fourier = Fourier(TIME_FREQUENCIES)
+        self.linear = nn.Linear(self.fourier.features, width)
+
+    def forward(self, time_s: Tensor) -> Tensor:
+        return self.linear(self.fourier(time_s[..., None]))
 
 
 class Projector(Protocol):
@@ -136,3 +181,72 @@ PROJECTORS: dict[str, Callable[..., nn.Module]] = {
         features, width, count, heads, layers, talks=True
     ),
 }
+
+
+class ImuProjector(nn.Module):
+    """imu [B, J, 6], mask [B, J], time_s [B, J] to tokens [B, imu_tokens, D].
+
+    With a kind that gives a token an input, each token is made of its own part of the window, known samples beside a
+    flag; with queries, each reads all samples and their times.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.tokens, kind = config.imu_tokens, config.imu_projector
+        self.by_sample = kind in QUERY_KINDS
+        if self.by_sample:
+            self.time = Fourier(TIME_FREQUENCIES)
+            self.net = PROJECTORS[kind](6 + self.time.features, config.width, count=self.tokens)
+        else:
+            self.time = TimeEmbedding(config.width)
+            self.net = PROJECTORS[kind](7 * config.imu_samples // config.imu_tokens, config.width)
+        self.register_buffer("mean", torch.tensor(IMU_MEAN), persistent=False)
+        self.register_buffer("scale", torch.tensor(IMU_SCALE), persistent=False)
+
+    def forward(self, imu: Tensor, mask: Tensor, time_s: Tensor) -> Tensor:
+        x, seen = (imu - self.mean) / self.scale, mask[..., None].to(imu.dtype)
+        if self.by_sample:
+            return self.net(torch.cat([x, self.time(time_s[..., None])], dim=-1), mask)
+        part = len(x), self.tokens, -1
+        tokens = self.net(torch.cat([x * seen, seen], dim=-1).view(part), mask.view(part).any(dim=-1))
+        return tokens + self.time(time_s.view(part).mean(dim=-1))
+
+
+class VehicleProjector(nn.Module):
+    """vehicle [B, 3], mask [B, 3] to one token a signal [B, 3, D], each by a projector of its own."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.fourier, queries = Fourier(SIGNAL_FREQUENCIES), config.vehicle_projector in QUERY_KINDS
+        make, count = PROJECTORS[config.vehicle_projector], {"count": 1} if queries else {}
+        self.signals = nn.ModuleList(make(self.fourier.features, config.width, **count) for _ in VEHICLE_SCALE)
+        self.register_buffer("scale", torch.tensor(VEHICLE_SCALE), persistent=False)
+
+    def forward(self, vehicle: Tensor, mask: Tensor) -> Tensor:
+        x = self.fourier((vehicle / self.scale)[..., None])
+        parts = zip(self.signals, x.split(1, dim=1), mask.split(1, dim=1), strict=True)
+        return torch.cat([signal(features, known) for signal, features, known in parts], dim=1)
+
+
+class CalibrationProjector(nn.Module):
+    """Where the cameras stand now and which way they look: a batch to tokens [B, N, D].
+
+    A camera is its centre and the directions of five of its rays, of the corners and the middle, in the ego frame of
+    now. One that did not deliver now is not known.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        rows, columns = config.image_height // config.patch_px, config.image_width // config.patch_px
+        last = rows * columns - 1
+        self.looked_at = [0, columns - 1, rows // 2 * columns + columns // 2, last - columns + 1, last]
+        self.metres, self.direction = Fourier(METRE_FREQUENCIES), Fourier(DIRECTION_FREQUENCIES)
+        features = 3 * self.metres.features + len(self.looked_at) * (3 * self.direction.features + 1)
+        count = {"count": config.cameras} if config.calibration_projector in QUERY_KINDS else {}
+        self.net = PROJECTORS[config.calibration_projector](features, config.width, **count)
+
+    def forward(self, batch: Batch) -> Tensor:
+        T, known = batch.T_ego_now_from_cam[:, -1], batch.ray_mask[:, :, self.looked_at, None]
+        rays = batch.rays_in_cam[:, :, self.looked_at] @ T[..., :3, :3].transpose(-1, -2)
+        parts = self.metres(T[..., :3, 3]), (self.direction(rays) * known).flatten(2), known.flatten(2).to(rays.dtype)
+        return self.net(torch.cat(parts, dim=-1), batch.image_mask[:, -1])

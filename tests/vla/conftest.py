@@ -92,7 +92,7 @@ def make_tokens():
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, config.plan_steps)
         accel = torch.randint(config.accel_offset, config.curvature_offset, shape, generator=generator)
-        curvature = torch.randint(config.curvature_offset, config.vocabulary, shape, generator=generator)
+        curvature = torch.randint(config.curvature_offset, config.text_offset, shape, generator=generator)
         return torch.stack([accel, curvature], dim=-1).flatten(1)
 
     return make

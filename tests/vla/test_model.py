@@ -51,6 +51,8 @@ def test_same_seed_same_model_and_loss(small, make_batch, make_tokens):
 def test_every_parameter_is_initialised_and_trained(small, make_batch, make_tokens):
     model = DrivingModel(small)
     seen = make_batch(small, 0, 1, 2, 3)
+    seen.imu_mask[0], seen.vehicle_mask[1:] = False, True  # what stands for something missing is trained where it is
+    seen.vehicle_mask[0] = False
     loss, _ = model.loss(seen, make_tokens(small, 4))
     loss.backward()
     for name, parameter in model.named_parameters():

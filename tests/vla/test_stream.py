@@ -105,7 +105,8 @@ def test_int8_cache_is_close_and_small():
 def test_best_of_many_takes_the_likeliest_of_a_shared_past(small, make_batch):
     config = streaming(small)
     model, batch = DrivingModel(config, seed=2).eval(), make_batch(replace(config, steps=1), 0)
-    one = Stream(model).tick(batch, 1.0, torch.Generator().manual_seed(0)).decode
+    ones = [Stream(model).tick(batch, 1.0, torch.Generator().manual_seed(seed)).decode for seed in range(5)]
+    one = sorted(ones, key=lambda decode: float(decode.logprob))[2]  # of a usual draw
     best = Stream(model).tick(batch, 1.0, torch.Generator().manual_seed(0), best=32).decode
     assert best.tokens.shape == one.tokens.shape
     assert best.logprob > one.logprob
