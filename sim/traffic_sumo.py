@@ -141,7 +141,9 @@ class SumoTraffic:
             libsumo.vehicle.remove(name)
         self.now = self._read()
         for name in sorted(self._vehicle_ids - {extra.id for extra in extras}):
-            if np.hypot(*(self.now.poses_m[self._index[name], :2] - (ego.x_m, ego.y_m))) < CLEAR_M:
+            away_m = np.hypot(*(self.now.poses_m[self._index[name], :2] - (ego.x_m, ego.y_m)))
+            # Nobody else on the road where a hazard is to happen: SUMO's vehicles cannot pass who has broken down.
+            if away_m < CLEAR_M or (extras and libsumo.vehicle.getRoadID(name) == ego_edges[0]):
                 libsumo.vehicle.remove(name)
         self.now = self._read()
         self.step(ego)

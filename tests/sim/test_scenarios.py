@@ -42,6 +42,9 @@ def test_the_first_scenarios_of_each_hazard_have_a_place_for_it_in_every_town() 
             parts = [actor.id for actor in world.actors if not actor.id.startswith(("vehicle-", "walker-"))]
             assert parts, f"nobody makes the hazard {hazard}"
             assert all(world.traffic.is_there(part) for part in parts)
+            others = [actor.id for actor in world.actors if actor.id not in parts]
+            roads = {world.traffic.lane_of(other).rpartition("_")[0] for other in others}
+            assert world.route.edges[0] not in roads, "somebody else is where the hazard is to happen"
     world.close()
 
 
