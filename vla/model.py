@@ -26,11 +26,12 @@ from vla.config import COMMAND_OFFSET, PLAN_TOKEN, ModelConfig
 from vla.decode import ActionDecode, decode_actions, decode_parallel
 from vla.encoder import SceneEncoder, check_codes
 from vla.losses import action_loss
-from vla.moe import Routing, balance_loss, router_z_loss
+from vla.moe import Routing, balance_loss, router_z_loss, routing_statistics
 from vla.projectors import CalibrationProjector, ImuProjector, VehicleProjector
 
 ROUTER_Z_WEIGHT = 1e-4
 BALANCE_WEIGHT = 1e-2  # of a softmax router; a sigmoid router is evened by its bias
+MODALITIES = ("scene", "signals", "action")
 # What is seen has to be loud at the start: with all maps alike, pictures move the scene tokens by 3 % of their size,
 # and a policy learns from everything else first. Faint time, sharp queries and loud answers make it 45 %.
 GAINS = (
@@ -144,15 +145,16 @@ class DrivingModel(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """[B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it (in parallel: from none)."""
-        prefix = self.prefix(batch, allow_blind, generator)
-        if self.config.action_decoding == "parallel":
-            said = self.action_queries.expand(len(prefix), -1, -1)
-        else:
-            plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
-            said = self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1))
-        x = torch.cat([prefix, self._deepened(said)], dim=1)
+        x = torch.cat([self.prefix(batch, allow_blind, generator), self._said(action_tokens)], dim=1)
         last = action_tokens.shape[1]
         return self.backbone(x, self.layout(x.device), routings=routings, generator=generator, last=last)
+
+    def _said(self, action_tokens: Tensor) -> Tensor:
+        """[B, 2K, D], from which action_tokens [B, 2K] are predicted; as wide as the prefix."""
+        if self.config.action_decoding == "parallel":
+            return self._deepened(self.action_queries.expand(len(action_tokens), -1, -1))
+        plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
+        return self._deepened(self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1)))
 
     def loss(
         self,
@@ -211,6 +213,17 @@ class DrivingModel(nn.Module):
             temperature,
             generator,
         )
+
+    @torch.no_grad()
+    def routing_figures(self, batch: Batch, action_tokens: Tensor) -> dict[str, float]:
+        """`routing_statistics` of every token of a batch, per routed layer and one of MODALITIES."""
+        self._check_tokens(batch, action_tokens)
+        c, routings = self.config, []
+        x = torch.cat([self.prefix(batch), self._said(action_tokens)], dim=1)
+        self.backbone(x, self.layout(x.device), routings=routings)
+        counts = torch.tensor([c.steps * c.scene_tokens, c.now_tokens, c.action_tokens])
+        groups = torch.arange(len(MODALITIES)).repeat_interleave(counts).repeat(len(x))
+        return routing_statistics(routings, groups.to(x.device), MODALITIES)
 
     def rebalance(self, rate: float = 1e-3) -> float:
         """To be called after each optimizer step: moves the routers' biases towards an even load.

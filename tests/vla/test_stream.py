@@ -7,7 +7,7 @@ import torch
 
 from sensors.collate import by_step, join_steps
 from sensors.errors import InputError
-from vla.attention import Horizon, Layout, visible
+from vla.attention import Horizon, Layout, rope, rotate, visible
 from vla.backbone import Backbone
 from vla.cache import quantise
 from vla.config import PLAN_TOKEN, BackboneConfig
@@ -53,6 +53,18 @@ def test_steps_join_and_part(small, make_batch):
     assert torch.equal(apart.images, torch.cat([b.images for b in one]))
     assert torch.equal(apart.time_s, torch.cat([b.time_s for b in one]))
     assert apart.imu.shape[0] == apart.rays_in_cam.shape[0] == 2
+
+
+def test_angles_have_a_time_axis_and_may_have_one_of_order():
+    layout = Layout(torch.tensor([0, 3]), torch.tensor([0, 2]), torch.tensor([4, 1]), torch.ones(2, dtype=torch.bool))
+    cos, sin = rope(layout, 8, 100.0, order_pairs=1)
+    turns = [[0, 0, 0, 4], [5, 5 * 100 ** (-1 / 3), 5 * 100 ** (-2 / 3), 1]]  # time is step + phase
+    torch.testing.assert_close(cos[:, 0, :4], torch.tensor(turns).cos())
+    torch.testing.assert_close(sin[:, 0], torch.cat([-torch.tensor(turns).sin(), torch.tensor(turns).sin()], dim=1))
+    x = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    a, b = x.chunk(2, dim=-1)
+    c, s = cos[..., :4], sin[..., 4:]
+    torch.testing.assert_close(rotate(x, (cos, sin)), torch.cat([a * c - b * s, b * c + a * s], dim=-1))
 
 
 @pytest.mark.parametrize("horizon", [Horizon(2), Horizon(2, keyframe_every=3, keyframe_steps=7)])
