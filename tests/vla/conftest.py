@@ -63,6 +63,15 @@ def clip_of(config: ModelConfig, seed: int = 0) -> Clip:
     ).validate()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors as small as these are not worth a second thread, and on a busy machine each waits for the other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def small() -> ModelConfig:
     return SMALL.validate()
