@@ -1,10 +1,11 @@
-"""The verbs of training: from a recipe, a policy or an image tokenizer; and whether a tokenizer may be used."""
+"""The verbs of training: a policy or an image tokenizer from a recipe, whether a tokenizer is usable, a look inside."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from policies.cli_parts import run_arguments
+from policies.inspection import inspect, write_inspection
 from policies.recipes import TokenizerRecipe, load_recipe, shipped
 from policies.runs import default_path
 from policies.train import train
@@ -18,6 +19,9 @@ EPILOGS = {
     "check-tokenizer": """example:
   vla check-tokenizer runs/codes/checkpoint --dataroot data/town
 exit status 1: the codebook has collapsed, nothing should be trained on its codes""",
+    "inspect": """examples:
+  vla inspect runs/mine/checkpoint                       with clips of noise
+  vla inspect runs/mine/checkpoint --dataroot data/town --out inside.html""",
 }
 
 
@@ -33,6 +37,14 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot that it was not trained on")
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
 
+    words = "draw what goes on inside a model: attention, gradients, embeddings, experts, codes"
+    sub = verb("inspect", _inspect, words)
+    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that vla train wrote")
+    sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot with clips to read (default: noise)")
+    sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
+    sub.add_argument("--tokenizer", type=Path, metavar="CHECKPOINT", help="image tokenizer of a model that reads codes")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="the page (default runs/<time>-inspect/inspection.html)")
+
 
 def _train(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
@@ -47,3 +59,11 @@ def _check_tokenizer(options: argparse.Namespace) -> int:
         print(f"{name:24s} {value:10.4g}")
     print("usable" if report.usable else "COLLAPSED: train longer, on more varied images, or with fewer codes")
     return 0 if report.usable else 1
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    looked = inspect(options.checkpoint, options.dataroot, options.version, options.tokenizer)
+    for name, value in looked.figures.items():
+        print(f"{name:34s} {value:10.4g}")
+    print(f"page: {write_inspection(looked, options.out or default_path('inspect') / 'inspection.html')}")
+    return 0

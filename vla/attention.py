@@ -158,6 +158,13 @@ class SelfAttention(nn.Module):
         """Append the keys and values of x [B, L, D] to the cache; nobody asks."""
         cache.append(*self._project(x, cos_sin)[1:])
 
+    def weights(self, x: Tensor, bias: Tensor | None, cos_sin: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """[B, h, L, L] how much each token attends to each, softmax(q k / sqrt(d) + bias); `forward` never makes it."""
+        q, k, _ = self._project(x, cos_sin)
+        k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        scores = q.transpose(1, 2) @ k.transpose(2, 3) * self.head_dim**-0.5
+        return (scores if bias is None else scores + bias).softmax(dim=-1)
+
     def _project(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, L, h, d], keys and values [B, g, L, d], normalised and turned."""
         h, g, d = self.heads, self.kv_heads, self.head_dim

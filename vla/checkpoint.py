@@ -94,6 +94,11 @@ def load(path: Path, config: ModelConfig | None = None) -> Loaded:
     return _load(path, config, ModelConfig, DrivingModel)
 
 
+def is_image_tokenizer(path: Path) -> bool:
+    """Whether the checkpoint at `path` is one of an image tokenizer; rules as `load`."""
+    return "quantizer" in _manifest(_place(Path(path)) / MANIFEST)["config"]
+
+
 def load_image_tokenizer(path: Path, config: ImageTokenizerConfig | None = None) -> Loaded:
     """As `load`, for an image tokenizer."""
     return _load(path, config, ImageTokenizerConfig, ImageTokenizer)

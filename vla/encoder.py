@@ -9,7 +9,7 @@ S scene tokens per step, D encoder width, I images that cameras delivered, h w r
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from sensors.collate import Batch, by_step
 from sensors.errors import InputError
 from vla.attention import CrossAttention, Layout, SelfAttention, attention_bias, rope
 from vla.config import ModelConfig
+from vla.image_tokens import ImageTokenizer
 from vla.moe import SwiGLU
 from vla.projectors import (
     DIRECTION_FREQUENCIES,
@@ -44,6 +45,13 @@ class CodedBatch(Batch):
 
     STEPWISE: ClassVar[tuple[str, ...]] = (*Batch.STEPWISE, "codes")
     codes: Tensor
+
+
+def with_codes(batch: Batch, tokenizer: ImageTokenizer) -> CodedBatch:
+    """The batch with its images' codes, each camera's as one film."""
+    films = batch.images.transpose(1, 2)
+    codes = tokenizer.encode(films.flatten(0, 1)).unflatten(0, films.shape[:2]).transpose(1, 2)
+    return CodedBatch(**{field.name: getattr(batch, field.name) for field in fields(batch)}, codes=codes)
 
 
 class PatchStem(nn.Module):

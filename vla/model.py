@@ -145,9 +145,18 @@ class DrivingModel(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """[B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it (in parallel: from none)."""
-        x = torch.cat([self.prefix(batch, allow_blind, generator), self._said(action_tokens)], dim=1)
-        last = action_tokens.shape[1]
+        x, last = self.sequence(batch, action_tokens, allow_blind, generator), action_tokens.shape[1]
         return self.backbone(x, self.layout(x.device), routings=routings, generator=generator, last=last)
+
+    def sequence(
+        self,
+        batch: Batch,
+        action_tokens: Tensor,
+        allow_blind: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Embedded tokens [B, L, D] of a clip and what its plan is predicted from; rules as `prefix`."""
+        return torch.cat([self.prefix(batch, allow_blind, generator), self._said(action_tokens)], dim=1)
 
     def _said(self, action_tokens: Tensor) -> Tensor:
         """[B, 2K, D], from which action_tokens [B, 2K] are predicted; as wide as the prefix."""

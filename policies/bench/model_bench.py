@@ -15,13 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from policies.noise import noise_clip
 from policies.transforms import plan_from_tokens, to_batch
-from sensors.camera import Camera
-from sensors.clip import Clip, VehicleState
 from sensors.collate import join_steps
 from sensors.errors import InputError
-from sensors.frames import matrix, matrix_from_xy_yaw
-from sensors.imu import ImuWindow
 from vla.action_tokens import ActionTokenizer
 from vla.attention import Layout
 from vla.backbone import Backbone, LanguageModel
@@ -276,7 +273,8 @@ def _parallel_works() -> tuple[Work, Work]:
 
 def _streaming_works() -> tuple[Work, Work]:
     """A plan from four steps: all of them again, and the newest one appended."""
-    model, batch = _streaming_model(), to_batch([_clip(ModelConfig.tiny(), 0)], ModelConfig.tiny())
+    model = _streaming_model()
+    batch = to_batch([noise_clip(replace(model.config, steps=1), 0)], model.config)
     whole, stream = join_steps([batch] * model.config.steps), Stream(model)
     for _ in range(2 * model.config.steps):
         stream.tick(batch)
@@ -290,7 +288,7 @@ def _encoder_works() -> tuple[Work, Work]:
     """
     c = replace(ModelConfig.tiny(), steps=4, scene_tokens=48)
     model = DrivingModel(c).eval()
-    batch = join_steps([to_batch([_clip(c, 0)], c)] * c.steps)
+    batch = join_steps([to_batch([noise_clip(replace(c, steps=1), 0)], c)] * c.steps)
     patches = c.steps * c.cameras * c.patches
     step = torch.arange(c.steps).repeat_interleave(patches // c.steps)
     everything = replace(Layout.causal(patches), step=step)
@@ -339,7 +337,7 @@ def _tick(rounds: int, say: Callable[[str], None]) -> dict[str, float]:
     """From a clip of six cameras to a plan, with four steps remembered; `rounds` times 40 ticks."""
     model = _streaming_model()
     config = replace(model.config, steps=1)
-    clips, stream, tokenizer = [_clip(config, seed) for seed in range(8)], Stream(model), ActionTokenizer(config)
+    clips, stream, tokenizer = [noise_clip(config, seed) for seed in range(8)], Stream(model), ActionTokenizer(config)
     spans = []
     for k in range(40 * rounds + 10):
         clip, begun = clips[k % len(clips)], time.perf_counter()
@@ -355,27 +353,3 @@ def _streaming_model() -> DrivingModel:
     """Tiny with six cameras x four frames, 192 scene tokens."""
     changes = {"steps": 4, "scene_tokens": 48, "fusion_reach": "step", "action_decoding": "parallel"}
     return DrivingModel(replace(ModelConfig.tiny(), **changes)).eval()
-
-
-def _clip(config: ModelConfig, seed: int) -> Clip:
-    """One step of noise, seen by cameras that look all round."""
-    rng, N, now_us = np.random.default_rng(seed), config.cameras, 1_000_000
-    width, height = config.image_width, config.image_height
-    K = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1.0]])
-    optical = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-    poses = [
-        matrix_from_xy_yaw(1.0, 0.0, 2 * np.pi * n / N) @ matrix(np.array([0.5, 0, 1.5]), optical) for n in range(N)
-    ]
-    imu_us = now_us - 10_000 * np.arange(config.imu_samples, -1, -1)
-    return Clip(
-        now_us=now_us,
-        T_world_from_ego_now=np.eye(4),
-        cameras=tuple(Camera(f"CAM_{n}", width, height, K, pose, "none", ()) for n, pose in enumerate(poses)),
-        images=rng.integers(0, 256, (1, N, height, width, 3), dtype=np.uint8),
-        image_mask=np.ones((1, N), bool),
-        time_us=np.full((1, N), now_us),
-        T_world_from_ego=np.tile(np.eye(4), (1, N, 1, 1)),
-        imu=ImuWindow(imu_us, np.tile([0.0, 0.0, 9.8], (len(imu_us), 1)), np.zeros((len(imu_us), 3))),
-        vehicle=VehicleState(8.0, 0.0, float("nan")),
-        command=config.commands[0],
-    ).validate()
