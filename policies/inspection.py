@@ -4,7 +4,6 @@ A driving model is looked at while it reads clips: of a dataroot with the plans 
 own plans. An image tokenizer is looked at with the images of the same clips.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from policies.data import TrainingSet
 from policies.noise import noise_clip
+from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.transforms import to_batch
 from sensors.collate import Batch
 from sensors.errors import InputError
@@ -21,8 +21,7 @@ from sim.report.templates import write_page
 from vla.action_tokens import ActionTokenizer
 from vla.checkpoint import is_image_tokenizer, load, load_image_tokenizer
 from vla.diagnostics import TIME_SPAN_S, Inspection, code_counts, inspect_model
-from vla.encoder import with_codes
-from vla.image_tokens import ImageTokenizer, check_codebook
+from vla.image_tokens import ImageTokenizer
 from vla.model import DrivingModel
 
 CLIPS = 8
@@ -58,12 +57,12 @@ def inspect(checkpoint: Path, dataroot: Path | None, version: str, tokenizer: Pa
         seen = inspect_model(model, batch, tokens)
         figures |= seen.figures()
         page["model"] = _drawn(seen, model)
-        images = batch.images.flatten(0, 2)
+        images = batch.images[batch.image_mask]
     else:
         images = _images(codes, dataroot, version)
     if codes is not None:
         counts = code_counts(codes, images)
-        report = check_codebook(codes, [images[:, None]])
+        report = check_on(codes, images)
         found = {"used": report.used, "perplexity": report.perplexity, "dead": report.dead, "psnr_db": report.psnr_db}
         figures |= {f"codebook.{name}": float(value) for name, value in found.items()}
         page["codebook"] = {"report": report, **_sorted_bars(counts)}
@@ -87,18 +86,15 @@ def _examples(
     if c.image_input != "patches" and codes is None:
         raise InputError("--tokenizer", "checkpoint", "nothing", f"one, since image_input is {c.image_input}")
 
-    def batch_of(clips: Sequence) -> Batch:
-        batch = to_batch(clips, c)
-        return batch if c.image_input == "patches" else with_codes(batch, codes)
-
+    reads = None if c.image_input == "patches" else codes
     if dataroot is None:
-        batch = batch_of([noise_clip(c, seed) for seed in range(CLIPS)])
+        batch = to_batch([noise_clip(c, seed) for seed in range(CLIPS)], c, reads)
         return batch, model.decode(batch).tokens.clone()
     source = NuscenesSource(str(dataroot), version, steps=c.steps, image_size=(c.image_width, c.image_height))
     examples = TrainingSet(source, source.scenes, ActionTokenizer(c))
     chosen = np.unique(np.linspace(0, len(examples) - 1, CLIPS).round().astype(int))
     clips, tokens = zip(*(examples[int(k)] for k in chosen), strict=True)
-    return batch_of(clips), torch.from_numpy(np.stack(tokens))
+    return to_batch(clips, c, reads), torch.from_numpy(np.stack(tokens))
 
 
 def _images(codes: ImageTokenizer, dataroot: Path | None, version: str) -> torch.Tensor:
@@ -109,13 +105,7 @@ def _images(codes: ImageTokenizer, dataroot: Path | None, version: str) -> torch
         shape = (CLIPS, c.image_height, c.image_width, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     source = NuscenesSource(str(dataroot), version, steps=1, image_size=(c.image_width, c.image_height))
-    frames = [(scene, k) for scene in source.scenes for k in range(len(source.frame_times_us(scene)))]
-    chosen = np.unique(np.linspace(0, len(frames) - 1, CLIPS).round().astype(int))
-    clips = [source.clip(*frames[k]) for k in chosen]
-    images = [clip.images[-1][clip.image_mask[-1]] for clip in clips]
-    if not sum(map(len, images)):
-        raise InputError(dataroot, "images", "none", "camera files", "vla doctor says what lacks.")
-    return torch.from_numpy(np.concatenate(images))
+    return images_of(source, source.scenes, MOST_CHECKED)
 
 
 # What the page draws: numbers and strings, no markup -------------------------------------------------

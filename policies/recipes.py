@@ -19,11 +19,15 @@ SHIPPED = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """dataroot and version as the official devkit takes them; val_scenes: the last so many are held out."""
+    """dataroot and version as the official devkit takes them; val_scenes: the last so many are held out.
+
+    image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, for one that reads codes.
+    """
 
     dataroot: str
     version: str = "v1.0-mini"
     val_scenes: int = 1
+    image_tokenizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Recipe:
 
     def validate(self, where: object = "recipe") -> "Recipe":
         self.model.validate()
+        reads, given = self.model.image_input, self.data.image_tokenizer
+        if (reads != "patches") != bool(given):
+            expected = "a checkpoint" if not given else "none"
+            fix = f"model.image_input is {reads}."
+            raise InputError(where, "data.image_tokenizer", given or "nothing", expected, fix)
         _check_training(self.train, self.data, where)
         for key in ("motion_dropout", "camera_dropout", "mirror"):
             if not 0 <= getattr(self.train, key) <= 1:

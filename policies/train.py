@@ -1,6 +1,7 @@
 """Training of the driving model: clips of recorded scenes, the expert's action tokens. See `policies.training_loop`."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,17 @@ import torch
 from policies.data import TrainingSet
 from policies.recipes import Recipe
 from policies.runs import Run
+from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.training_loop import TrainingLoop
 from policies.transforms import future_in_ego, plan_from_tokens, to_batch
+from policies.vla_policy import tokenizer_beside
 from sensors.collate import Batch
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sim.report.page import write_report
 from vla.action_tokens import ActionTokenizer
-from vla.checkpoint import Loaded, load
+from vla.checkpoint import Loaded, load, load_image_tokenizer, save
+from vla.image_tokens import ImageTokenizer
 from vla.model import DrivingModel
 
 
@@ -35,6 +39,15 @@ class Trainer(TrainingLoop):
         self.train_set = TrainingSet(source, source.scenes[:split], self.tokenizer)
         self.val_set = TrainingSet(source, source.scenes[split:], self.tokenizer)
         super().__init__(recipe, path, DrivingModel(recipe.model, recipe.seed), len(self.train_set))
+        self.codes = self._image_tokenizer(source, source.scenes[:split]) if recipe.data.image_tokenizer else None
+
+    def _image_tokenizer(self, source: NuscenesSource, scenes: Sequence[str]) -> ImageTokenizer:
+        """The recipe's, kept beside the checkpoint; a codebook that says nothing of these scenes is an InputError."""
+        given = Path(self.recipe.data.image_tokenizer)
+        tokenizer = load_image_tokenizer(given).model
+        check_on(tokenizer, images_of(source, scenes, MOST_CHECKED)).require_usable(given)
+        save(tokenizer_beside(self.checkpoint_path), tokenizer)
+        return tokenizer
 
     def _load(self, path: Path) -> Loaded:
         return load(path, self.recipe.model)
@@ -47,7 +60,7 @@ class Trainer(TrainingLoop):
             for start in range(0, len(self.val_set), batch_size):
                 chosen = range(start, min(start + batch_size, len(self.val_set)))
                 clips, tokens = zip(*(self.val_set[k] for k in chosen), strict=True)
-                batch = to_batch(clips, self.recipe.model)
+                batch = to_batch(clips, self.recipe.model, self.codes)
                 loss, _ = self.model.loss(batch, torch.from_numpy(np.stack(tokens)))
                 losses += [loss.item()] * len(clips)
                 decoded = self.model.decode(batch).tokens.numpy()
@@ -64,7 +77,7 @@ class Trainer(TrainingLoop):
         rng = np.random.default_rng([self.recipe.seed, self.step, 0])
         examples = [self.train_set.varied(k, rng, config.mirror, config.camera_dropout) for k in self._indices()]
         clips, tokens = zip(*examples, strict=True)
-        batch = self._hide_motion(to_batch(clips, self.recipe.model))
+        batch = self._hide_motion(to_batch(clips, self.recipe.model, self.codes))
         loaded = time.perf_counter()
         dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
         loss, scalars = self.model.loss(batch, torch.from_numpy(np.stack(tokens)), generator=dropped)

@@ -89,7 +89,7 @@ def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> P
         name: [[record["step"], record[name]] for record in records]
         for name in ("loss", "loss_pixels", "gradient_norm", "learning_rate", "dead_codes")
     }
-    report = check_codebook(trainer.model.eval(), _batches(trainer.held_out))
+    report = check_on(trainer.model.eval(), trainer.held_out)
     run.summary["metrics"] = {
         "train.loss": float(np.mean([record["loss"] for record in records[-50:]])),
         "train.minutes": sum(record["step_s"] for record in records) / 60,
@@ -105,7 +105,12 @@ def check_tokenizer(checkpoint: Path, dataroot: Path, version: str) -> CodebookR
     """What a trained tokenizer's codebook is worth on a dataroot's images."""
     tokenizer = load_image_tokenizer(checkpoint).model
     source = _source(str(dataroot), version, tokenizer.config.image_width, tokenizer.config.image_height)
-    return check_codebook(tokenizer, _batches(images_of(source, source.scenes, MOST_CHECKED)))
+    return check_on(tokenizer, images_of(source, source.scenes, MOST_CHECKED))
+
+
+def check_on(tokenizer: ImageTokenizer, images: torch.Tensor) -> CodebookReport:
+    """What a codebook is worth on uint8 images [M, H, W, 3]."""
+    return check_codebook(tokenizer, (part[:, None] for part in images.split(CHECK_BATCH)))
 
 
 def report_figures(report: CodebookReport) -> dict[str, float]:
@@ -121,7 +126,3 @@ def report_figures(report: CodebookReport) -> dict[str, float]:
 
 def _source(dataroot: str, version: str, width: int, height: int) -> NuscenesSource:
     return NuscenesSource(dataroot, version, steps=1, image_size=(width, height))
-
-
-def _batches(images: torch.Tensor) -> list[torch.Tensor]:
-    return [part[:, None] for part in images.split(CHECK_BATCH)]

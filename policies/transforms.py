@@ -12,13 +12,16 @@ from sensors.clip import Clip, Future
 from sensors.collate import Batch, collate
 from vla.action_tokens import ActionTokenizer, integrate
 from vla.config import ModelConfig
+from vla.encoder import with_codes
+from vla.image_tokens import ImageTokenizer
 
 MIN_SPAN_S = 0.02  # a shorter base than this makes a speed of pose noise
 
 
-def to_batch(clips: Sequence[Clip], config: ModelConfig) -> Batch:
-    """The clips as the model of this config takes them."""
-    return collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz)
+def to_batch(clips: Sequence[Clip], config: ModelConfig, codes: ImageTokenizer | None = None) -> Batch:
+    """The clips as the model of this config takes them; codes: the tokenizer, where the model reads codes."""
+    batch = collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz)
+    return batch if codes is None else with_codes(batch, codes)
 
 
 def plan_from_tokens(tokens: np.ndarray, clip: Clip, tokenizer: ActionTokenizer) -> Plan:

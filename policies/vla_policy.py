@@ -10,12 +10,19 @@ from policies.transforms import plan_from_tokens, to_batch
 from sensors.clip import Clip
 from sensors.errors import InputError
 from vla.action_tokens import ActionTokenizer
-from vla.checkpoint import load
+from vla.checkpoint import load, load_image_tokenizer
+from vla.encoder import with_codes
+
+
+def tokenizer_beside(checkpoint: Path) -> Path:
+    """Where the image tokenizer of a model that reads codes is kept."""
+    return Path(checkpoint).with_name("image_tokenizer")
 
 
 class VlaPolicy:
     """Decodes greedily, so the same clip gives the same plan.
 
+    A model that reads codes has its tokenizer beside its checkpoint, as `image_tokenizer`, where training put it.
     allow_blind: accept a clip in which every camera is masked (else an InputError: a policy that drives by looking
     shall not drive unseeing by mistake).
     """
@@ -29,6 +36,9 @@ class VlaPolicy:
         self._model = load(checkpoint).model.eval().to(device)
         self._device, self._allow_blind = device, allow_blind
         self.config = self._model.config
+        self._codes = None
+        if self.config.image_input != "patches":
+            self._codes = load_image_tokenizer(tokenizer_beside(checkpoint)).model.to(device)
         self._tokenizer = ActionTokenizer(self.config)
         self.clip_steps = self.config.steps
         self.image_size = (self.config.image_width, self.config.image_height)
@@ -41,6 +51,8 @@ class VlaPolicy:
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
         start = time.perf_counter()
         batch = to_batch([clip], self.config).to(self._device)
+        if self._codes is not None:
+            batch = with_codes(batch, self._codes)
         ready = time.perf_counter()
         decoded = self._model.decode(batch, allow_blind=self._allow_blind)
         if not decoded.valid[0]:
