@@ -45,6 +45,12 @@ class Stream:
         self.horizon = Horizon(model.config.steps) if horizon is None else horizon
         self._int8, self._cache = int8, None
         self._layout = model.layout()[(model.config.steps - 1) * model.config.scene_tokens :]
+        h = self.horizon
+        steps = h.steps + h.keyframe_steps // h.keyframe_every + 1
+        self._tokens = (steps - 1) * model.config.scene_tokens + len(self._layout)
+        if self._tokens > model.config.context:
+            came, fix = f"{self._tokens} tokens to remember", "Make the horizon shorter, or change context."
+            raise InputError("stream", "horizon", came, f"at most context = {model.config.context}", fix)
 
     @torch.inference_mode()
     def tick(
@@ -75,8 +81,5 @@ class Stream:
 
     def _room(self, like: torch.Tensor) -> Cache:
         if self._cache is None:
-            h, S = self.horizon, self.model.config.scene_tokens
-            steps = h.steps + h.keyframe_steps // h.keyframe_every + 1
-            tokens = (steps - 1) * S + len(self._layout)
-            self._cache = self.model.backbone.cache(len(like), tokens, like, h, self._int8)
+            self._cache = self.model.backbone.cache(len(like), self._tokens, like, self.horizon, self._int8)
         return self._cache

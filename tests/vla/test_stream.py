@@ -136,6 +136,8 @@ def test_best_of_many_takes_the_likeliest_of_a_shared_past(small, make_batch):
 def test_what_cannot_stream_or_does_not_fit_is_said(small, make_batch):
     with pytest.raises(InputError, match="fusion_reach"):
         Stream(DrivingModel(small))
+    with pytest.raises(InputError, match=r"horizon: came .* tokens to remember, expected at most context = 4096"):
+        Stream(DrivingModel(streaming(small)), Horizon(1000))
     model = backbone()
     cache = model.cache(1, 4, torch.zeros(1))
     with pytest.raises(InputError, match="5 tokens after 0, expected at most 4"):
