@@ -1,7 +1,7 @@
 """The guided tour: how a batch of clips becomes a plan.
 
 images -> stem + ray + time -> local encoder -> fusion ->  S scene tokens per step   (encoder.py)
-IMU, vehicle state, route command                      ->  a few tokens, at the last step
+IMU, vehicle state, calibration, route command         ->  a few tokens, at the last step  (projectors.py)
 one sequence, one decoder:
 
     scene 0 | scene 1 ... scene T-1, IMU, vehicle, command | plan | accel 0 | curvature 0 | accel 1 | ...
@@ -26,12 +26,11 @@ from vla.config import COMMAND_OFFSET, PLAN_TOKEN, ModelConfig
 from vla.decode import ActionDecode, decode_actions, decode_parallel
 from vla.encoder import SceneEncoder, check_codes
 from vla.losses import action_loss
-from vla.moe import Routing, balance_loss, router_z_loss, routing_statistics
+from vla.moe import Routing, balance_loss, router_z_loss
 from vla.projectors import CalibrationProjector, ImuProjector, VehicleProjector
 
 ROUTER_Z_WEIGHT = 1e-4
 BALANCE_WEIGHT = 1e-2  # of a softmax router; a sigmoid router is evened by its bias
-MODALITIES = ("scene", "signals", "action")
 # What is seen has to be loud at the start: with all maps alike, pictures move the scene tokens by 3 % of their size,
 # and a policy learns from everything else first. Faint time, sharp queries and loud answers make it 45 %.
 GAINS = (
@@ -222,17 +221,6 @@ class DrivingModel(nn.Module):
             temperature,
             generator,
         )
-
-    @torch.no_grad()
-    def routing_figures(self, batch: Batch, action_tokens: Tensor) -> dict[str, float]:
-        """`routing_statistics` of every token of a batch, per routed layer and one of MODALITIES."""
-        self._check_tokens(batch, action_tokens)
-        c, routings = self.config, []
-        x = torch.cat([self.prefix(batch), self._said(action_tokens)], dim=1)
-        self.backbone(x, self.layout(x.device), routings=routings)
-        counts = torch.tensor([c.steps * c.scene_tokens, c.now_tokens, c.action_tokens])
-        groups = torch.arange(len(MODALITIES)).repeat_interleave(counts).repeat(len(x))
-        return routing_statistics(routings, groups.to(x.device), MODALITIES)
 
     def rebalance(self, rate: float = 1e-3) -> float:
         """To be called after each optimizer step: moves the routers' biases towards an even load.

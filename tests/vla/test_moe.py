@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from sensors.errors import InputError
 from vla.config import BackboneConfig
-from vla.model import MODALITIES, DrivingModel
+from vla.diagnostics import inspect_model
+from vla.model import DrivingModel
 from vla.moe import CollapseMonitor, MoE, Routing, balance_loss, grouped_linear, router_z_loss, routing_statistics
 
 
@@ -137,10 +138,11 @@ def test_statistics_per_modality():
 
 
 def test_figures_of_a_model_by_what_tokens_speak_of(small, make_batch, make_tokens):
-    figures = DrivingModel(small).routing_figures(make_batch(small, 0, 1), make_tokens(small, 2))
+    seen = inspect_model(DrivingModel(small).eval(), make_batch(small, 0, 1), make_tokens(small, 2))
+    figures = seen.routing
     layers, modalities = {name.split(".")[1] for name in figures}, {name.split(".")[2] for name in figures}
     assert layers == {"0", "1"}  # of three layers the first is dense
-    assert modalities == set(MODALITIES)
+    assert modalities == set(seen.names)
     assert all(1 <= value <= small.experts for name, value in figures.items() if name.endswith("load"))
     assert all(0 <= value <= 1.0001 for name, value in figures.items() if not name.endswith("load"))
 
