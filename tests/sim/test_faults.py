@@ -131,7 +131,7 @@ def test_blur_is_the_mean_of_what_is_seen_during_the_exposure():
     still = {"options": {"initial_speed_mps": 0.0}, "seed": 2}
     images = [env.reset(**still)[0]["images"].astype(float) for env in (sharp, blurred)]
     same = (images[0] == images[1]).all(axis=-1).mean()
-    assert same > 0.99, "who stands still sees sharply what stands still: all but the other cars"
+    assert same > 0.97, "who stands still sees sharply what stands still: all but the other cars"
 
 
 def test_noise_grows_with_brightness_and_capture_shows_the_same():
