@@ -1,7 +1,6 @@
 """The verb `vla bench`: the figures of one area, measured here and now, flat: {"name": number}."""
 
 import argparse
-import difflib
 import platform
 import sys
 import time
@@ -13,7 +12,7 @@ from policies.bench.scoring import score_figures
 from policies.bench.tokens import token_figures
 from policies.bench.town import town_figures
 from policies.runs import git_commit, package_version, write_json
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
 
 BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = {
     "model": model_figures,
@@ -41,10 +40,7 @@ def add_bench_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def get_bench(name: str) -> Callable[[bool, Callable[[str], None]], dict[str, float]]:
     """What measures the figures of an area; an unknown one is an InputError that names the nearest."""
     if name not in BENCHES:
-        near = difflib.get_close_matches(name, BENCHES, 1)
-        raise InputError(
-            "bench", "name", name, f"one of {', '.join(BENCHES)}", f"Did you mean {near[0]}?" if near else ""
-        )
+        raise unknown_name("bench", "name", name, BENCHES)
     return BENCHES[name]
 
 

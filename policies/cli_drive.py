@@ -1,7 +1,6 @@
 """The verbs that drive: closed-loop simulations, and recordings of the expert in nuScenes format."""
 
 import argparse
-import difflib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -28,7 +27,7 @@ from policies.rollout import COURSE_S, drive
 from policies.runs import Run, default_path
 from policies.shoot import COURSE, NUMBERS, Recording, check_number
 from policies.town_expert import TownExpert
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
 from sim.gl_device import open_gl
 from sim.render_gl import RENDERERS
 from sim.report.page import write_report
@@ -172,9 +171,7 @@ def _own(path: Path, seed: int) -> Scenario:
 
 def _known(verb: str, option: str, came: str, names: Iterable[str]) -> None:
     if came not in names:
-        near = difflib.get_close_matches(came, list(names), 1)
-        fix = f"Did you mean {near[0]}?" if near else ""
-        raise InputError(verb, option, came, f"one of {', '.join(names)}", fix)
+        raise unknown_name(verb, option, came, names)
 
 
 def _record(options: argparse.Namespace) -> int:

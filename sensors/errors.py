@@ -22,5 +22,11 @@ class InputError(ValueError):
 
 def unknown_name(where: object, field: str, came: object, names: Iterable[str]) -> InputError:
     """The error for a name that is none of these; it asks whether the nearest was meant."""
-    near = difflib.get_close_matches(str(came), names := list(names), 1)
-    return InputError(where, field, came, f"one of {', '.join(names)}", f"Did you mean {near[0]}?" if near else "")
+    names = list(names)
+    return InputError(where, field, came, f"one of {', '.join(names)}", nearest(came, names))
+
+
+def nearest(came: object, names: Iterable[str], prefix: str = "") -> str:
+    """The question whether the nearest of these names was meant, "" if none is near."""
+    near = difflib.get_close_matches(str(came), list(names), 1)
+    return f"Did you mean {prefix}{near[0]}?" if near else ""

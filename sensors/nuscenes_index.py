@@ -10,7 +10,6 @@ One table of ours stands beside the official ones, `camera_distortion.json`, row
 model, coefficients} with the names of `sensors.camera`. nuScenes itself ships undistorted images and has no such table.
 """
 
-import difflib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 
 from sensors.camera import Camera
 from sensors.clip import Boxes
-from sensors.errors import InputError
+from sensors.errors import InputError, nearest
 from sensors.frames import UNIT_TOLERANCE, matrix, rotation_from_quaternion
 
 MAX_STEP_S = 1.5  # longest time between two annotations that still gives a velocity, as in the devkit's box_velocity
@@ -123,9 +122,8 @@ def one_of(where: object, field: str, came: str, known: tuple[str, ...]) -> str:
     """`came` if it is known, else an InputError with the nearest name."""
     if came in known:
         return came
-    near = difflib.get_close_matches(came, known, n=1)
     listed = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-    raise InputError(where, field, came, f"one of {listed or 'none'}", f"Did you mean {near[0]}?" if near else "")
+    raise InputError(where, field, came, f"one of {listed or 'none'}", nearest(came, known))
 
 
 class NuscenesIndex:

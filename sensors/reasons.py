@@ -16,10 +16,9 @@ the front bumper to the line, the gap or whoever it is, never negative. "stop: r
     pass         somebody who is parked or has broken down
 """
 
-import difflib
 from dataclasses import dataclass
 
-from sensors.errors import InputError
+from sensors.errors import InputError, nearest
 
 KINDS = ("car", "truck", "bus", "bicycle", "motorcycle", "pedestrian")
 REASONS = {
@@ -76,5 +75,4 @@ def parse_reason(text: str) -> Reason:
 def _near(text: str) -> str:
     action, _, rest = text.partition(": ")
     choices = [f"{action}: {cause}" for action in REASONS for cause in REASONS[action]]
-    near = difflib.get_close_matches(f"{action}: {rest.partition(', ')[0]}", choices, 1)
-    return f"Did you mean {near[0]!r}?" if near else ""
+    return nearest(f"{action}: {rest.partition(', ')[0]}", choices)

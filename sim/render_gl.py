@@ -7,7 +7,6 @@ the other. Meshes stay on the device; a frame sends the solids' poses and a list
 through. A camera with a lens model takes another way, see gl_shaders.LENS_VERTEX.
 """
 
-import difflib
 import logging
 from collections.abc import Sequence, Set
 from functools import lru_cache
@@ -17,7 +16,7 @@ import moderngl
 import numpy as np
 
 from sensors.camera import Camera
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
 from sensors.frames import inverse
 from sim import gl_shaders
 from sim.gl_device import (
@@ -54,9 +53,7 @@ def get_renderer(name: str, cameras: Sequence[Camera]) -> "RendererGl | Renderer
     Images of cv are the same on every machine, those of gl only for one driver, so auto is for where that is no matter.
     """
     if name not in RENDERERS:
-        near = difflib.get_close_matches(name, RENDERERS, 1)
-        fix = f"Did you mean {near[0]}?" if near else ""
-        raise InputError("get_renderer", "renderer", name, f"one of {', '.join(RENDERERS)}", fix)
+        raise unknown_name("get_renderer", "renderer", name, RENDERERS)
     if name == "cv":
         return RendererCv(cameras)
     try:

@@ -5,7 +5,6 @@ a lane of the next edge, through inner lanes of the junction. Positions along la
 the polyline's length. Coordinates are the network's: x east, y north, metres.
 """
 
-import difflib
 import gzip
 import heapq
 import xml.etree.ElementTree as ET
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sensors.errors import InputError
+from sensors.errors import InputError, nearest
 from sim.geometry import OpenLine
 
 TOWNS_FOLDER = Path(__file__).parent / "towns"
@@ -231,8 +230,7 @@ class RoadNetwork:
 
 def road_names(came: str, edges: Iterable[str]) -> tuple[str, str]:
     """What was expected in place of the name of a road, and the nearest."""
-    near = difflib.get_close_matches(came, edges, 1)
-    return f"a road of the network, such as {', '.join(sorted(edges)[:5])}", f"Did you mean {near[0]}?" if near else ""
+    return f"a road of the network, such as {', '.join(sorted(edges)[:5])}", nearest(came, edges)
 
 
 def shipped_towns() -> tuple[str, ...]:
@@ -246,9 +244,8 @@ def network_path(town: str | Path) -> Path:
         return TOWNS_FOLDER / f"{town}{SUFFIX}"
     path = Path(town)
     if not path.name.endswith((".net.xml", SUFFIX)):
-        near = difflib.get_close_matches(str(town), shipped_towns(), 1)
-        fix = f"Did you mean {near[0]}?" if near else ""
-        raise InputError("town", "name", town, f"one of {', '.join(shipped_towns())}, or a file NAME.net.xml", fix)
+        expected = f"one of {', '.join(shipped_towns())}, or a file NAME.net.xml"
+        raise InputError("town", "name", town, expected, nearest(town, shipped_towns()))
     if not path.is_file():
         raise InputError("town", "network", f"no file {path}", "a SUMO network NAME.net.xml or NAME.net.xml.gz")
     return path

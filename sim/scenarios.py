@@ -1,12 +1,11 @@
 """Scenarios of the town and suites of them: which town, which seed, how much traffic, which hazard, which weather."""
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
 from sim.hazards import HAZARDS
 from sim.weather import WEATHERS
 
@@ -73,9 +72,9 @@ class Scenario:
         if not 0 < self.route_m[0] < self.route_m[1]:
             raise InputError(f"scenario {self.name}", "route_m", self.route_m, "(shortest, longest) in metres")
         if self.hazard and self.hazard not in HAZARDS:
-            raise InputError(f"scenario {self.name}", "hazard", self.hazard, *_one_of(self.hazard, HAZARDS))
+            raise unknown_name(f"scenario {self.name}", "hazard", self.hazard, HAZARDS)
         if self.weather not in WEATHERS:
-            raise InputError(f"scenario {self.name}", "weather", self.weather, *_one_of(self.weather, WEATHERS))
+            raise unknown_name(f"scenario {self.name}", "weather", self.weather, WEATHERS)
         if not self.time_limit_s > 0:
             raise InputError(f"scenario {self.name}", "time_limit_s", self.time_limit_s, "a time above 0 s")
         return self
@@ -139,10 +138,5 @@ def get_scenario(name: str) -> Scenario:
 def suite_length(suite: str) -> int:
     """How many scenarios a suite has; an unknown one is an InputError that names the nearest."""
     if suite not in SUITES:
-        raise InputError("suite", "name", suite, *_one_of(suite, SUITES))
+        raise unknown_name("suite", "name", suite, SUITES)
     return LENGTH.get(suite, HAZARD_LENGTH)
-
-
-def _one_of(came: str, names: Iterable[str]) -> tuple[str, str]:
-    near = difflib.get_close_matches(came, names, 1)
-    return f"one of {', '.join(names)}", f"Did you mean {near[0]}?" if near else ""

@@ -8,14 +8,12 @@ ids   0            <plan>   the token after which action tokens follow
 """
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
 from sensors.clip import ROUTE_COMMANDS
-from sensors.errors import InputError
+from sensors.errors import InputError, nearest
 
 PLAN_TOKEN = 0
 COMMAND_OFFSET = 1
@@ -99,7 +97,7 @@ class BackboneConfig:
     def _one_of(self, where: object, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in allowed:
-            raise InputError(where, name, repr(value), f"one of {', '.join(allowed)}", _hint(value, allowed))
+            raise InputError(where, name, repr(value), f"one of {', '.join(allowed)}", nearest(value, allowed))
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class ModelConfig(BackboneConfig):
     def of_size(cls, name: str) -> "ModelConfig":
         """The config of one of SIZES."""
         if name not in SIZES:
-            raise InputError("model config", "size", name, f"one of {', '.join(SIZES)}", _hint(name, SIZES))
+            raise InputError("model config", "size", name, f"one of {', '.join(SIZES)}", nearest(name, SIZES))
         return cls(**SIZES[name]).validate()
 
     @property
@@ -359,7 +357,7 @@ def build(cls: type, values: dict, where: object, prefix: str = ""):
     for key in values:
         if key not in fields:
             expected = f"one of {', '.join(fields)}"
-            raise InputError(where, f"{prefix}{key}", "an unknown key", expected, _hint(key, fields, prefix))
+            raise InputError(where, f"{prefix}{key}", "an unknown key", expected, nearest(key, fields, prefix))
     missing = [
         name
         for name, field in fields.items()
@@ -368,11 +366,6 @@ def build(cls: type, values: dict, where: object, prefix: str = ""):
     if missing:
         raise InputError(where, f"{prefix}{missing[0]}", "nothing", "a value; it has no default")
     return cls(**{key: _typed(types_of[key], value, where, f"{prefix}{key}") for key, value in values.items()})
-
-
-def _hint(value: object, allowed: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    return f"Did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _typed(kind: object, value: object, where: object, key: str):

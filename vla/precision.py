@@ -10,7 +10,6 @@ Routers, norms, embeddings and heads always stay as they are.
     y = q4(x) q4(W)^T      dx = q5(dy) q4(W)      dW = q5(dy)^T q4(x)      q(x) = s round(x / s),  s = max|x| / largest
 """
 
-import difflib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
 from vla.moe import MoE, grouped_linear
 
 PRECISIONS = ("torch", "fp8-sim", "te", "auto")
@@ -41,9 +40,7 @@ def use_precision(backbone: nn.Module, name: str, scaling: str = "current") -> P
     """Make the backbone multiply in the precision asked for; one that is not there is an InputError."""
     for what, value, allowed in (("precision", name, PRECISIONS), ("scaling", scaling, SCALINGS)):
         if value not in allowed:
-            near = difflib.get_close_matches(value, allowed, 1)
-            hint = f"Did you mean {near[0]}?" if near else ""
-            raise InputError("precision", what, value, f"one of {', '.join(allowed)}", hint)
+            raise unknown_name("precision", what, value, allowed)
     if name == "te":
         raise InputError("precision", "te", _why_no_te(), "layers of Transformer Engine", "Use torch, or fp8-sim.")
     if name == "fp8-sim":

@@ -7,12 +7,11 @@ not available, never 1. The interval is the percentile bootstrap over episodes (
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from sensors.errors import InputError
+from sensors.errors import InputError, nearest
 from sim.metrics import drive_protocols, driving
 from sim.metrics.drive_protocols import Drive
 from sim.metrics.log_view import LogView
@@ -105,9 +104,8 @@ QUICK = tuple(name for name, protocol in PROTOCOLS.items() if protocol.quick)
 def get_protocol(name: str) -> Protocol:
     """The protocol of this name, or an InputError that says which was meant."""
     if name not in PROTOCOLS:
-        near = get_close_matches(name, PROTOCOLS, 1)
-        fix = f"Did you mean {near[0]}?" if near else ""
-        raise InputError("--protocol", "name", name, f"all or one of {', '.join(PROTOCOLS)}", fix)
+        expected = f"all or one of {', '.join(PROTOCOLS)}"
+        raise InputError("--protocol", "name", name, expected, nearest(name, PROTOCOLS))
     return PROTOCOLS[name]
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from sensors.errors import InputError
+from sensors.errors import InputError, nearest, unknown_name
 from sim.report.export_mcap import write_mcap
 from sim.report.export_rrd import write_rrd
 from sim.report.summary import inside, read_summary
@@ -32,9 +31,7 @@ FORMATS = {
 def get_format(name: str) -> Format:
     """The format of this name; an unknown one, or one whose package is not installed, is an InputError with the fix."""
     if name not in FORMATS:
-        near = get_close_matches(name, FORMATS, 1)
-        fix = f"Did you mean {near[0]}?" if near else ""
-        raise InputError("--to", "format", name, f"one of {', '.join(FORMATS)}", fix)
+        raise unknown_name("--to", "format", name, FORMATS)
     found = FORMATS[name]
     if find_spec(found.module) is None:
         fix = "Install the extra: pip install -c constraints.txt -e '.[viz]'"
@@ -51,9 +48,8 @@ def export_run(run_dir: Path, name: str, out: Path, episodes: Sequence[str] = ()
     rows = {row["name"]: row for row in summary["episodes"] if row["log"]}
     for episode in episodes:
         if episode not in rows:
-            near = get_close_matches(episode, rows, 1)
-            fix = f"Did you mean {near[0]}?" if near else ""
-            raise InputError(run_dir, "--episode", episode, f"one of its {len(rows)} episodes with a log", fix)
+            expected = f"one of its {len(rows)} episodes with a log"
+            raise InputError(run_dir, "--episode", episode, expected, nearest(episode, rows))
     if not rows:
         raise InputError(run_dir / "summary.json", "episodes", "none with a log", "at least one")
     try:

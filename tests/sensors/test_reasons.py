@@ -33,8 +33,8 @@ def test_everybody_in_the_traffic_has_a_word() -> None:
     [
         ("", "action"),
         ("stop", "action"),
-        ("stopp: red light, 3 m", "Did you mean 'stop: red light'"),
-        ("stop: red lihgt, 3 m", "Did you mean 'stop: red light'"),
+        ("stopp: red light, 3 m", "Did you mean stop: red light"),
+        ("stop: red lihgt, 3 m", "Did you mean stop: red light"),
         ("stop: car, 3 m", "cause of stop"),
         ("stop: red light", "distance of stop"),
         ("stop: red light, 3", "distance of stop"),
