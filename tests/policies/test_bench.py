@@ -170,6 +170,7 @@ def test_halves_of_a_log() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_bench_of_scoring_stays_within_its_limits(tmp_path: Path) -> None:
     path = tmp_path / "score.json"
     assert main(["bench", "score", "--quick", "--json", str(path)]) == 0

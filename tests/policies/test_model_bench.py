@@ -42,6 +42,7 @@ def test_tick_is_timed_from_clip_to_plan():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_figures_and_parity():
     pytest.importorskip("transformers", reason="Hugging Face Transformers, the reference, is not installed")
     figures = model_figures(True, print)

@@ -103,6 +103,7 @@ def test_clips_reject(driven: Path, tmp_path: Path, capsys, change: dict, words:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_town_is_driven_again_too(tmp_path: Path):
     path = tmp_path / "run"
     arguments = ["drive", "--policy", "constant-velocity", "--scenario", "town-smoke/1", "--weather", "rain"]

@@ -84,6 +84,7 @@ def _share(drives: list[Drive], good) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("suite", ["town-test", "town-val"])
 def test_two_hundred_routes_it_has_never_seen(suite: str) -> None:
     drives = drive_all(f"{suite}/{k}" for k in range(200))
@@ -94,6 +95,7 @@ def test_two_hundred_routes_it_has_never_seen(suite: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("hazard", HAZARDS)
 def test_forty_of_each_hazard(hazard: str) -> None:
     names = [f"hazard-{hazard}/{k}" for k in range(40)]

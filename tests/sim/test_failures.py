@@ -193,6 +193,7 @@ def test_what_does_not_fit_is_linked_or_left_out_in_words(tmp_path: Path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_page_of_many_episodes_stays_small(tmp_path: Path):
     """300 filmed episodes, 90 MB of films and pictures: the page is below 15 MB and says what is not in it."""
     summary = make_run(tmp_path)

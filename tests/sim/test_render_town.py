@@ -97,6 +97,7 @@ def test_spans_cover_what_a_test_of_each_pixel_says() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("renderer", ["cv", *(["gl"] if _has_gl() else [])])
 def test_memory_stays_flat_over_300_episodes(renderer) -> None:
     def resident_mb() -> float:

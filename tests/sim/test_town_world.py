@@ -331,6 +331,7 @@ def test_whoever_touches_the_ego_is_near_enough_to_be_looked_at(world: TownWorld
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 11])
 def test_nobody_stands_in_a_junction_for_ever(world: TownWorld, seed: int) -> None:
     world.reset(Scenario("knot", "oldtown", seed, 90, 20))
