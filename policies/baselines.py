@@ -6,8 +6,7 @@ from policies.protocol import Plan, Privileged
 from policies.transforms import future_in_ego, reaches, speed_at_now
 from sensors.clip import Clip
 from sensors.errors import InputError
-
-PLAN_TIME_S = np.arange(1, 9) * 0.5
+from sim.tracker import PLAN_TIME_S
 
 
 class ConstantVelocity:

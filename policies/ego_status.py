@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from policies.baselines import PLAN_TIME_S
 from policies.protocol import Plan, Privileged
 from policies.transforms import future_in_ego, reaches, speed_at_now, yaw_rate_at_now
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sim.rollout_log import atomic_path
+from sim.tracker import PLAN_TIME_S
 
 WEIGHTS = Path(__file__).parent / "ego_status.safetensors"
 INPUT_SCALE = np.array([10.0, 0.3, 0.1, 2.0, 3.0])  # of `features`

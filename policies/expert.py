@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from policies.baselines import PLAN_TIME_S
 from policies.protocol import Plan, Privileged
 from policies.transforms import speed_at_now
 from sensors import frames
 from sensors.clip import Clip
 from sensors.errors import InputError
+from sim.tracker import PLAN_TIME_S
 
 DT_S = 0.1
 SPACING_M, RANGE_M = 0.5, 90.0

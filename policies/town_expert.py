@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.baselines import PLAN_TIME_S
 from policies.protocol import Plan, Privileged
 from policies.town_motion import DT_S, HARDEST_BRAKING_MPS2, motion
 from policies.town_view import (
@@ -26,6 +25,7 @@ from sensors.frames import wrap
 from sensors.reasons import reason
 from sim.geometry import OpenLine
 from sim.town_world import TownWorld
+from sim.tracker import PLAN_TIME_S
 
 TOUCH_S = 2.6  # how far ahead predicted positions are trusted
 CHANGE_S, MIN_CHANGE_M = 3.0, 9.0  # a lane change takes this long, at least this far

@@ -12,11 +12,10 @@ from policies.data import TrainingSet
 from policies.recipes import Recipe
 from policies.runs import Run
 from policies.train_images import MOST_CHECKED, check_on, images_of
-from policies.training_loop import TrainingLoop
+from policies.training_loop import TrainingLoop, split_scenes
 from policies.transforms import future_in_ego, plan_from_tokens, to_batch
 from policies.vla_policy import tokenizer_beside
 from sensors.collate import Batch
-from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sim.report.page import write_report
 from vla.action_tokens import ActionTokenizer
@@ -31,15 +30,12 @@ class Trainer(TrainingLoop):
     def __init__(self, recipe: Recipe, path: Path):
         size = (recipe.model.image_width, recipe.model.image_height)
         source = NuscenesSource(recipe.data.dataroot, recipe.data.version, steps=recipe.model.steps, image_size=size)
-        if len(source.scenes) <= recipe.data.val_scenes:
-            came, least = f"{len(source.scenes)} scenes", recipe.data.val_scenes + 1
-            raise InputError(recipe.data.dataroot, "scenes", came, f"at least {least}, {least - 1} of them held out")
-        split = len(source.scenes) - recipe.data.val_scenes
+        learned, held_out = split_scenes(source.scenes, recipe.data)
         self.tokenizer = ActionTokenizer(recipe.model)
-        self.train_set = TrainingSet(source, source.scenes[:split], self.tokenizer)
-        self.val_set = TrainingSet(source, source.scenes[split:], self.tokenizer)
+        self.train_set = TrainingSet(source, learned, self.tokenizer)
+        self.val_set = TrainingSet(source, held_out, self.tokenizer)
         super().__init__(recipe, path, DrivingModel(recipe.model, recipe.seed), len(self.train_set))
-        self.codes = self._image_tokenizer(source, source.scenes[:split]) if recipe.data.image_tokenizer else None
+        self.codes = self._image_tokenizer(source, learned) if recipe.data.image_tokenizer else None
 
     def _image_tokenizer(self, source: NuscenesSource, scenes: Sequence[str]) -> ImageTokenizer:
         """The recipe's, kept beside the checkpoint; a codebook that says nothing of these scenes is an InputError."""

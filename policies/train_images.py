@@ -9,7 +9,7 @@ import torch
 
 from policies.recipes import TokenizerRecipe
 from policies.runs import Run
-from policies.training_loop import TrainingLoop
+from policies.training_loop import TrainingLoop, split_scenes
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sim.report.page import write_report
@@ -42,12 +42,9 @@ class ImageTrainer(TrainingLoop):
     def __init__(self, recipe: TokenizerRecipe, path: Path):
         c = recipe.image_tokenizer
         source = _source(recipe.data.dataroot, recipe.data.version, c.image_width, c.image_height)
-        if len(source.scenes) <= recipe.data.val_scenes:
-            came, least = f"{len(source.scenes)} scenes", recipe.data.val_scenes + 1
-            raise InputError(recipe.data.dataroot, "scenes", came, f"at least {least}, {least - 1} of them held out")
-        split = len(source.scenes) - recipe.data.val_scenes
-        self.images = images_of(source, source.scenes[:split], MOST_IMAGES)
-        self.held_out = images_of(source, source.scenes[split:], MOST_CHECKED)
+        learned, held_out = split_scenes(source.scenes, recipe.data)
+        self.images = images_of(source, learned, MOST_IMAGES)
+        self.held_out = images_of(source, held_out, MOST_CHECKED)
         super().__init__(recipe, path, ImageTokenizer(c, recipe.seed), len(self.images))
 
     def _load(self, path: Path) -> Loaded:

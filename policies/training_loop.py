@@ -15,12 +15,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from policies.recipes import Recipe, TokenizerRecipe
+from policies.recipes import DataConfig, Recipe, TokenizerRecipe
 from policies.runs import git_commit, package_version, write_json
 from sensors.errors import InputError
 from vla.checkpoint import Loaded, exists, save
 
 OPTIMIZER_BETAS = (0.9, 0.95)
+
+
+def split_scenes(scenes: tuple[str, ...], data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(scenes to learn from, the last `val_scenes`, which are held out); too few scenes are an InputError."""
+    count = len(scenes) - data.val_scenes
+    if count < 1:
+        least = data.val_scenes + 1
+        expected = f"at least {least}, {least - 1} of them held out"
+        raise InputError(data.dataroot, "scenes", f"{len(scenes)} scenes", expected)
+    return scenes[:count], scenes[count:]
 
 
 class TrainingLoop:
