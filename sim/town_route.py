@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from sensors.errors import InputError
+from sim import town_words
 from sim.geometry import OpenLine
 from sim.road_network import Link, NetLane, RoadNetwork, road_names
 
@@ -251,26 +252,20 @@ def instruction(route: Route, lane: str, s_m: float) -> str:
     """The same in words, with what is at the junction and how far it is."""
     shift = lane_shift(route, lane, s_m)
     if shift:
-        return f"Change to the lane on your {'left' if shift > 0 else 'right'}."
+        return town_words.change_lane("left" if shift > 0 else "right")
     turn = next_turn(route, lane, s_m)
     if turn is None:
-        return "Follow the road to your destination."
+        return town_words.FOLLOW
     distance_m, link = turn
     network = route.network
     from_edge, to_edge = (network.lanes[name].edge for name in (link.from_lane, link.to_lane))
     entry = _entry(route, lane, s_m)
     if entry is not None and entry[0] <= distance_m:
-        return f"{_ahead(entry[0])}, enter the roundabout and take exit {_exit_number(route, entry[1])}."
+        return town_words.enter_roundabout(entry[0], _exit_number(route, entry[1]))
     if from_edge in network.roundabout_edges:
         leaves = to_edge not in network.roundabout_edges
-        return "Leave the roundabout here." if leaves else "Stay in the roundabout."
-    where = "at the traffic lights" if link.light else "at the junction"
-    doing = {"straight": "go straight on", "back": "turn round"}.get(link.direction, f"turn {link.direction}")
-    return f"{_ahead(distance_m)}, {doing} {where}."
-
-
-def _ahead(distance_m: float) -> str:
-    return f"In {max(round(distance_m, -1), 10):.0f} metres" if distance_m > 15 else "Now"
+        return town_words.LEAVE_ROUNDABOUT if leaves else town_words.STAY_IN_ROUNDABOUT
+    return town_words.turn(distance_m, link.direction, bool(link.light))
 
 
 def _entry(route: Route, lane: str, s_m: float) -> tuple[float, str] | None:

@@ -91,7 +91,7 @@ class ActionTokenizer:
     def __init__(self, config: ModelConfig):
         c = config
         self.steps, self.dt_s = c.plan_steps, c.plan_dt_s
-        self.accel_offset, self.curvature_offset = c.accel_offset, c.curvature_offset
+        self.accel_offset, self.curvature_offset = (slot.start for slot in c.action_slots)
         self.accel_mps2 = bin_centres(c.accel_min_mps2, c.accel_max_mps2, c.accel_fine_mps2, c.accel_bins)
         limit = c.curvature_max_1pm
         self.curvature_1pm = bin_centres(-limit, limit, c.curvature_fine_1pm, c.curvature_bins)

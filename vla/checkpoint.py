@@ -1,8 +1,8 @@
 """A checkpoint is a folder: `model.safetensors`, `checkpoint.json`, and `state.safetensors` where training saved state.
 
 `checkpoint.json` names every file with size and sha256, every parameter with its shape, the config that builds the
-model, and itself by a sha256 of its other fields; so a changed, cut or exchanged file is found before it is used.
-Nothing is ever unpickled.
+model, the layout of its vocabulary, and itself by a sha256 of its other fields; so a changed, cut or exchanged file is
+found before it is used, and so are weights whose tokens mean something else here. Nothing is ever unpickled.
 
 A checkpoint is written beside its place, flushed to disk, then renamed. While an existing one is replaced it stands for
 a moment as `.NAME.previous`; `load` and `exists` look there too, so a crash at any instant leaves a whole one.
@@ -24,8 +24,10 @@ from vla.backbone import LanguageModel
 from vla.config import BackboneConfig, ModelConfig
 from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
 from vla.model import DrivingModel
+from vla.text_tokens import SHIPPED
 
 FORMAT = 1
+SIZED_BY = {"text_tokens": "text", "accel_bins": "action", "curvature_bins": "action", "image_codes": "image"}
 MANIFEST, MODEL, STATE = "checkpoint.json", "model.safetensors", "state.safetensors"
 
 
@@ -63,6 +65,7 @@ def save(
     manifest = {
         "format": FORMAT,
         "config": model.config.to_dict(),
+        **({"vocabulary": _layout(model.config)} if isinstance(model, DrivingModel) else {}),
         "files": {name: {"bytes": len(blob), "sha256": _sha256(blob)} for name, blob in blobs.items()},
         "parameters": {name: list(tensor.shape) for name, tensor in weights.items()},
         "state": state or {},
@@ -111,7 +114,12 @@ def _load(path: Path, config, config_type: type, model_type: type) -> Loaded:
     if config is not None and own != config:
         wanted, found = config.to_dict(), own.to_dict()
         name = next(key for key in wanted if wanted[key] != found[key])
-        raise InputError(place / MANIFEST, f"config.{name}", found[name], wanted[name], "It is of another model.")
+        fix = "It is of another model."
+        if name in SIZED_BY:
+            fix = f"Its vocabulary has another layout: change {name} to {found[name]}, or train a new model."
+        raise InputError(place / MANIFEST, f"config.{name}", found[name], wanted[name], fix)
+    if config_type is ModelConfig:
+        _check_layout(place / MANIFEST, manifest.get("vocabulary"), own)
     files = manifest["files"]
     blobs = {name: _file(place / name, files[name]) for name in (MODEL, STATE) if name in files}
     model = model_type(own)
@@ -125,6 +133,23 @@ def _load(path: Path, config, config_type: type, model_type: type) -> Loaded:
     model.load_state_dict(weights)
     state_tensors = tensors_from_bytes(blobs[STATE]) if STATE in blobs else {}
     return Loaded(model.eval(), state_tensors, manifest["state"], manifest["extra"])
+
+
+def _layout(config: ModelConfig) -> dict:
+    """What the tokens of a model mean: the vocabulary, and which text its text tokens stand for."""
+    text = _sha256(SHIPPED.read_bytes()) if config.text_tokens else ""
+    return config.vocabulary.to_dict() | {"text_sha256": text}
+
+
+def _check_layout(path: Path, came: dict | None, config: ModelConfig) -> None:
+    """An InputError if a checkpoint's tokens do not mean what they mean here."""
+    expected, fix = _layout(config), "Train again: its tokens mean something else here."
+    if not isinstance(came, dict):
+        raise InputError(path, "vocabulary", came, f"the layout {expected}", fix)
+    for name, value in expected.items():
+        if came.get(name) != value:
+            fields = " or ".join(f"config.{field}" for field, kind in SIZED_BY.items() if kind == name)
+            raise InputError(path, f"vocabulary.{name}", came.get(name), value, f"Change {fields}." if fields else fix)
 
 
 def _place(path: Path) -> Path:

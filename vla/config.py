@@ -1,11 +1,4 @@
-"""Every dial of the brain in one frozen dataclass, and the layout of its vocabulary.
-
-ids   0            <plan>   the token after which action tokens follow
-      1 ..         one token per route command, in the order of `commands`
-      then         `accel_bins` acceleration tokens, from braking to accelerating
-      then         `curvature_bins` curvature tokens, from right to left
-      then         `text_tokens` of text, `image_codes` of images, where the model has them
-"""
+"""Every dial of the brain in one frozen dataclass. Its vocabulary is laid out in `vla.vocabulary`."""
 
 import dataclasses
 import types
@@ -14,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 
 from sensors.clip import ROUTE_COMMANDS
 from sensors.errors import InputError, nearest
+from vla.sizes import SIZES
+from vla.vocabulary import Vocabulary
 
-PLAN_TOKEN = 0
-COMMAND_OFFSET = 1
 ROUTERS = ("sigmoid", "softmax")
 FUSION_REACHES = ("past", "step")
 ACTION_DECODINGS = ("autoregressive", "parallel")
@@ -125,7 +118,8 @@ class ModelConfig(BackboneConfig):
     action_decoding                       "autoregressive", or "parallel": all tokens of a plan from one forward pass
     plan_steps, plan_dt_s                 K intervals of plan_dt_s: one acceleration and one curvature each
     accel_*, curvature_*                  the bins, see `vla.action_tokens`
-    text_tokens, image_codes              sizes of those vocabularies, 0: none
+    text_tokens                           places for text in the vocabulary, 0: none; vla.text_tokens needs so many
+    image_codes                           codes of the image tokenizer, 0: none
     commands                              route commands that the embedding knows, in order
     """
 
@@ -164,7 +158,7 @@ class ModelConfig(BackboneConfig):
     curvature_max_1pm: float = 0.2
     curvature_fine_1pm: float = 0.005
     curvature_bins: int = 65
-    text_tokens: int = 0
+    text_tokens: int = 640
     image_codes: int = 0
     commands: tuple[str, ...] = ROUTE_COMMANDS
 
@@ -180,24 +174,15 @@ class ModelConfig(BackboneConfig):
         return cls(**SIZES[name]).validate()
 
     @property
-    def accel_offset(self) -> int:
-        return COMMAND_OFFSET + len(self.commands)
+    def vocabulary(self) -> Vocabulary:
+        """Of all that the model reads and writes; actions are accelerations, then curvatures."""
+        return Vocabulary(self.text_tokens, self.accel_bins + self.curvature_bins, self.image_codes)
 
     @property
-    def curvature_offset(self) -> int:
-        return self.accel_offset + self.accel_bins
-
-    @property
-    def text_offset(self) -> int:
-        return self.curvature_offset + self.curvature_bins
-
-    @property
-    def image_offset(self) -> int:
-        return self.text_offset + self.text_tokens
-
-    @property
-    def vocabulary(self) -> int:
-        return self.image_offset + self.image_codes
+    def action_slots(self) -> tuple[slice, slice]:
+        """Tokens that may stand at even places of a plan (from braking to accelerating) and at odd (right to left)."""
+        of = self.vocabulary.range_of("action")
+        return slice(of.start, of.start + self.accel_bins), slice(of.start + self.accel_bins, of.stop)
 
     @property
     def action_tokens(self) -> int:
@@ -294,58 +279,6 @@ class ModelConfig(BackboneConfig):
     def from_dict(cls, values: dict, where: object = "model config") -> "ModelConfig":
         """The validated config of a dictionary; absent keys take the default, an unknown key is an InputError."""
         return build(cls, values, where).validate(where)
-
-
-SIZES: dict[str, dict] = {  # what differs from tiny
-    "tiny": {},
-    "300m": {
-        "image_width": 224,
-        "image_height": 128,
-        "steps": 4,
-        "encoder_width": 512,
-        "encoder_layers": 6,
-        "encoder_heads": 8,
-        "encoder_hidden": 1536,
-        "fusion_layers": 4,
-        "fusion_reach": "step",
-        "scene_tokens": 144,
-        "action_decoding": "parallel",
-        "width": 768,
-        "layers": 12,
-        "heads": 12,
-        "kv_heads": 4,
-        "head_dim": 64,
-        "dense_hidden": 2048,
-        "experts": 16,
-        "expert_hidden": 448,
-        "text_tokens": 24_576,
-        "image_codes": 8_192,
-    },
-    "10b-a2.5b": {
-        "image_width": 448,
-        "image_height": 256,
-        "steps": 6,
-        "encoder_width": 1024,
-        "encoder_layers": 12,
-        "encoder_heads": 16,
-        "encoder_hidden": 4096,
-        "fusion_layers": 6,
-        "fusion_reach": "step",
-        "scene_tokens": 300,
-        "action_decoding": "parallel",
-        "width": 2560,
-        "layers": 30,
-        "heads": 20,
-        "kv_heads": 4,
-        "head_dim": 128,
-        "dense_hidden": 7680,
-        "experts": 24,
-        "experts_per_token": 4,
-        "expert_hidden": 1536,
-        "text_tokens": 83_616,
-        "image_codes": 16_384,
-    },
-}
 
 
 def build(cls: type, values: dict, where: object, prefix: str = ""):

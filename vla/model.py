@@ -22,7 +22,7 @@ from sensors.errors import InputError
 from vla.attention import Layout
 from vla.backbone import Backbone
 from vla.cache import Cache
-from vla.config import COMMAND_OFFSET, PLAN_TOKEN, ModelConfig
+from vla.config import ModelConfig
 from vla.decode import ActionDecode, decode_actions, decode_parallel
 from vla.encoder import SceneEncoder, check_codes
 from vla.losses import action_loss
@@ -60,12 +60,13 @@ class DrivingModel(nn.Module):
             self.deep = nn.ModuleList(nn.Linear(c.encoder_width, c.width, bias=False) for _ in range(c.deepstack))
             self.imu, self.vehicle = ImuProjector(c), VehicleProjector(c)
             self.calibration = CalibrationProjector(c) if c.calibration_projector != "none" else None
-            self.embedding = nn.Embedding(c.vocabulary, c.width)
+            self.embedding = nn.Embedding(c.vocabulary.size, c.width)
             self.backbone = Backbone(c)
-            self.head = nn.Linear(c.width, c.vocabulary, bias=False)
+            self.head = nn.Linear(c.width, c.vocabulary.size, bias=False)
             if c.action_decoding == "parallel":
                 self.action_queries = nn.Parameter(torch.empty(c.action_tokens, c.width))
-        self.slots = slice(c.accel_offset, c.curvature_offset), slice(c.curvature_offset, c.text_offset)
+        self.slots, self.plan_token = c.action_slots, c.vocabulary.special("<plan>")
+        self.first_command = c.vocabulary.command(c.commands[0])
         self._layout = self._lay_out()
         self._initialise(torch.Generator().manual_seed(seed))
 
@@ -128,7 +129,7 @@ class DrivingModel(nn.Module):
         now = [self.imu(batch.imu, batch.imu_mask, batch.imu_time_s), self.vehicle(batch.vehicle, batch.vehicle_mask)]
         if self.calibration is not None:
             now.append(self.calibration(batch))
-        now.append(self.embedding(batch.command_id[:, None] + COMMAND_OFFSET))
+        now.append(self.embedding(batch.command_id[:, None] + self.first_command))
         return scene, self._deepened(torch.cat(now, dim=1))
 
     def _deepened(self, x: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ class DrivingModel(nn.Module):
         """[B, 2K, D], from which action_tokens [B, 2K] are predicted; as wide as the prefix."""
         if self.config.action_decoding == "parallel":
             return self._deepened(self.action_queries.expand(len(action_tokens), -1, -1))
-        plan = action_tokens.new_full((len(action_tokens), 1), PLAN_TOKEN)
+        plan = action_tokens.new_full((len(action_tokens), 1), self.plan_token)
         return self._deepened(self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1)))
 
     def loss(
@@ -215,7 +216,7 @@ class DrivingModel(nn.Module):
             self.embedding,
             self.head.weight,
             self.slots,
-            PLAN_TOKEN,
+            self.plan_token,
             cache,
             layout,
             temperature,

@@ -2,10 +2,14 @@
 
 Any text comes back as it was, byte for byte. There are no special tokens here: those stand outside the text's range of
 the vocabulary, so that no sentence can make one.
+
+The shipped tokens are made of what a town's routes and its expert say, and of free instructions:
+`python -m policies.text_corpus vla/text_tokens.json`.
 """
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from sensors.errors import InputError
 
 BYTES = 256
+SHIPPED = Path(__file__).with_name("text_tokens.json")
 
 
 class TextTokenizer:
@@ -47,14 +52,20 @@ class TextTokenizer:
 
     def save(self, path: Path) -> None:
         """As JSON."""
-        path.write_text(json.dumps(json.loads(self._bpe.to_str()), ensure_ascii=False))
+        path.write_text(json.dumps(json.loads(self._bpe.to_str()), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "TextTokenizer":
         """What `save` wrote; anything else is an InputError."""
         try:
-            return cls(Tokenizer.from_str(path.read_text()))
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(path, "text tokens", error, "a file that TextTokenizer.save wrote") from error
         except Exception as error:  # the library raises Exception itself on what is not its JSON
             raise InputError(path, "text tokens", error, "a file that TextTokenizer.save wrote") from error
+
+
+@lru_cache(maxsize=1)
+def shipped_text() -> TextTokenizer:
+    """The tokens that come with the package."""
+    return TextTokenizer.load(SHIPPED)

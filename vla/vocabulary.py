@@ -9,7 +9,7 @@
 A kind's own index i is the token `offset + i`. Text never makes a special token: "<plan>" in a sentence is six letters.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -78,6 +78,10 @@ class Vocabulary:
             came = f"{tokens.min()} .. {tokens.max()}"
             raise InputError("vocabulary", f"{kind} tokens", came, f"{of.start} .. {of.stop - 1}")
         return tokens - of.start
+
+    def to_dict(self) -> dict:
+        """The whole layout, as it stands in JSON."""
+        return {"special": list(SPECIAL_TOKENS)} | asdict(self)
 
     def validate(self, where: object = "vocabulary") -> "Vocabulary":
         """Self, or an InputError that names the size to change."""

@@ -259,7 +259,7 @@ def _parallel_works() -> tuple[Work, Work]:
 
     @torch.inference_mode()
     def plain() -> None:
-        parts = model.backbone, model.embedding, model.head.weight, model.slots, 0
+        parts = model.backbone, model.embedding, model.head.weight, model.slots, model.plan_token
         decode_actions(*parts, cache, one_by_one, 0.0, None)
         cache.truncate(192)
 

@@ -100,8 +100,7 @@ def make_tokens():
     def make(config: ModelConfig, batch: int, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, config.plan_steps)
-        accel = torch.randint(config.accel_offset, config.curvature_offset, shape, generator=generator)
-        curvature = torch.randint(config.curvature_offset, config.text_offset, shape, generator=generator)
-        return torch.stack([accel, curvature], dim=-1).flatten(1)
+        pairs = [torch.randint(slot.start, slot.stop, shape, generator=generator) for slot in config.action_slots]
+        return torch.stack(pairs, dim=-1).flatten(1)
 
     return make

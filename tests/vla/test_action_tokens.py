@@ -89,8 +89,7 @@ def test_bins_are_what_the_docstring_says():
 
 
 def test_encode_inverts_decode_for_every_token():
-    accel = np.arange(CONFIG.accel_offset, CONFIG.curvature_offset)
-    curvature = np.arange(CONFIG.curvature_offset, CONFIG.vocabulary)
+    accel, curvature = (np.arange(slot.start, slot.stop) for slot in CONFIG.action_slots)
     tokens = np.stack(np.broadcast_arrays(accel[:, None], curvature), axis=-1).reshape(-1, 1, 2)
     tokens = np.tile(tokens, (1, K, 1)).reshape(-1, 2 * K)
     np.testing.assert_array_equal(TOKENIZER.encode(*TOKENIZER.decode(tokens)), tokens)

@@ -171,3 +171,23 @@ def test_nothing_is_unpickled(saved):
     (saved / MODEL).write_bytes(pickle.dumps({"weights": 1}))
     with pytest.raises(InputError, match="size"):
         load(saved)
+
+
+@pytest.mark.parametrize(("field", "value"), [("text_tokens", 700), ("accel_bins", 35), ("image_codes", 64)])
+def test_load_rejects_another_vocabulary_and_names_the_field_to_change(saved, small, field, value):
+    expected = f"config.{field}: came {getattr(small, field)}, expected {value}. Its vocabulary .* change {field} to"
+    with pytest.raises(InputError, match=expected):
+        load(saved, replace(small, **{field: value}))
+    rewrite(saved, lambda manifest: manifest["config"].update({field: value}))
+    with pytest.raises(InputError, match=rf"vocabulary\.\w+: came \d+, expected \d+. Change .*config\.{field}"):
+        load(saved)
+
+
+@pytest.mark.parametrize(("name", "value"), [("special", ["<plan>"]), ("text_sha256", "0")])
+def test_load_rejects_tokens_that_mean_something_else(saved, name, value):
+    rewrite(saved, lambda manifest: manifest["vocabulary"].update({name: value}))
+    with pytest.raises(InputError, match=rf"vocabulary\.{name}: .*Train again"):
+        load(saved)
+    rewrite(saved, lambda manifest: manifest.pop("vocabulary"))
+    with pytest.raises(InputError, match="vocabulary: came None, expected the layout"):
+        load(saved)

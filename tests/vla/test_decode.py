@@ -73,7 +73,7 @@ def test_not_a_number_is_labelled(language, small, make_batch):
         model, batch = DrivingModel(replace(small, action_decoding=decoding)).eval(), make_batch(small, 0, 1)
         assert model.decode(batch).valid.tolist() == [True, True]
         with torch.no_grad():
-            model.head.weight[small.accel_offset + 2] = float("nan")
+            model.head.weight[small.action_slots[0].start + 2] = float("nan")
         decode = model.decode(batch)
         assert decode.valid.tolist() == [False, False]
         assert (decode.logprob == -torch.inf).all()

@@ -9,7 +9,7 @@ import torch
 from sensors.clip import VehicleState
 from sensors.collate import collate
 from sensors.errors import InputError
-from vla.config import PLAN_TOKEN, ModelConfig
+from vla.config import ModelConfig
 from vla.model import DrivingModel
 
 
@@ -73,7 +73,7 @@ def test_decode_with_cache_equals_recomputing_everything(model, small, make_batc
 def test_cached_hidden_states_equal_uncached(model, small, make_batch, make_tokens):
     batch, tokens = make_batch(small, 0, 1), make_tokens(small, 2)
     with torch.no_grad():
-        plan = model.embedding(torch.full((2, 1), PLAN_TOKEN))
+        plan = model.embedding(torch.full((2, 1), model.plan_token))
         x = torch.cat([model.prefix(batch), plan, model.embedding(tokens[:, :-1])], dim=1)
         layout, prefix = model.layout(), x.shape[1] - small.action_tokens
         whole = model.backbone(x, layout)

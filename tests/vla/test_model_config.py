@@ -19,9 +19,13 @@ def test_dictionary_round_trip_through_json():
     assert ModelConfig.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
 
 
-def test_vocabulary_has_no_gap():
-    assert TINY.accel_offset == 1 + len(TINY.commands)
-    assert TINY.vocabulary == 1 + len(TINY.commands) + TINY.accel_bins + TINY.curvature_bins
+def test_vocabulary_is_that_of_the_layout():
+    layout, (accel, curvature) = TINY.vocabulary, TINY.action_slots
+    assert (accel.start, curvature.stop) == (layout.range_of("action").start, layout.range_of("action").stop)
+    assert (accel.stop - accel.start, curvature.start) == (TINY.accel_bins, accel.stop)
+    assert curvature.stop - curvature.start == TINY.curvature_bins
+    coded = replace(TINY, image_codes=512).vocabulary
+    assert (len(coded.range_of("text")), len(coded.range_of("image"))) == (TINY.text_tokens, 512)
 
 
 def test_config_rejects_unknown_key():
@@ -33,7 +37,7 @@ def test_config_rejects_unknown_key():
 
 @pytest.mark.parametrize(
     ("size", "whole", "active", "scene_tokens"),
-    [("tiny", 3.51e6, 1.305e6, 64), ("300m", 301e6, 83e6, 576), ("10b-a2.5b", 9.9e9, 2.5e9, 1800)],
+    [("tiny", 3.78e6, 1.439e6, 64), ("300m", 301e6, 83e6, 576), ("10b-a2.5b", 9.9e9, 2.5e9, 1800)],
 )
 def test_sizes_have_the_parameters_they_claim(size, whole, active, scene_tokens):
     """Whole: everything; active: what a token meets in backbone and head. Nothing is allocated."""

@@ -10,7 +10,7 @@ from sensors.errors import InputError
 from vla.attention import Horizon, Layout, rope, rotate, visible
 from vla.backbone import Backbone
 from vla.cache import quantise
-from vla.config import PLAN_TOKEN, BackboneConfig
+from vla.config import BackboneConfig
 from vla.model import DrivingModel
 from vla.stream import Stream
 
@@ -124,7 +124,7 @@ def test_best_of_many_takes_the_likeliest_of_a_shared_past(small, make_batch):
     assert best.logprob > one.logprob
     steps = model.layout()[(config.steps - 1) * config.scene_tokens :]
     with torch.inference_mode():  # its log-probability is that of its tokens
-        said = torch.cat([torch.full((1, 1), PLAN_TOKEN), best.tokens[:, :-1]], dim=1)
+        said = torch.cat([torch.full((1, 1), model.plan_token), best.tokens[:, :-1]], dim=1)
         x = torch.cat([*model.perceive(batch, 1), model.embedding(said)], dim=1)
         hidden = model.backbone(x, steps)[:, -config.action_tokens :]
         logits = [hidden[:, i] @ model.head.weight[model.slots[i % 2]].T for i in range(config.action_tokens)]
