@@ -5,23 +5,26 @@ value by its dotted key; the value is read as YAML.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
+from vla.auxiliary import LossConfig
 from vla.config import ModelConfig, build
 from vla.image_tokens import ImageTokenizerConfig
+from vla.precision import DTYPES, PRECISIONS, SCALINGS
 
 SHIPPED = Path(__file__).parent / "recipes"
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """dataroot and version as the official devkit takes them; val_scenes: the last so many are held out.
 
-    image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, for one that reads codes.
+    image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, or a loss asks for.
     """
 
     dataroot: str
@@ -39,6 +42,9 @@ class TrainConfig:
     motion_dropout: share of clips in which all but the speed of what tells the car's own motion (yaw rate, steering,
     IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that
     sees its motion in every example learns to continue it and never looks at the road.
+    device: "cpu", or "cuda".
+    dtype: parameters are fp32; with "bf16" the products are not. "auto": what is faster, `vla.precision.compute_dtype`.
+    precision, fp8_recipe: in what numbers the backbone multiplies, and how 8 bits are scaled: `vla.precision`.
     """
 
     steps: int
@@ -51,6 +57,10 @@ class TrainConfig:
     camera_dropout: float = 0.0
     mirror: float = 0.0
     checkpoint_every: int = 100
+    device: str = "cpu"
+    dtype: str = "fp32"
+    precision: str = "torch"
+    fp8_recipe: str = "current"
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,28 @@ class Recipe:
     data: DataConfig
     train: TrainConfig
     model: ModelConfig
+    losses: LossConfig = field(default_factory=LossConfig)
 
     def validate(self, where: object = "recipe") -> "Recipe":
         self.model.validate()
+        self.losses.validate(where)
         reads, given = self.model.image_input, self.data.image_tokenizer
-        if (reads != "patches") != bool(given):
+        if (reads != "patches" or self.losses.codes) != bool(given):
             expected = "a checkpoint" if not given else "none"
-            fix = f"model.image_input is {reads}."
+            fix = f"model.image_input is {reads}, losses.world {self.losses.world}, losses.masked {self.losses.masked}."
             raise InputError(where, "data.image_tokenizer", given or "nothing", expected, fix)
+        if self.losses.world and self.model.steps < 2:
+            raise InputError(where, "model.steps", self.model.steps, "at least 2: losses.world predicts the next one")
+        if self.losses.pairs and self.train.batch_size < 2:
+            raise InputError(where, "train.batch_size", self.train.batch_size, "at least 2 clips to tell apart")
+        for key, allowed in (
+            ("device", DEVICES),
+            ("dtype", DTYPES),
+            ("precision", PRECISIONS),
+            ("fp8_recipe", SCALINGS),
+        ):
+            if getattr(self.train, key) not in allowed:
+                raise unknown_name(where, f"train.{key}", getattr(self.train, key), allowed)
         _check_training(self.train, self.data, where)
         for key in ("motion_dropout", "camera_dropout", "mirror"):
             if not 0 <= getattr(self.train, key) <= 1:

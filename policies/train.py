@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,18 @@ from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.training_loop import TrainingLoop, split_scenes
 from policies.transforms import future_in_ego, plan_from_tokens, to_batch
 from policies.vla_policy import tokenizer_beside
+from sensors.clip import Clip
 from sensors.collate import Batch
 from sensors.nuscenes_source import NuscenesSource
 from sim.report.page import write_report
 from vla.action_tokens import ActionTokenizer
+from vla.auxiliary import AuxiliaryLosses
 from vla.checkpoint import Loaded, load, load_image_tokenizer, save
+from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer
 from vla.model import DrivingModel
+from vla.moe import CollapseMonitor
+from vla.precision import compute_dtype, use_precision
 
 
 class Trainer(TrainingLoop):
@@ -34,16 +39,19 @@ class Trainer(TrainingLoop):
         self.tokenizer = ActionTokenizer(recipe.model)
         self.train_set = TrainingSet(source, learned, self.tokenizer)
         self.val_set = TrainingSet(source, held_out, self.tokenizer)
-        super().__init__(recipe, path, DrivingModel(recipe.model, recipe.seed), len(self.train_set))
-        self.codes = self._image_tokenizer(source, learned) if recipe.data.image_tokenizer else None
-
-    def _image_tokenizer(self, source: NuscenesSource, scenes: Sequence[str]) -> ImageTokenizer:
-        """The recipe's, kept beside the checkpoint; a codebook that says nothing of these scenes is an InputError."""
-        given = Path(self.recipe.data.image_tokenizer)
-        tokenizer = load_image_tokenizer(given).model
-        check_on(tokenizer, images_of(source, scenes, MOST_CHECKED)).require_usable(given)
-        save(tokenizer_beside(self.checkpoint_path), tokenizer)
-        return tokenizer
+        self.codes = _image_tokenizer(recipe, source, learned) if recipe.data.image_tokenizer else None
+        self.auxiliary, self.device = None, torch.device(recipe.train.device)
+        if recipe.losses.any:
+            images = self.codes.config if recipe.losses.codes else None
+            self.auxiliary = AuxiliaryLosses(recipe.losses, recipe.model, images, recipe.seed).to(self.device)
+        model = DrivingModel(recipe.model, recipe.seed).to(self.device)
+        super().__init__(recipe, path, model, len(self.train_set), self.auxiliary)
+        self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
+        self.dtype = compute_dtype(recipe.train.dtype, self.device)
+        self.monitor = CollapseMonitor(recipe.model)
+        if self.codes is not None:
+            save(tokenizer_beside(self.checkpoint_path), self.codes)
+            self.codes.to(self.device)
 
     def _load(self, path: Path) -> Loaded:
         return load(path, self.recipe.model)
@@ -56,10 +64,10 @@ class Trainer(TrainingLoop):
             for start in range(0, len(self.val_set), batch_size):
                 chosen = range(start, min(start + batch_size, len(self.val_set)))
                 clips, tokens = zip(*(self.val_set[k] for k in chosen), strict=True)
-                batch = to_batch(clips, self.recipe.model, self.codes)
-                loss, _ = self.model.loss(batch, torch.from_numpy(np.stack(tokens)))
+                batch = self._batch(clips)
+                loss, _ = self.model.loss(batch, torch.from_numpy(np.stack(tokens)).to(self.device))
                 losses += [loss.item()] * len(clips)
-                decoded = self.model.decode(batch).tokens.numpy()
+                decoded = self.model.decode(batch).tokens.cpu().numpy()
                 for k, clip, row in zip(chosen, clips, decoded, strict=True):
                     truth = future_in_ego(clip, self.val_set.recorded(k)[1], self.val_set.time_s)
                     plan = plan_from_tokens(row, clip, self.tokenizer).xyyaw_in_ego
@@ -73,12 +81,14 @@ class Trainer(TrainingLoop):
         rng = np.random.default_rng([self.recipe.seed, self.step, 0])
         examples = [self.train_set.varied(k, rng, config.mirror, config.camera_dropout) for k in self._indices()]
         clips, tokens = zip(*examples, strict=True)
-        batch = self._hide_motion(to_batch(clips, self.recipe.model, self.codes))
+        batch, tokens = self._hide_motion(self._batch(clips)), torch.from_numpy(np.stack(tokens)).to(self.device)
         loaded = time.perf_counter()
         dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        loss, scalars = self.model.loss(batch, torch.from_numpy(np.stack(tokens)), generator=dropped)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype.name == "bf16"):
+            loss, scalars = self.model.loss(batch, tokens, generator=dropped, auxiliary=self.auxiliary)
         norm = self._descend(loss)
-        busiest = self.model.rebalance()
+        loads = self.model.rebalance()
+        self.monitor.require_spread(loads, f"{self.path} step {self.step}")
         self.step += 1
         took = time.perf_counter() - start
         return {
@@ -86,18 +96,23 @@ class Trainer(TrainingLoop):
             "loss": loss.item(),
             **{name: float(value) for name, value in scalars.items()},
             "gradient_norm": norm,
-            "busiest_expert": busiest,
+            "busiest_expert": max((float(load.max() / load.mean()) for load in loads.values()), default=1.0),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "step_s": round(took, 4),
             "loader_share": round((loaded - start) / took, 4),
         }
 
+    def _batch(self, clips: Sequence[Clip]) -> Batch:
+        batch = to_batch(clips, self.recipe.model).to(self.device)
+        return batch if self.codes is None else with_codes(batch, self.codes)
+
     def _hide_motion(self, batch: Batch) -> Batch:
         """The batch with `motion_dropout` of its clips told only their speed of their motion, by (seed, step)."""
         rng = np.random.default_rng([self.recipe.seed, self.step, 1])
         shown = torch.from_numpy(rng.random(len(batch.command_id)) >= self.recipe.train.motion_dropout)[:, None]
-        speed = torch.arange(batch.vehicle_mask.shape[1]) == 0
-        last = torch.arange(batch.image_mask.shape[1]) == batch.image_mask.shape[1] - 1
+        shown = shown.to(self.device)
+        speed = torch.arange(batch.vehicle_mask.shape[1], device=self.device) == 0
+        last = torch.arange(batch.image_mask.shape[1], device=self.device) == batch.image_mask.shape[1] - 1
         return replace(
             batch,
             vehicle_mask=batch.vehicle_mask & (shown | speed),
@@ -106,10 +121,22 @@ class Trainer(TrainingLoop):
         )
 
 
+def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[str]) -> ImageTokenizer:
+    """The recipe's; a codebook that says nothing of these scenes is an InputError."""
+    given = Path(recipe.data.image_tokenizer)
+    tokenizer = load_image_tokenizer(given).model
+    check_on(tokenizer, images_of(source, scenes, MOST_CHECKED)).require_usable(given)
+    return tokenizer
+
+
 def train(recipe: Recipe, out: Path, progress: bool = True) -> Path:
     """Train a recipe in a run directory, new or begun, to its last step; returns the path of its report."""
     run = Run.create("train", out, recipe.to_dict(), [recipe.seed], resume=True)
     trainer = Trainer(recipe, out)
+    run.summary["numbers"] = {"precision": asdict(trainer.precision), "dtype": asdict(trainer.dtype)}
+    if progress:
+        for taken in (trainer.precision, trainer.dtype):
+            print(f"{taken.name}: {taken.why}")
     if trainer.resume():
         print(f"resuming at step {trainer.step} of {recipe.train.steps}")
     records = trainer.run(progress)

@@ -19,6 +19,7 @@ from policies.recipes import DataConfig, Recipe, TokenizerRecipe
 from policies.runs import git_commit, package_version, write_json
 from sensors.errors import InputError
 from vla.checkpoint import Loaded, exists, save
+from vla.config import build
 
 OPTIMIZER_BETAS = (0.9, 0.95)
 
@@ -37,19 +38,28 @@ class TrainingLoop:
     """Model and optimizer of one recipe; `run` trains to the recipe's last step.
 
     A subclass says what one step is (`_one_step`: trains, raises `step` by one, returns its record) and how its kind of
-    checkpoint is read (`_load`); `examples` is how many there are to draw from.
+    checkpoint is read (`_load`); `examples` is how many there are to draw from. `heads`: trained beside the model for
+    the sake of its losses; they are part of the training's state, not of the model that is kept.
     """
 
-    def __init__(self, recipe: Recipe | TokenizerRecipe, path: Path, model: nn.Module, examples: int):
+    def __init__(
+        self,
+        recipe: Recipe | TokenizerRecipe,
+        path: Path,
+        model: nn.Module,
+        examples: int,
+        heads: nn.Module | None = None,
+    ):
         self.recipe, self.path, self.model, self.examples, self.step = recipe, path, model, examples, 0
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        rest = [p for p in model.parameters() if p.ndim <= 1]
+        self._heads = {f"heads.{name}": p for name, p in heads.named_parameters()} if heads is not None else {}
+        self._trained = dict(model.named_parameters()) | self._heads
+        decayed = [p for p in self._trained.values() if p.ndim > 1]
+        rest = [p for p in self._trained.values() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.train.weight_decay}, {"params": rest, "weight_decay": 0.0}],
             lr=recipe.train.learning_rate,
             betas=OPTIMIZER_BETAS,
         )
-        self._names = {id(p): name for name, p in model.named_parameters()}
 
     def _one_step(self) -> dict:
         raise NotImplementedError
@@ -64,10 +74,9 @@ class TrainingLoop:
     def resume(self) -> bool:
         """Take up the run directory's checkpoint, if it has one; another recipe than the run's is an InputError."""
         recorded = self.path / "recipe.json"
-        recipe = json.loads(json.dumps(self.recipe.to_dict()))
-        if recorded.exists() and json.loads(recorded.read_text()) != recipe:
+        if recorded.exists() and build(type(self.recipe), json.loads(recorded.read_text()), recorded) != self.recipe:
             raise InputError(recorded, "recipe", "another recipe", "the one given now", "Use a new --out folder.")
-        write_json(recorded, recipe)
+        write_json(recorded, self.recipe.to_dict())
         log = self.path / "train.jsonl"
         if not exists(self.checkpoint_path):
             log.unlink(missing_ok=True)
@@ -75,7 +84,7 @@ class TrainingLoop:
         loaded = self._load(self.checkpoint_path)
         self.model.load_state_dict(loaded.model.state_dict())
         self.step = loaded.state["step"]
-        self._load_moments(loaded.state_tensors)
+        self._load_state(loaded.state_tensors)
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         log.write_text("".join(lines[: self.step]))  # steps after the checkpoint are done again
         return True
@@ -99,7 +108,7 @@ class TrainingLoop:
     def save(self) -> None:
         state = {"step": self.step, "recipe": self.recipe.name, "seed": self.recipe.seed}
         extra = {"version": package_version(), "git_commit": git_commit()}
-        save(self.checkpoint_path, self.model, self._moments(), state, extra)
+        save(self.checkpoint_path, self.model, self._state(), state, extra)
 
     def _descend(self, loss: torch.Tensor) -> float:
         """One step down the gradient of a loss, at this step's rate; returns the gradient's norm before clipping."""
@@ -107,7 +116,7 @@ class TrainingLoop:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self.recipe.train.clip_norm)
         if not torch.isfinite(norm):
             raise InputError(self.path, f"step {self.step}", f"gradient norm {norm}", "finite", "Lower learning_rate.")
         self.optimizer.step()
@@ -125,14 +134,19 @@ class TrainingLoop:
         warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
         return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
 
-    def _moments(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{self._names[id(p)]}:{key}": value
-            for p, state in self.optimizer.state.items()
-            for key, value in state.items()
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What a resumed training needs beside the model: the optimizer's moments, and the heads."""
+        moments = {
+            f"{name}:{key}": value
+            for name, p in self._trained.items()
+            for key, value in self.optimizer.state.get(p, {}).items()
         }
+        return moments | {name: p.detach() for name, p in self._heads.items()}
 
-    def _load_moments(self, tensors: dict[str, torch.Tensor]) -> None:
-        for parameter in self.model.parameters():
-            name = self._names[id(parameter)]
-            self.optimizer.state[parameter] = {k: tensors[f"{name}:{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+    def _load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self._heads.items():
+                p.copy_(tensors[name])
+        for name, p in self._trained.items():
+            if f"{name}:step" in tensors:
+                self.optimizer.state[p] = {k: tensors[f"{name}:{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}

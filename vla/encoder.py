@@ -105,7 +105,8 @@ class RayEmbedding(nn.Module):
     def forward(self, T_ego_now_from_cam: Tensor, rays_in_cam: Tensor, ray_mask: Tensor) -> Tensor:
         """[I, 4, 4], [I, P, 3], [I, P] to [I, P, D], one row per image."""
         R, centre = T_ego_now_from_cam[:, :3, :3], T_ego_now_from_cam[:, None, :3, 3]
-        direction = rays_in_cam @ R.transpose(-1, -2)
+        with torch.autocast(rays_in_cam.device.type, enabled=False):  # 8 bits of a direction are a degree
+            direction = rays_in_cam @ R.transpose(-1, -2)
         moment = torch.linalg.cross(centre.expand_as(direction), direction)
         ray = self.ray(torch.cat([self.direction(direction), self.metres(moment)], dim=-1))
         return ray * ray_mask[..., None] + self.centre(self.metres(centre))
@@ -234,16 +235,16 @@ class SceneEncoder(nn.Module):
         M = P if self.projector is None else self.projector.tokens(P)
         empty = self.queries.new_zeros(B, T, N, M, D)
         images = self.patches(batch, b, t, n, told) if len(b) else [None] * (len(self.deep) + 1)
-        full = [empty if one is None else empty.index_put((b, t, n), one) for one in images]
+        full = [empty if one is None else empty.index_put((b, t, n), one.to(empty.dtype)) for one in images]
         return [torch.cat([self.nothing.expand(B, 1, D), one.view(B, T * N * M, D)], dim=1) for one in full]
 
     def patches(self, batch: Batch, b: Tensor, t: Tensor, n: Tensor, told: Tensor | None) -> list[Tensor]:
         """Tokens [I, M, D] of the images at clips b, steps t, cameras n, each int64 [I], as in `depths`."""
-        x = self.time(batch.time_s[b, t, n])[:, None]
+        x = self.time(batch.time_s[b, t, n])[:, None].to(self.nothing.dtype)  # also where products are in another type
         if self.stem is not None:
-            x = self.content_norm(self.stem(batch.images[b, t, n])) + x
+            x = self.content_norm(self.stem(batch.images[b, t, n]).to(x.dtype)) + x
         if self.code_stem is not None:
-            x = self.content_norm(self.code_stem(batch.codes[b, t, n])) + x
+            x = self.content_norm(self.code_stem(batch.codes[b, t, n]).to(x.dtype)) + x
         if told is not None:
             x = x + (self.identity(n) * told[b, None])[:, None]
         x = x + self.ray(batch.T_ego_now_from_cam[b, t, n], batch.rays_in_cam[b, n], batch.ray_mask[b, n])

@@ -93,13 +93,13 @@ def head_z_loss(hidden: Tensor, head: Tensor, slot: slice) -> Loss:
 def world_loss(hidden: Tensor, head: Tensor, codes: Tensor, seen: Tensor, slot: slice) -> Loss:
     """What the next frame will look like: hidden of code p of step t predicts code p of step t + 1.
 
-    hidden [B, T, P, D], codes int64 [B, T, P] (as tokens), seen bool [B, T, P]: false where no camera delivered.
+    hidden [B, T - 1, P, D], codes int64 [B, T, P] (as tokens), seen bool [B, T, P]: false where no camera delivered.
     `copied_world` is the accuracy of saying that nothing changes: a model that looks ahead has to be above it.
     """
     if codes.shape[1] < 2:
         raise InputError("world loss", "codes", f"{codes.shape[1]} step", "at least 2: one to look at, one to predict")
     scored = seen[:, :-1] & seen[:, 1:]
-    loss, scalars = token_loss(hidden[:, :-1], head, codes[:, 1:], scored, slot, "world")
+    loss, scalars = token_loss(hidden, head, codes[:, 1:], scored, slot, "world")
     same = (codes[:, :-1] == codes[:, 1:])[scored].float()
     return loss, scalars | {"copied_world": same.sum() / max(same.numel(), 1)}
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sensors.collate import Batch
 from sensors.errors import InputError
 from vla.attention import Layout
+from vla.auxiliary import AuxiliaryLosses, Seen
 from vla.backbone import Backbone
 from vla.cache import Cache
 from vla.config import ModelConfig
@@ -171,14 +172,19 @@ class DrivingModel(nn.Module):
         action_tokens: Tensor,
         allow_blind: bool = False,
         generator: torch.Generator | None = None,
+        auxiliary: AuxiliaryLosses | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K].
 
-        generator: draws what the dropout of experts and of camera identities drops, where the config has it.
+        generator: draws what the dropout of experts and of camera identities drops, where the config has it, and what
+        auxiliary losses draw.
         """
         self._check_tokens(batch, action_tokens)
         routings: list[Routing] = []
-        hidden = self.hidden(batch, action_tokens, allow_blind, routings, generator)
+        x, n = self.sequence(batch, action_tokens, allow_blind, generator), action_tokens.shape[1]
+        said = n if auxiliary is None else None
+        states = self.backbone(x, self.layout(x.device), routings=routings, generator=generator, last=said)
+        hidden = states[:, -n:]
         loss, scalars = action_loss(hidden, self.head.weight, action_tokens, self.slots)
         if routings:
             z_loss = router_z_loss(routings)
@@ -188,6 +194,14 @@ class DrivingModel(nn.Module):
                 balance = balance_loss(routings)
                 scalars["loss_balance"] = balance.detach()
                 loss = loss + BALANCE_WEIGHT * balance
+        if auxiliary is not None:
+            c = self.config
+            scene, states = (
+                tokens[:, : c.steps * c.scene_tokens, : c.width].unflatten(1, (c.steps, -1)) for tokens in (x, states)
+            )
+            seen = Seen(batch, scene, states, hidden, action_tokens, self.head.weight, self.slots)
+            more, named = auxiliary(seen, generator)
+            loss, scalars = loss + more, scalars | named
         return loss, scalars
 
     @torch.inference_mode()
@@ -223,17 +237,17 @@ class DrivingModel(nn.Module):
             generator,
         )
 
-    def rebalance(self, rate: float = 1e-3) -> float:
+    def rebalance(self, rate: float = 1e-3) -> dict[int, Tensor]:
         """To be called after each optimizer step: moves the routers' biases towards an even load.
 
-        Returns the load of the busiest expert of any layer since the last call, as a multiple of an even share.
+        Returns the tokens that each expert got since the last call [E], by layer of the backbone.
         """
-        busiest = 0.0
-        for layer in self.backbone.layers:
+        loads = {}
+        for i, layer in enumerate(self.backbone.layers):
             if layer.routed:
-                busiest = max(busiest, float(layer.mlp.load.max() / layer.mlp.load.mean().clamp(min=1e-9)))
+                loads[i] = layer.mlp.load.clone()
                 layer.mlp.rebalance(rate)
-        return busiest
+        return loads
 
     def _check(self, batch: Batch, steps: int, allow_blind: bool) -> None:
         c = self.config

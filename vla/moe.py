@@ -228,10 +228,24 @@ class CollapseMonitor:
         self.limit = (1 + even) / 2 if limit is None else limit
         self.patience, self._bad = patience, {}
 
-    def step(self, routings: list[Routing]) -> list[int]:
-        """Routed layers (by place) that have collapsed as of this step."""
-        for i, routing in enumerate(routings):
-            load = routing.load
-            busiest = load.topk(self.k).values.sum() / load.sum()
-            self._bad[i] = self._bad.get(i, 0) + 1 if busiest > self.limit else 0
-        return [i for i, bad in self._bad.items() if bad >= self.patience]
+    def step(self, loads: dict[int, Tensor]) -> dict[int, float]:
+        """Layers that have collapsed as of this step, with the share that their busiest k experts got.
+
+        loads: tokens of each expert in this step [E], by layer; a layer without a token says nothing.
+        """
+        found = {}
+        for layer, load in loads.items():
+            busiest = float(load.topk(self.k).values.sum() / load.sum().clamp(min=1))
+            self._bad[layer] = self._bad.get(layer, 0) + 1 if busiest > self.limit else 0
+            if self._bad[layer] >= self.patience:
+                found[layer] = busiest
+        return found
+
+    def require_spread(self, loads: dict[int, Tensor], where: object) -> None:
+        """`step`; a router that has collapsed is an InputError that says which, its load, and what to change."""
+        for layer, share in self.step(loads).items():
+            experts = sorted(loads[layer].topk(self.k).indices.tolist())
+            came = f"{share:.0%} of its tokens go to experts {experts}, for {self.patience} steps"
+            expected = f"at most {self.limit:.0%} to any {self.k} of {len(loads[layer])}"
+            fix = "Raise model.expert_dropout or lower train.learning_rate, and use a new --out folder."
+            raise InputError(where, f"router of backbone layer {layer}", came, expected, fix)

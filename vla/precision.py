@@ -14,6 +14,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from sensors.errors import InputError, unknown_name
 from vla.moe import MoE, grouped_linear
 
 PRECISIONS = ("torch", "fp8-sim", "te", "auto")
+DTYPES = ("fp32", "bf16", "auto")
+CPU_FLAGS = Path("/proc/cpuinfo")
 SCALINGS = ("current", "block")  # one scale for a tensor, or for BLOCK numbers of a row
 BLOCK = 128
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -34,6 +37,21 @@ class Precision:
 
     name: str
     why: str
+
+
+def compute_dtype(name: str, device: torch.device) -> Precision:
+    """In what type products are taken in a training whose parameters are float32.
+
+    "auto" takes bf16 where hardware multiplies it: on a CPU only its matrix unit (amx_bf16) does so faster than fp32;
+    without, a product in bf16 takes several times as long.
+    """
+    if name != "auto":
+        return Precision(name, "asked for")
+    if device.type == "cuda":
+        fast, unit = torch.cuda.is_bf16_supported(including_emulation=False), "the GPU's tensor cores"
+    else:
+        fast, unit = CPU_FLAGS.is_file() and "amx_bf16" in CPU_FLAGS.read_text(), "a matrix unit (amx_bf16)"
+    return Precision("bf16", f"there is {unit}") if fast else Precision("fp32", f"without {unit} bf16 is slower")
 
 
 def use_precision(backbone: nn.Module, name: str, scaling: str = "current") -> Precision:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,8 +71,12 @@ def test_training_learns_scores_and_reports(course_dataroot, tmp_path):
     assert set(summary["curves"]) >= {"loss", "learning_rate"}
 
 
-def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(course_dataroot, tmp_path, monkeypatch):
-    recipe = small_recipe(course_dataroot, "train.steps=6", "train.checkpoint_every=2")
+ALL_AT_ONCE = ["train.dtype=bf16", "losses.scene_trajectory_nce=0.1", "losses.scene_trajectory_siglip=0.1"]
+
+
+@pytest.mark.parametrize("more", [[], ALL_AT_ONCE], ids=["plain", "bf16 and auxiliary losses"])
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(course_dataroot, tmp_path, monkeypatch, more):
+    recipe = small_recipe(course_dataroot, "train.steps=6", "train.checkpoint_every=2", *more)
     train(recipe, tmp_path / "whole", progress=False)
     one_step = Trainer._one_step
 
@@ -117,6 +122,37 @@ def test_another_recipe_in_the_same_run_directory_is_refused(course_dataroot, tm
     train(small_recipe(course_dataroot, "train.steps=1"), tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="another recipe"):
         train(small_recipe(course_dataroot, "train.steps=2"), tmp_path / "run", progress=False)
+
+
+def test_a_recipe_of_before_a_setting_existed_is_the_same_recipe(course_dataroot, tmp_path):
+    recipe = small_recipe(course_dataroot, "train.steps=1")
+    train(recipe, tmp_path / "run", progress=False)
+    recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    del recorded["losses"], recorded["train"]["dtype"]
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recorded))
+    assert Trainer(recipe, tmp_path / "run").resume()
+
+
+def test_bf16_is_near_fp32_and_keeps_its_parameters(course_dataroot, tmp_path):
+    records = {}
+    for dtype in ("fp32", "bf16"):
+        trainer = Trainer(small_recipe(course_dataroot, "train.steps=9", f"train.dtype={dtype}"), tmp_path / dtype)
+        records[dtype] = [trainer._one_step()["loss"] for _ in range(4)]
+        assert all(p.dtype is torch.float32 for p in trainer.model.parameters())
+    difference = np.abs(np.subtract(*records.values())) / records["fp32"]
+    assert 0 < difference.max() < 0.01  # bf16 keeps 8 bits: a loss of some thousand products is right to 1 %
+
+
+def test_a_collapsed_router_stops_the_training_within_20_steps(course_dataroot, tmp_path):
+    trainer = Trainer(small_recipe(course_dataroot, "train.steps=60", "model.experts=8"), tmp_path)
+    for _ in range(3):
+        trainer._one_step()
+    with torch.no_grad():  # whatever comes, two experts answer
+        trainer.model.backbone.layers[1].mlp.bias[:2] += 100.0
+    for _ in range(trainer.monitor.patience - 1):
+        trainer._one_step()
+    with pytest.raises(InputError, match=r"step 12: router of backbone layer 1: came 100% .* experts \[0, 1\]"):
+        trainer._one_step()
 
 
 def test_a_diverged_step_stops_the_training(course_dataroot, tmp_path):

@@ -81,6 +81,10 @@ def routings_of(moe, x):
     return routings
 
 
+def loads_of(moe, x):
+    return {3: routings_of(moe, x)[0].load}
+
+
 @pytest.mark.parametrize("router", ["sigmoid", "softmax"])
 def test_every_way_of_inference_equals_the_dense_twin(router):
     moe, x = make(router=router)
@@ -153,17 +157,19 @@ def test_monitor_finds_an_injected_collapse_within_20_steps_and_no_false_one(rou
     config = BackboneConfig(experts=8, router=router)
     generator, monitor = torch.Generator().manual_seed(0), CollapseMonitor(config)
     for _ in range(40):
-        assert monitor.step(routings_of(moe, torch.randn(1, 64, 16, generator=generator))) == []
+        assert monitor.step(loads_of(moe, torch.randn(1, 64, 16, generator=generator))) == {}
     with torch.no_grad():  # whatever comes, two experts answer
         moe.router.weight.mul_(0.01)
         moe.router.weight[:2, 0] += 100.0
     for step in range(1, 21):  # noqa: B007
         x = torch.randn(1, 64, 16, generator=generator)
         x[..., 0] = 1.0
-        if monitor.step(routings_of(moe, x)) == [0]:
+        if monitor.step(loads_of(moe, x)):
             break
     assert 1 < step <= 20
-    assert monitor.step(routings_of(moe, x)) == [0]
+    assert monitor.step(loads_of(moe, x))[3] == pytest.approx(1, abs=0.05)
+    with pytest.raises(InputError, match=r"run: router of backbone layer 3: came \d+% .* experts \[.*expert_dropout"):
+        monitor.require_spread(loads_of(moe, x), "run")
 
 
 def test_rebalance_evens_a_collapsed_router():
