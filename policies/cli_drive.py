@@ -95,6 +95,8 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--hz", type=int, choices=(2, 10), help="10 with sweeps between keyframes (default; course 2)")
     sub.add_argument("--scene-steps", type=count, help="keyframes per scene (default to the goal; course 40)")
     sub.add_argument("--seed", type=whole, help="the first scenario of the suite (default 0), or course (1000)")
+    words = "a policy that drives in turns with the expert, who says what it would do (DAgger)"
+    sub.add_argument("--student", type=Path, metavar="CHECKPOINT", help=words)
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     sub.add_argument("--image-size", type=size, metavar="WxH", help="default 400x225; course 160x96")
     sub.add_argument("--renderer", choices=RENDERERS, default="auto", help="as for vla drive")
@@ -187,6 +189,7 @@ def _record(options: argparse.Namespace) -> int:
         image_size=options.image_size or ((160, 96) if on_course else (400, 225)),
         keyframes=options.scene_steps or (40 if on_course else None),
         renderer=options.renderer,
+        student=str(options.student or ""),
     )
     first = options.seed if options.seed is not None else FIRST_COURSE if on_course else 0
     number = first if on_course else NUMBERS[min(first, len(NUMBERS) - 1)]

@@ -25,7 +25,7 @@ from sim.scenarios import suite_length
 KEYFRAMES_HZ = 2
 MAX_IN_VAIN = 20
 COMMIT_EVERY_S = 30.0  # tables are written anew at each commit
-SAME = ("suite", "hz", "image_size", "keyframes")  # of all scenes of a dataroot
+SAME = ("suite", "hz", "image_size", "keyframes", "student")  # of all scenes of a dataroot
 
 
 def record(

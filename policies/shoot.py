@@ -4,6 +4,9 @@ format, by whichever process is asked to.
 A student that only ever saw perfect driving does not know how to come back to the lane, so scenes of the course start
 displaced, and short bursts of noise on the curvature push the car off everywhere; the expert's answer is in the
 recording. A drive that does not end well, or breaks a rule, is discarded.
+
+A student may drive for part of the time, in turns with the expert, who says at every keyframe what it would do there
+(Ross et al. 2011, DAgger): the recording then holds the situations that the student gets into, to the end.
 """
 
 from dataclasses import dataclass
@@ -14,10 +17,11 @@ import cv2
 import numpy as np
 
 from policies.expert import PurePursuit
-from policies.protocol import Policy, Privileged
+from policies.protocol import NOTHING, Plan, Policy, Privileged
 from policies.rollout import REPLAN_EVERY
 from policies.runs import Episode, kept, new_row
 from policies.town_expert import TownExpert
+from policies.vla_policy import VlaPolicy
 from sensors import frames
 from sensors.errors import InputError
 from sensors.gym_source import ClipHistory
@@ -32,7 +36,7 @@ from sim.scenarios import Scenario, get_scenario
 from sim.stage import Stage, begin, why_ended
 from sim.town_env import TownEnv
 from sim.town_surroundings import drivable_mask
-from sim.tracker import PlanTracker
+from sim.tracker import PLAN_TIME_S, PlanTracker
 
 COURSE = "course"
 CUT = "enough keyframes"  # what a scene ends by that has all it should
@@ -45,6 +49,7 @@ EPOCH_US, HOUR_US = 1_577_836_800_000_000, 3_600_000_000  # scene n is driven n 
 START_LATERAL_M, START_HEADING_RAD = 0.5, 0.08
 BURST_EVERY_S, BURST_S = (3.0, 6.0), (0.3, 0.7)
 BURST_CURVATURE_1PM, TOWN_BURST_CURVATURE_1PM = 0.04, 0.015
+STUDENT_SHARE, TURN_S = 0.75, (4.0, 16.0)  # of a student's turns, and how long one lasts
 IMU_KEYS = ("imu_time_us", "imu_accel_mps2", "imu_gyro_radps")
 NUMBERS = tuple(n for n in range(1, 10_000) if n not in NO_CAN_BUS)  # nuScenes scene names have four digits
 
@@ -56,6 +61,7 @@ class Recording:
     suite      "course", or a suite of the town; its scenario k is the scene of number NUMBERS[k]
     hz         2: keyframes only; 10: with four sweeps between two of them, as nuScenes has them
     keyframes  of each scene; None: as many as it takes to the goal
+    student    checkpoint of the policy that drives in turns with the expert, "" for none
     """
 
     dataroot: Path
@@ -65,6 +71,7 @@ class Recording:
     image_size: tuple[int, int] = (160, 96)
     keyframes: int | None = 40
     renderer: str = "cv"
+    student: str = ""
 
     @property
     def expert(self) -> type[Policy]:
@@ -103,6 +110,24 @@ class Bursts:
             self._until_s = time_s + self._rng.uniform(*BURST_S)
             self._next_s = self._until_s + self._rng.uniform(*BURST_EVERY_S)
         return self._value if time_s < self._until_s else 0.0
+
+
+class Turns:
+    """Whether it is the student's turn to drive at a time; the expert begins."""
+
+    def __init__(self, rng: np.random.Generator):
+        self._rng, self._until_s, self._student = rng, rng.uniform(0.0, TURN_S[0]), False
+
+    def at(self, time_s: float) -> bool:
+        if time_s >= self._until_s:
+            self._student = bool(self._rng.random() < STUDENT_SHARE)
+            self._until_s = time_s + self._rng.uniform(*TURN_S)
+        return self._student
+
+
+@lru_cache(maxsize=1)
+def _student(checkpoint: str) -> VlaPolicy:
+    return VlaPolicy(Path(checkpoint))
 
 
 def scene_name(number: int) -> str:
@@ -169,16 +194,21 @@ class _Take:
         self.observation, self.stage = begin(env, start, displaced)
         self.bursts = Bursts(rng, BURST_CURVATURE_1PM if on_course else TOWN_BURST_CURVATURE_1PM)
         self.notes = None if on_course else _Notes(self.stage, later_us)
+        self.student = _student(recording.student) if recording.student else None
+        self.turns = Turns(np.random.default_rng([seed, 4]))
         self.observations: list[dict] = []
         self.sweeps: list[dict] = []  # since the last keyframe: a scene ends with one
         name = self.recording.expert.name
         self.log = EpisodeRecorder(scene.name, "drive", name, seed, self.stage.lines, self.stage.around)
 
     def drive(self) -> None:
-        """The whole scene, image for image; what does not end well is Discarded."""
+        """The whole scene, image for image; what does not end well, and is not the student's doing, is Discarded."""
         recording, stage, world = self.recording, self.stage, self.stage.world
-        expert, tracker, history = recording.expert(), PlanTracker(), ClipHistory(self.env.unwrapped.cameras, 1)
+        expert, tracker = recording.expert(), PlanTracker()
+        history = ClipHistory(self.env.unwrapped.cameras, self.student.clip_steps if self.student else 1)
         expert.reset(stage.seed)
+        if self.student:
+            self.student.reset(stage.seed)
         step, ended_by = 0, ""
         while not ended_by:
             observation = self.observation
@@ -189,9 +219,13 @@ class _Take:
             pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
             speed_mps, boxes, cue = float(observation["vehicle"][0]), stage.boxes(now_us), stage.cue()
             if planned:
-                plan = expert.plan(history.clip(*cue), Privileged(world=world))
+                clip = history.clip(*cue)
+                plan = expert.plan(clip, Privileged(world=world))
                 plan.validate(f"{expert.name} {stage.name} step {step}")
-                tracker.follow(plan, pose, now_us, speed_mps)
+                followed = plan
+                if self.student and self.turns.at(step * 0.1):
+                    followed = self.student.plan(clip.resize(*self.student.image_size), NOTHING)
+                tracker.follow(followed, pose, now_us, speed_mps)
                 self._keyframe(boxes)
             else:
                 self.sweeps.append(observation)
@@ -199,12 +233,12 @@ class _Take:
             action = (command.accel_mps2, command.curvature_1pm + self.bursts.at(step * 0.1))
             self.log.frame(now_us, frames.xy_yaw(pose), speed_mps, action, boxes, (), stage.red_lanes(), cue)
             if planned:
-                self.log.plan(plan.time_s, plan.in_world(pose), plan.tokens, plan.reason)
+                self.log.plan(followed.time_s, followed.in_world(pose), followed.tokens, followed.reason)
                 if self.episode.media is not None:
                     drawn = [*stage.lines, *stage.stop_lines()]
-                    self.episode.media.add(history.clip(*cue), plan.in_world(pose), drawn, boxes, plan.reason)
+                    self.episode.media.add(clip, followed.in_world(pose), drawn, boxes, plan.reason)
             if self.notes is not None:
-                self.notes.add(now_us, cue if planned else None, plan.reason if planned else "")
+                self.notes.add(now_us, cue, plan if planned else None)
             self.observations.append({name: value for name, value in observation.items() if name != "images"})
             seen = len(world.events)
             self.observation, _, terminated, truncated, _ = self.env.step(np.array(action))
@@ -214,7 +248,7 @@ class _Take:
             elif recording.keyframes is not None and step == recording.keyframes * REPLAN_EVERY:
                 ended_by = CUT
         broken = [event.kind for event in world.events if event.kind != "route_completed" and event.fault == "ego"]
-        if broken or ended_by not in (CUT, "route_completed"):
+        if not self.student and (broken or ended_by not in (CUT, "route_completed")):
             raise Discarded(broken[0] if broken else ended_by)
         self.episode.log = self.log.finish(ended_by)
 
@@ -260,15 +294,15 @@ class _Notes:
         self._signals = stage.signals()
         self._lights: list[tuple[int, str]] = []
         self._cues: list[tuple[int, tuple[str, str]]] = []
-        self._reasons: list[tuple[int, str]] = []
+        self._plans: list[tuple[int, Plan]] = []
 
-    def add(self, now_us: int, cue: tuple[str, str] | None, reason: str) -> None:
-        """An instant; with what the route asks for, and why, where a plan was made."""
+    def add(self, now_us: int, cue: tuple[str, str], plan: Plan | None) -> None:
+        """An instant, with what the route asks for, and the expert's plan where it made one."""
         lights = "".join(self._stage.world.lights[s.light][s.index] for s in self._signals)
         if not self._lights or self._lights[-1][1] != lights:
             self._lights.append((now_us, lights))
-        if cue is not None:
-            self._reasons.append((now_us, reason))
+        if plan is not None:
+            self._plans.append((now_us, plan))
             if not self._cues or self._cues[-1][1] != cue:
                 self._cues.append((now_us, cue))
 
@@ -295,8 +329,10 @@ class _Notes:
             cue_time_us=times(self._cues),
             commands=tuple(command for _, (command, _) in self._cues),
             instructions=tuple(instruction for _, (_, instruction) in self._cues),
-            reason_time_us=times(self._reasons),
-            reasons=tuple(reason for _, reason in self._reasons),
+            plan_time_us=times(self._plans),
+            reasons=tuple(plan.reason for _, plan in self._plans),
+            plan_after_s=PLAN_TIME_S,
+            plans=np.stack([plan.xyyaw_in_ego for _, plan in self._plans]),
             event_time_us=times(events),
             events=tuple(event for _, event in events),
         )

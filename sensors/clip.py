@@ -114,6 +114,13 @@ class Clip:
         names = ("images", "image_mask", "time_us", "T_world_from_ego")
         return replace(self, **{name: getattr(self, name)[self.steps - steps :] for name in names})
 
+    def resize(self, width: int, height: int) -> "Clip":
+        """The clip with images of another size, and the cameras that would have taken them."""
+        images = np.zeros((*self.images.shape[:2], height, width, 3), np.uint8)
+        for t, n in np.argwhere(self.image_mask):
+            images[t, n] = self.cameras[n].resize(width, height, self.images[t, n])[0]
+        return replace(self, cameras=tuple(c.resize(width, height)[1] for c in self.cameras), images=images)
+
     def with_masked(self, mask: np.ndarray) -> "Clip":
         """The clip with the images where bool [T, N] `mask` is True taken away (zeros, image_mask False)."""
         images = self.images.copy()

@@ -43,7 +43,9 @@ class SceneExtension:
     signals_xyyaw    float64 [S, 3]  where each signal stands and the way those drive who look at it
     lights_time_us   int64 [L];  lights: L strings of S letters: r red, u red and amber, y amber, g G green, "" unknown
     cue_time_us      int64 [C];  commands: one of ROUTE_COMMANDS each; instructions: in words
-    reason_time_us   int64 [Q];  reasons: why the expert's plan of that instant is as it is
+    plan_time_us     int64 [Q];  reasons: why the expert's plan of that instant is as it is
+    plans            float64 [Q, K, 3]  the plan: x, y, yaw in the ego frame of its instant, plan_after_s [K] later;
+                     not what was driven where noise, or somebody else, was at the wheel
     event_time_us    int64 [E];  events: E tuples (kind, with whom, fault)
     """
 
@@ -61,8 +63,10 @@ class SceneExtension:
     cue_time_us: np.ndarray
     commands: tuple[str, ...]
     instructions: tuple[str, ...]
-    reason_time_us: np.ndarray
+    plan_time_us: np.ndarray
     reasons: tuple[str, ...]
+    plan_after_s: np.ndarray
+    plans: np.ndarray
     event_time_us: np.ndarray
     events: tuple[tuple[str, str, str], ...]
 
@@ -78,8 +82,13 @@ class SceneExtension:
 
     def reason_at(self, time_us: int) -> str:
         """Why the latest plan made at or before an instant is as it is; "" before the first."""
-        k = int(np.searchsorted(self.reason_time_us, time_us, side="right")) - 1
+        k = int(np.searchsorted(self.plan_time_us, time_us, side="right")) - 1
         return self.reasons[k] if k >= 0 else ""
+
+    def plan_at(self, time_us: int) -> np.ndarray | None:
+        """The expert's plan [K, 3] of exactly this instant; None where it made none then."""
+        k = int(np.searchsorted(self.plan_time_us, time_us))
+        return self.plans[k] if k < len(self.plan_time_us) and self.plan_time_us[k] == time_us else None
 
     def validate(self, where: object = "extension") -> "SceneExtension":
         """Self, or an InputError that names the first bad field."""
@@ -94,7 +103,7 @@ class SceneExtension:
         for times, *columns in (
             ("lights_time_us", "lights"),
             ("cue_time_us", "commands", "instructions"),
-            ("reason_time_us", "reasons"),
+            ("plan_time_us", "reasons", "plans"),
             ("event_time_us", "events"),
         ):
             time_us = getattr(self, times)
@@ -103,6 +112,9 @@ class SceneExtension:
             for name in columns:
                 if len(getattr(self, name)) != len(time_us):
                     raise InputError(where, name, f"{len(getattr(self, name))} rows", f"{len(time_us)} as in {times}")
+        shape = (len(self.plan_time_us), len(self.plan_after_s), 3)
+        if self.plans.shape != shape or not np.isfinite(self.plans).all():
+            raise InputError(where, "plans", f"shape {self.plans.shape}", f"finite numbers {shape}")
         unknown = sorted(set(self.commands) - set(ROUTE_COMMANDS))
         if unknown:
             raise InputError(where, "commands", unknown[0], f"one of {', '.join(ROUTE_COMMANDS)}")
@@ -128,6 +140,8 @@ def read_extension(dataroot: Path, scene: str) -> SceneExtension | None:
         made = {field.name: values[field.name] for field in fields(SceneExtension)}
         for name in ("route_m", "signals_xyyaw"):
             made[name] = np.array(made[name], np.float64).reshape(-1, 2 if name == "route_m" else 3)
+        made["plan_after_s"] = np.array(made["plan_after_s"], np.float64)
+        made["plans"] = np.array(made["plans"], np.float64).reshape(len(made["plans"]), -1, 3)
         for name in (name for name in made if name.endswith("time_us")):
             made[name] = np.array(made[name], np.int64)
         made["lanes"] = tuple(_lane(row) for row in made["lanes"])

@@ -185,7 +185,9 @@ def test_a_town_scene_is_whole_and_knows_more_than_nuscenes(town_dataroot):
     extension = source.extension("scene-0001")
     assert (extension.scenario, extension.town, extension.weather) == ("hazard-cut-in/0", "grid", "clear")
     times_us = source.frame_times_us("scene-0001")
-    np.testing.assert_array_equal(extension.reason_time_us, times_us)
+    np.testing.assert_array_equal(extension.plan_time_us, times_us)
+    assert extension.plan_at(times_us[3]).shape == (8, 3)
+    assert extension.plan_at(times_us[3] + 1) is None
     assert all(":" in reason for reason in extension.reasons)
     clips = [source.clip("scene-0001", k) for k in range(0, count, 10)]
     assert len({clip.instruction for clip in clips}) > 1

@@ -32,8 +32,10 @@ def extension():
         cue_time_us=np.array([START_US, START_US + 500_000]),
         commands=("follow", "left"),
         instructions=("Follow the road to your destination.", "Now, turn left at the traffic lights."),
-        reason_time_us=START_US + np.arange(3) * 500_000,
+        plan_time_us=START_US + np.arange(3) * 500_000,
         reasons=("drive: free road", "stop: red light, 12 m", "drive: free road"),
+        plan_after_s=np.array([0.5, 1.0]),
+        plans=np.arange(18.0).reshape(3, 2, 3) / 8,
         event_time_us=np.array([START_US + 900_000]),
         events=(("collision", "vehicle-001", "other"),),
     )
