@@ -1,28 +1,33 @@
-"""Training examples: clips of recorded scenes with the action tokens that reproduce their future."""
+"""Training examples: clips of recorded scenes with the action tokens of what the expert meant to do there.
+
+Where a scene's extension holds the expert's plan of a keyframe, that is the example's plan: it knows only what could be
+seen then, and it is right also where a student or noise was at the wheel. Elsewhere it is what was driven.
+"""
+
+from collections import Counter
 
 import numpy as np
 
-from policies.transforms import future_in_ego, reaches, speed_at_now
-from sensors.augment import drop_cameras, mirror, mirror_future, photometric
-from sensors.clip import Clip, Future
+from policies.transforms import future_in_ego, looked_at, reaches, speed_at_now
+from sensors.augment import drop_cameras, mirror, mirror_poses, photometric
+from sensors.clip import Clip
 from sensors.errors import InputError
-from sensors.source import Source
+from sensors.nuscenes_source import NuscenesSource
 from vla.action_tokens import ActionTokenizer
+from vla.config import ModelConfig
+
+STANDS_MPS = 0.3
 
 
 class TrainingSet:
-    """Indexable pairs (clip, action tokens int64 [2K]) over the frames of `scenes` with a full plan ahead of them."""
+    """Indexable pairs (clip, action tokens int64 [2K]) over the frames of `scenes` for which there is a whole plan."""
 
-    def __init__(self, source: Source, scenes: tuple[str, ...], tokenizer: ActionTokenizer):
-        self._source, self._tokenizer = source, tokenizer
+    def __init__(self, source: NuscenesSource, scenes: tuple[str, ...], tokenizer: ActionTokenizer, model: ModelConfig):
+        self._source, self._tokenizer, self._model = source, tokenizer, model
         self.time_s = tokenizer.dt_s * np.arange(1, tokenizer.steps + 1)
-        horizon_s = float(self.time_s[-1])
-        self._items = []
-        for scene in scenes:
-            times_us = source.frame_times_us(scene)
-            self._items += [(scene, k) for k, now in enumerate(times_us) if reaches(now, times_us, horizon_s)]
+        self._items = [(scene, k) for scene in scenes for k in self._planned(scene)]
         if not self._items:
-            expected = f"at least one frame with {horizon_s:g} s of future"
+            expected = f"at least one frame with {self.time_s[-1]:g} s of future"
             raise InputError(source.name, "scenes", f"{len(scenes)} scenes without one", expected)
 
     def __len__(self) -> int:
@@ -30,22 +35,56 @@ class TrainingSet:
 
     def __getitem__(self, index: int) -> tuple[Clip, np.ndarray]:
         """The example as it was recorded."""
-        clip, future = self.recorded(index)
-        return clip, self._tokens(clip, future)
+        clip, driven = self.recorded(index)
+        return clip, self._tokens(clip, driven)
 
     def varied(
         self, index: int, rng: np.random.Generator, mirror_share: float, camera_dropout: float
     ) -> tuple[Clip, np.ndarray]:
         """The example in another light, mirrored and without some of its cameras at these shares."""
-        clip, future = self.recorded(index)
+        clip, driven = self.recorded(index)
         if rng.random() < mirror_share:
-            clip, future = mirror(clip), mirror_future(future)
-        return drop_cameras(photometric(clip, rng), rng, camera_dropout), self._tokens(clip, future)
+            clip, driven = mirror(clip), mirror_poses(driven)
+        return drop_cameras(photometric(clip, rng), rng, camera_dropout), self._tokens(clip, driven)
 
-    def recorded(self, index: int) -> tuple[Clip, Future]:
+    def recorded(self, index: int) -> tuple[Clip, np.ndarray]:
+        """(clip as the model looks at it, what is to be driven: x, y, yaw [K, 3] in its ego frame at `time_s`)."""
         scene, frame = self._items[index]
-        return self._source.clip(scene, frame), self._source.future(scene, frame)
+        clip, extension = looked_at(self._source.clip(scene, frame), self._model), self._source.extension(scene)
+        planned = extension.plan_at(clip.now_us) if extension is not None else None
+        if planned is None:
+            return clip, future_in_ego(clip, self._source.future(scene, frame), self.time_s)
+        return clip, planned
 
-    def _tokens(self, clip: Clip, future: Future) -> np.ndarray:
-        driven = future_in_ego(clip, future, self.time_s)
+    def chances(self, balance: float) -> np.ndarray:
+        """How often each example is to be drawn [examples], sum 1: its situation, n examples strong, in proportion to
+        n ** (1 - balance). 0: as recorded; 1: every situation as often as any other.
+
+        A situation is what the route asks for, why the expert does what it does, and whether the car stands.
+        """
+        situations = [self._situation(*item) for item in self._items]
+        strong = Counter(situations)
+        chances = np.array([strong[situation] ** -balance for situation in situations])
+        return chances / chances.sum()
+
+    def _planned(self, scene: str) -> list[int]:
+        """Frames of a scene for which there is a whole plan."""
+        times_us, extension = self._source.frame_times_us(scene), self._source.extension(scene)
+        horizon_s = float(self.time_s[-1])
+        known = set() if extension is None else set(extension.plan_time_us.tolist())
+        if known and not np.array_equal(extension.plan_after_s, self.time_s):
+            came, expected = extension.plan_after_s.tolist(), self.time_s.tolist()
+            raise InputError(
+                f"{self._source.name} {scene}", "plan_after_s", came, expected, "Change model.plan_steps, plan_dt_s."
+            )
+        return [k for k, now in enumerate(times_us) if now in known or reaches(now, times_us, horizon_s)]
+
+    def _situation(self, scene: str, frame: int) -> tuple[str, str, bool]:
+        now_us, extension = int(self._source.frame_times_us(scene)[frame]), self._source.extension(scene)
+        stands = self._source.vehicle(scene, now_us).speed_mps < STANDS_MPS
+        if extension is None:
+            return "", "", stands
+        return extension.cue_at(now_us)[0], extension.reason_at(now_us).partition(",")[0], stands
+
+    def _tokens(self, clip: Clip, driven: np.ndarray) -> np.ndarray:
         return self._tokenizer.encode(*self._tokenizer.labels(driven, speed_at_now(clip)))

@@ -13,7 +13,7 @@ import torch
 from policies.data import TrainingSet
 from policies.noise import noise_clip
 from policies.train_images import MOST_CHECKED, check_on, images_of
-from policies.transforms import to_batch
+from policies.transforms import image_size, to_batch
 from sensors.collate import Batch
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -90,8 +90,8 @@ def _examples(
     if dataroot is None:
         batch = to_batch([noise_clip(c, seed) for seed in range(CLIPS)], c, reads)
         return batch, model.decode(batch).tokens.clone()
-    source = NuscenesSource(str(dataroot), version, steps=c.steps, image_size=(c.image_width, c.image_height))
-    examples = TrainingSet(source, source.scenes, ActionTokenizer(c))
+    source = NuscenesSource(str(dataroot), version, steps=c.steps, image_size=image_size(c))
+    examples = TrainingSet(source, source.scenes, ActionTokenizer(c), c)
     chosen = np.unique(np.linspace(0, len(examples) - 1, CLIPS).round().astype(int))
     clips, tokens = zip(*(examples[int(k)] for k in chosen), strict=True)
     return to_batch(clips, c, reads), torch.from_numpy(np.stack(tokens))

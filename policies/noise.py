@@ -14,7 +14,7 @@ STEP_US, SPEED_MPS = 500_000, 8.0
 
 def noise_clip(config: ModelConfig, seed: int) -> Clip:
     """A valid clip of the config's shapes: the car drives straight ahead at SPEED_MPS."""
-    rng, N, T = np.random.default_rng(seed), config.cameras, config.steps
+    rng, N, T = np.random.default_rng(seed), config.cameras - config.fovea, config.steps
     width, height, now_us = config.image_width, config.image_height, STEP_US * T
     K = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1.0]])
     mounted = matrix(np.array([0.5, 0, 1.5]), OPTICAL)

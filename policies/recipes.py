@@ -25,12 +25,14 @@ class DataConfig:
     """dataroot and version as the official devkit takes them; val_scenes: the last so many are held out.
 
     image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, or a loss asks for.
+    balance: 0 .. 1, how far rare situations are drawn more often than they were recorded, see TrainingSet.chances.
     """
 
     dataroot: str
     version: str = "v1.0-mini"
     val_scenes: int = 1
     image_tokenizer: str = ""
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Recipe:
             if getattr(self.train, key) not in allowed:
                 raise unknown_name(where, f"train.{key}", getattr(self.train, key), allowed)
         _check_training(self.train, self.data, where)
+        if not 0 <= self.data.balance <= 1:
+            raise InputError(where, "data.balance", self.data.balance, "a number in [0, 1]")
         for key in ("motion_dropout", "camera_dropout", "mirror"):
             if not 0 <= getattr(self.train, key) <= 1:
                 raise InputError(where, f"train.{key}", getattr(self.train, key), "a share in [0, 1]")

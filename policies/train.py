@@ -13,7 +13,7 @@ from policies.recipes import Recipe
 from policies.runs import Run
 from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.training_loop import TrainingLoop, split_scenes
-from policies.transforms import future_in_ego, plan_from_tokens, to_batch
+from policies.transforms import image_size, plan_from_tokens, to_batch
 from policies.vla_policy import tokenizer_beside
 from sensors.clip import Clip
 from sensors.collate import Batch
@@ -33,12 +33,13 @@ class Trainer(TrainingLoop):
     """Model, optimizer and data of one recipe; `run` trains to the recipe's last step."""
 
     def __init__(self, recipe: Recipe, path: Path):
-        size = (recipe.model.image_width, recipe.model.image_height)
-        source = NuscenesSource(recipe.data.dataroot, recipe.data.version, steps=recipe.model.steps, image_size=size)
-        learned, held_out = split_scenes(source.scenes, recipe.data)
+        size, data = image_size(recipe.model), recipe.data
+        source = NuscenesSource(data.dataroot, data.version, steps=recipe.model.steps, image_size=size)
+        learned, held_out = split_scenes(source.scenes, data)
         self.tokenizer = ActionTokenizer(recipe.model)
-        self.train_set = TrainingSet(source, learned, self.tokenizer)
-        self.val_set = TrainingSet(source, held_out, self.tokenizer)
+        self.train_set = TrainingSet(source, learned, self.tokenizer, recipe.model)
+        self.val_set = TrainingSet(source, held_out, self.tokenizer, recipe.model)
+        self.chances = np.cumsum(self.train_set.chances(data.balance)) if data.balance else None
         self.codes = _image_tokenizer(recipe, source, learned) if recipe.data.image_tokenizer else None
         self.auxiliary, self.device = None, torch.device(recipe.train.device)
         if recipe.losses.any:
@@ -69,7 +70,7 @@ class Trainer(TrainingLoop):
                 losses += [loss.item()] * len(clips)
                 decoded = self.model.decode(batch).tokens.cpu().numpy()
                 for k, clip, row in zip(chosen, clips, decoded, strict=True):
-                    truth = future_in_ego(clip, self.val_set.recorded(k)[1], self.val_set.time_s)
+                    truth = self.val_set.recorded(k)[1]
                     plan = plan_from_tokens(row, clip, self.tokenizer).xyyaw_in_ego
                     errors.append(np.linalg.norm((plan - truth)[:, :2], axis=1))
         within = self.val_set.time_s <= 3.0
@@ -105,6 +106,13 @@ class Trainer(TrainingLoop):
     def _batch(self, clips: Sequence[Clip]) -> Batch:
         batch = to_batch(clips, self.recipe.model).to(self.device)
         return batch if self.codes is None else with_codes(batch, self.codes)
+
+    def _indices(self) -> list[int]:
+        """Examples of this step: in shuffled epochs, or drawn by their chances."""
+        if self.chances is None:
+            return super()._indices()
+        draws = np.random.default_rng([self.recipe.seed, self.step, 2]).random(self.recipe.train.batch_size)
+        return np.searchsorted(self.chances, draws).clip(max=self.examples - 1).tolist()
 
     def _hide_motion(self, batch: Batch) -> Batch:
         """The batch with `motion_dropout` of its clips told only their speed of their motion, by (seed, step)."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from policies.protocol import Plan
 from sensors import frames
-from sensors.clip import Clip, Future
+from sensors.clip import FOVEA, Clip, Future
 from sensors.collate import Batch, collate
 from vla.action_tokens import ActionTokenizer, integrate
 from vla.config import ModelConfig
@@ -18,8 +18,23 @@ from vla.image_tokens import ImageTokenizer
 MIN_SPAN_S = 0.02  # a shorter base than this makes a speed of pose noise
 
 
+def looked_at(clip: Clip, config: ModelConfig) -> Clip:
+    """The clip with images as the model of this config takes them: their size, and the fovea if it has none yet."""
+    size = config.image_width, config.image_height
+    if not config.fovea or clip.cameras[-1].name.endswith(FOVEA):
+        return clip.resize(*size)
+    return clip.with_fovea(*size)
+
+
+def image_size(config: ModelConfig) -> tuple[int, int]:
+    """(width, height) of images that hold all that `looked_at` can show."""
+    scale = 2 if config.fovea else 1
+    return scale * config.image_width, scale * config.image_height
+
+
 def to_batch(clips: Sequence[Clip], config: ModelConfig, codes: ImageTokenizer | None = None) -> Batch:
     """The clips as the model of this config takes them; codes: the tokenizer, where the model reads codes."""
+    clips = [looked_at(clip, config) for clip in clips]
     batch = collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz)
     return batch if codes is None else with_codes(batch, codes)
 

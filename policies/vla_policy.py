@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from policies.protocol import Plan, Privileged
-from policies.transforms import plan_from_tokens, to_batch
+from policies.transforms import image_size, plan_from_tokens, to_batch
 from sensors.clip import Clip
 from sensors.errors import InputError
 from vla.action_tokens import ActionTokenizer
@@ -41,7 +41,7 @@ class VlaPolicy:
             self._codes = load_image_tokenizer(tokenizer_beside(checkpoint)).model.to(device)
         self._tokenizer = ActionTokenizer(self.config)
         self.clip_steps = self.config.steps
-        self.image_size = (self.config.image_width, self.config.image_height)
+        self.image_size = image_size(self.config)
         self.needs_images = not allow_blind
 
     def reset(self, seed: int) -> None:

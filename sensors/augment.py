@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from sensors.camera import Camera
-from sensors.clip import Clip, Future, VehicleState
+from sensors.clip import Clip, VehicleState
 from sensors.imu import ImuWindow
 
 SIDES = (("left", "right"), ("LEFT", "RIGHT"))
@@ -36,14 +36,9 @@ def mirror(clip: Clip) -> Clip:
     )
 
 
-def mirror_future(future: Future) -> Future:
-    """The future that belongs to the mirrored clip (a box's own left and right do not matter)."""
-    boxes = replace(
-        future.boxes_now,
-        T_world_from_box=MIRROR_EGO @ future.boxes_now.T_world_from_box @ MIRROR_EGO,
-        velocity_in_world_mps=future.boxes_now.velocity_in_world_mps * (1, -1),
-    )
-    return Future(future.time_us, MIRROR_EGO @ future.T_world_from_ego @ MIRROR_EGO, boxes)
+def mirror_poses(xyyaw_in_ego: np.ndarray) -> np.ndarray:
+    """Poses x, y, yaw [K, 3] in the ego frame, as they belong to the mirrored clip."""
+    return xyyaw_in_ego * (1.0, -1.0, -1.0)
 
 
 def photometric(clip: Clip, rng: np.random.Generator) -> Clip:

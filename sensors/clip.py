@@ -34,6 +34,10 @@ class VehicleState:
     steering_rad: float = float("nan")
 
 
+FOVEA = "_FOVEA"  # ends the name of the camera that `Clip.with_fovea` adds
+OF_CAMERA = ("image_mask", "time_us", "T_world_from_ego")  # fields of Clip with a column a camera, but for the images
+
+
 @dataclass(frozen=True)
 class Clip:
     """Six-camera video with pose and time, IMU, vehicle state, command and instruction, up to `now_us`.
@@ -116,10 +120,30 @@ class Clip:
 
     def resize(self, width: int, height: int) -> "Clip":
         """The clip with images of another size, and the cameras that would have taken them."""
+        if all((camera.width, camera.height) == (width, height) for camera in self.cameras):
+            return self
         images = np.zeros((*self.images.shape[:2], height, width, 3), np.uint8)
         for t, n in np.argwhere(self.image_mask):
             images[t, n] = self.cameras[n].resize(width, height, self.images[t, n])[0]
         return replace(self, cameras=tuple(c.resize(width, height)[1] for c in self.cameras), images=images)
+
+    def with_fovea(self, width: int, height: int) -> "Clip":
+        """The clip resized, and the middle of what the first camera sees at twice the scale as one more camera.
+
+        A car far ahead or the lamp of a traffic light is a pixel of a small image; this one doubles them where they
+        matter, from the pixels that the camera has.
+        """
+        first, (W, H) = self.cameras[0], (self.cameras[0].width, self.cameras[0].height)
+        window = (W // 4, H // 4, W - 2 * (W // 4), H - 2 * (H // 4))
+        camera = replace(first.crop(*window)[1].resize(width, height)[1], name=f"{first.name}{FOVEA}")
+        images = np.zeros((self.steps, 1, height, width, 3), np.uint8)
+        for t in np.flatnonzero(self.image_mask[:, 0]):
+            image, cropped = first.crop(*window, self.images[t, 0])
+            images[t, 0] = cropped.resize(width, height, image)[0]
+        small = self.resize(width, height)
+        added = {name: np.concatenate([getattr(self, name), getattr(self, name)[:, :1]], axis=1) for name in OF_CAMERA}
+        images = np.concatenate([small.images, images], axis=1)
+        return replace(small, cameras=(*small.cameras, camera), images=images, **added)
 
     def with_masked(self, mask: np.ndarray) -> "Clip":
         """The clip with the images where bool [T, N] `mask` is True taken away (zeros, image_mask False)."""

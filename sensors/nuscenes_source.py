@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from sensors.camera import Camera
-from sensors.clip import Clip, Future
+from sensors.clip import Clip, Future, VehicleState
 from sensors.errors import InputError
 from sensors.nuscenes_can import Bus, read_bus
 from sensors.nuscenes_extension import SceneExtension, read_extension
@@ -122,6 +122,10 @@ class NuscenesSource:
     def extension(self, scene: str) -> SceneExtension | None:
         """What a simulated scene knows beyond nuScenes' tables; None for any other."""
         return self._extensions.get(scene, lambda: read_extension(self.index.dataroot, scene))
+
+    def vehicle(self, scene: str, now_us: int) -> VehicleState:
+        """What the bus says of the car at an instant, NaN where it is silent."""
+        return self._bus(scene).vehicle_at(now_us)
 
     def _keyframe(self, scene: str, frame: int) -> Keyframe:
         if scene not in self._cameras:

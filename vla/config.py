@@ -98,7 +98,8 @@ class ModelConfig(BackboneConfig):
     """Shapes of the model around its backbone; the defaults are `tiny`, which trains and drives on two CPU cores.
 
     image_width, image_height, patch_px   every camera, px; a patch is a square of patch_px
-    cameras, steps                        N and T of the clip
+    cameras, steps                        N and T of the clip; fovea: one of the cameras is the middle of the first at
+                                          twice its scale, see `sensors.clip.Clip.with_fovea`
     image_input                           "patches" of pixels, "codes" of an image tokenizer, or "both"
     code_px                               px that a code stands for; image_codes says how many there are
     encoder_*                             local encoder (within one image) and fusion (into scene tokens), one width
@@ -127,6 +128,7 @@ class ModelConfig(BackboneConfig):
     image_height: int = 96
     patch_px: int = 16
     cameras: int = 6
+    fovea: bool = False
     steps: int = 2
     image_input: str = "patches"
     code_px: int = 8
@@ -214,7 +216,8 @@ class ModelConfig(BackboneConfig):
         super().validate(where)
         for name in ("image_width", "image_height"):
             self._divides(where, "patch_px", self.patch_px, name)
-        self._divides(where, "sub-patch 4", 4, "patch_px")
+        if self.patch_px.bit_count() != 1 or self.patch_px < 4:
+            raise InputError(where, "patch_px", self.patch_px, "a power of 2, at least 4")
         self._divides(where, "encoder_heads", self.encoder_heads, "encoder_width")
         self._divides(where, "imu_tokens", self.imu_tokens, "imu_samples")
         self._check_encoder(where)

@@ -8,6 +8,7 @@ so the scene tokens of a past step never change when a new step arrives. Letters
 S scene tokens per step, D encoder width, I images that cameras delivered, h w rows and columns of an image's codes.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -31,7 +32,7 @@ from vla.projectors import (
     Unshuffle,
 )
 
-SUB_PATCH = 4  # px; the stem looks at squares of this side first, then at the whole patch
+STEM_FEATURES = 8  # at least so many after each halving of an image
 PATCH_ROPE_BASE = 100.0  # grids are a few dozen patches wide
 UNSHUFFLED = 2  # an image projector that makes fewer tokens leaves one for each square of this side
 
@@ -54,23 +55,24 @@ def with_codes(batch: Batch, tokenizer: ImageTokenizer) -> CodedBatch:
     return CodedBatch(**{field.name: getattr(batch, field.name) for field in fields(batch)}, codes=codes)
 
 
-class PatchStem(nn.Module):
-    """images uint8 [I, H, W, 3] to [I, P, D]: squares of 4 px to vectors, then a patch's squares to one."""
+class ConvStem(nn.Module):
+    """images uint8 [I, H, W, 3] to [I, P, D]: convolutions that each halve the image, down to one vector a patch.
+
+    A lamp is a spot of a few pixels anywhere in a patch: convolutions find it wherever it lies (Xiao et al. 2021).
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.patch_px, self.side = config.patch_px, config.patch_px // SUB_PATCH
-        hidden = config.encoder_width // 4
-        self.square = nn.Linear(SUB_PATCH * SUB_PATCH * 3, hidden)
-        self.patch = nn.Linear(self.side * self.side * hidden, config.encoder_width)
+        width, halvings = config.encoder_width, config.patch_px.bit_length() - 1
+        features = [3, *(max(width >> k, STEM_FEATURES) for k in range(halvings - 1, -1, -1))]
+        features[1] //= 2 if halvings > 2 else 1
+        self.halvings = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(features))
 
     def forward(self, images: Tensor) -> Tensor:
-        I, H, W, _ = images.shape
-        rows, columns, side = H // self.patch_px, W // self.patch_px, self.side
-        squares = images.reshape(I, rows, side, SUB_PATCH, columns, side, SUB_PATCH, 3)
-        squares = squares.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, SUB_PATCH * SUB_PATCH * 3)
-        x = nn.functional.silu(self.square(squares.to(self.square.weight.dtype) / 127.5 - 1.0))
-        return self.patch(x.view(I, rows * columns, -1))
+        x = images.permute(0, 3, 1, 2).to(self.halvings[0].weight.dtype) / 127.5 - 1.0
+        for halve in self.halvings[:-1]:
+            x = nn.functional.silu(halve(x))
+        return self.halvings[-1](x).flatten(2).transpose(1, 2)
 
 
 class CodeStem(nn.Module):
@@ -177,7 +179,7 @@ class SceneEncoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         c, width, heads, hidden = config, config.encoder_width, config.encoder_heads, config.encoder_hidden
-        self.stem = PatchStem(c) if c.image_input != "codes" else None
+        self.stem = ConvStem(c) if c.image_input != "codes" else None
         self.code_stem = CodeStem(c) if c.image_input != "patches" else None
         self.ray, self.time = RayEmbedding(width), TimeEmbedding(width)
         self.content_norm = nn.RMSNorm(width, eps=1e-6)  # or the ray would drown what is seen along it

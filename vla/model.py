@@ -102,7 +102,8 @@ class DrivingModel(nn.Module):
             elif parts[-1] == "bias":
                 parameter.zero_()
             elif not parameter.is_meta:
-                std = 0.1 if any(part in TOKENS for part in parts) else parameter.shape[-1] ** -0.5
+                inputs = parameter[0].numel() if parameter.ndim == 4 else parameter.shape[-1]  # 4: a convolution
+                std = 0.1 if any(part in TOKENS for part in parts) else inputs**-0.5
                 std *= next((gain for ending, gain in GAINS if name.endswith(ending)), 1.0)
                 if parts[1] in ("backbone", "head") and (parts[-1] == "down" or parts[-2] in ("down", "out", "head")):
                     std *= depth

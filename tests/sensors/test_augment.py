@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from sensors import frames
-from sensors.augment import drop_cameras, mirror, mirror_future, photometric
+from sensors.augment import MIRROR_EGO, drop_cameras, mirror, mirror_poses, photometric
 from sensors.camera import Camera
-from sensors.clip import Boxes, Clip, Future, VehicleState
+from sensors.clip import Clip, VehicleState
 from sensors.imu import ImuWindow
 
 OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -84,17 +84,12 @@ def test_a_mirrored_point_is_seen_at_the_mirrored_pixel(n):
     np.testing.assert_array_equal(mirrored.images[:, n, :, 31 - 7], clip.images[:, n, :, 7])
 
 
-def test_the_mirrored_future_is_the_future_of_the_mirrored_clip():
+def test_mirrored_poses_are_those_of_the_mirrored_clip():
     clip = some_clip(np.random.default_rng(2))
     ahead = frames.matrix_from_xy_yaw(np.array([2.0, 4.0]), np.array([0.5, 1.5]), np.array([0.2, 0.4]))
-    pose = frames.matrix_from_xy_yaw(9.0, 3.0, 0.3)[None]
-    boxes = Boxes(("a",), ("vehicle.car",), pose, np.ones((1, 3)), np.array([[1.0, 2.0]]))
-    future = Future(clip.now_us + np.array([500_000, 1_000_000]), clip.T_world_from_ego_now @ ahead, boxes)
-    mirrored, mirrored_clip = mirror_future(future), mirror(clip)
-    seen = frames.xy_yaw(frames.inverse(mirrored_clip.T_world_from_ego_now) @ mirrored.T_world_from_ego)
-    np.testing.assert_allclose(seen, frames.xy_yaw(ahead) * (1, -1, -1), atol=1e-12)
-    np.testing.assert_allclose(frames.xy_yaw(mirrored.boxes_now.T_world_from_box), [[9.0, -3.0, -0.3]], atol=1e-12)
-    np.testing.assert_array_equal(mirrored.boxes_now.velocity_in_world_mps, [[1.0, -2.0]])
+    in_world = MIRROR_EGO @ (clip.T_world_from_ego_now @ ahead) @ MIRROR_EGO
+    seen = frames.xy_yaw(frames.inverse(mirror(clip).T_world_from_ego_now) @ in_world)
+    np.testing.assert_allclose(seen, mirror_poses(frames.xy_yaw(ahead)), atol=1e-12)
 
 
 def test_photometric_is_an_affine_map_of_each_camera_and_leaves_masked_images_black():
