@@ -15,6 +15,7 @@ from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.training_loop import TrainingLoop, split_scenes
 from policies.transforms import image_size, plan_from_tokens, to_batch
 from policies.vla_policy import tokenizer_beside
+from policies.workers import companions
 from sensors.clip import Clip
 from sensors.collate import Batch
 from sensors.nuscenes_source import NuscenesSource
@@ -26,13 +27,14 @@ from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer
 from vla.model import DrivingModel
 from vla.moe import CollapseMonitor
+from vla.parallel import Replicas
 from vla.precision import compute_dtype, use_precision
 
 
 class Trainer(TrainingLoop):
     """Model, optimizer and data of one recipe; `run` trains to the recipe's last step."""
 
-    def __init__(self, recipe: Recipe, path: Path):
+    def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None):
         size, data = image_size(recipe.model), recipe.data
         source = NuscenesSource(data.dataroot, data.version, steps=recipe.model.steps, image_size=size)
         learned, held_out = split_scenes(source.scenes, data)
@@ -46,7 +48,7 @@ class Trainer(TrainingLoop):
             images = self.codes.config if recipe.losses.codes else None
             self.auxiliary = AuxiliaryLosses(recipe.losses, recipe.model, images, recipe.seed).to(self.device)
         model = DrivingModel(recipe.model, recipe.seed).to(self.device)
-        super().__init__(recipe, path, model, len(self.train_set), self.auxiliary)
+        super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
         self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.monitor = CollapseMonitor(recipe.model)
@@ -78,30 +80,43 @@ class Trainer(TrainingLoop):
         return {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
 
     def _one_step(self) -> dict:
-        config, start = self.recipe.train, time.perf_counter()
-        rng = np.random.default_rng([self.recipe.seed, self.step, 0])
-        examples = [self.train_set.varied(k, rng, config.mirror, config.camera_dropout) for k in self._indices()]
-        clips, tokens = zip(*examples, strict=True)
+        start = time.perf_counter()
+        clips, tokens = zip(*(self._example(*at) for at in self._share()), strict=True)
         batch, tokens = self._hide_motion(self._batch(clips)), torch.from_numpy(np.stack(tokens)).to(self.device)
         loaded = time.perf_counter()
         dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype.name == "bf16"):
             loss, scalars = self.model.loss(batch, tokens, generator=dropped, auxiliary=self.auxiliary)
         norm = self._descend(loss)
+        self.replicas.total(layer.mlp.load for layer in self.model.backbone.layers if layer.routed)
         loads = self.model.rebalance()
         self.monitor.require_spread(loads, f"{self.path} step {self.step}")
         self.step += 1
         took = time.perf_counter() - start
         return {
             "step": self.step,
-            "loss": loss.item(),
-            **{name: float(value) for name, value in scalars.items()},
+            **self._averaged({"loss": loss.detach(), **scalars}),
             "gradient_norm": norm,
             "busiest_expert": max((float(load.max() / load.mean()) for load in loads.values()), default=1.0),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "step_s": round(took, 4),
             "loader_share": round((loaded - start) / took, 4),
         }
+
+    def _share(self) -> Sequence[tuple[int, int]]:
+        """(place in the batch, example) of what this replica learns from in this step."""
+        return self.replicas.share(list(enumerate(self._indices())))
+
+    def _example(self, place: int, index: int) -> tuple[Clip, np.ndarray]:
+        """One example, varied as its place in the batch of this step has it, whichever replica learns from it."""
+        rng, config = np.random.default_rng([self.recipe.seed, self.step, 0, place]), self.recipe.train
+        return self.train_set.varied(index, rng, config.mirror, config.camera_dropout)
+
+    def _averaged(self, scalars: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Over the replicas."""
+        values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in scalars.values()])
+        self.replicas.average([values])
+        return dict(zip(scalars, values.tolist(), strict=True))
 
     def _batch(self, clips: Sequence[Clip]) -> Batch:
         batch = to_batch(clips, self.recipe.model).to(self.device)
@@ -117,8 +132,8 @@ class Trainer(TrainingLoop):
     def _hide_motion(self, batch: Batch) -> Batch:
         """The batch with `motion_dropout` of its clips told only their speed of their motion, by (seed, step)."""
         rng = np.random.default_rng([self.recipe.seed, self.step, 1])
-        shown = torch.from_numpy(rng.random(len(batch.command_id)) >= self.recipe.train.motion_dropout)[:, None]
-        shown = shown.to(self.device)
+        draws = self.replicas.share(rng.random(self.recipe.train.batch_size))
+        shown = torch.from_numpy(draws >= self.recipe.train.motion_dropout)[:, None].to(self.device)
         speed = torch.arange(batch.vehicle_mask.shape[1], device=self.device) == 0
         last = torch.arange(batch.image_mask.shape[1], device=self.device) == batch.image_mask.shape[1] - 1
         return replace(
@@ -137,17 +152,15 @@ def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[st
     return tokenizer
 
 
-def train(recipe: Recipe, out: Path, progress: bool = True) -> Path:
-    """Train a recipe in a run directory, new or begun, to its last step; returns the path of its report."""
+def train(recipe: Recipe, out: Path, progress: bool = True, workers: int = 1) -> Path:
+    """Train a recipe in a run directory, new or begun, to its last step; returns the path of its report.
+
+    Several workers share each batch; the order of the data does not depend on how many there are.
+    """
     run = Run.create("train", out, recipe.to_dict(), [recipe.seed], resume=True)
-    trainer = Trainer(recipe, out)
+    with companions(workers, _work, recipe, out) as meeting:
+        trainer, records = _train(recipe, out, meeting, 0, workers, progress)
     run.summary["numbers"] = {"precision": asdict(trainer.precision), "dtype": asdict(trainer.dtype)}
-    if progress:
-        for taken in (trainer.precision, trainer.dtype):
-            print(f"{taken.name}: {taken.why}")
-    if trainer.resume():
-        print(f"resuming at step {trainer.step} of {recipe.train.steps}")
-    records = trainer.run(progress)
     run.summary["curves"] = {
         name: [[record["step"], record[name]] for record in records]
         for name in ("loss", "gradient_norm", "learning_rate", "busiest_expert", "loader_share")
@@ -163,3 +176,23 @@ def train(recipe: Recipe, out: Path, progress: bool = True) -> Path:
     run.summary["scenes"] = {"asked": 1, "finished": 1, "failed": 0}
     run.save()
     return write_report(out)
+
+
+def _train(
+    recipe: Recipe, out: Path, meeting: Path, rank: int, workers: int, progress: bool
+) -> tuple[Trainer, list[dict]]:
+    """One replica, from its start or from where the run was interrupted to the last step."""
+    replicas = Replicas.join(rank, workers, meeting) if workers > 1 else Replicas()
+    trainer = Trainer(recipe, out, replicas)
+    if progress:
+        for taken in (trainer.precision, trainer.dtype):
+            print(f"{taken.name}: {taken.why}")
+    if trainer.resume() and progress:
+        print(f"resuming at step {trainer.step} of {recipe.train.steps}")
+    records = trainer.run(progress)
+    replicas.leave()
+    return trainer, records
+
+
+def _work(rank: int, workers: int, meeting: Path, recipe: Recipe, out: Path) -> None:
+    _train(recipe, out, meeting, rank, workers, progress=False)

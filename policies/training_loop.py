@@ -1,4 +1,4 @@
-"""What every training shares: one process, a log of steps, checkpoints, resumed to the bit.
+"""What every training shares: one process or several replicas, a log of steps, checkpoints, resumed to the bit.
 
 A run directory holds `recipe.json`, `train.jsonl` (one line a step), and `checkpoint/`, replaced atomically every
 `train.checkpoint_every` steps. Started again in the same directory with the same recipe, training goes on from there
@@ -8,6 +8,7 @@ and the optimizer's moments are stored exactly.
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from policies.runs import git_commit, package_version, write_json
 from sensors.errors import InputError
 from vla.checkpoint import Loaded, exists, save
 from vla.config import build
+from vla.parallel import Replicas
 
 OPTIMIZER_BETAS = (0.9, 0.95)
 
@@ -39,7 +41,8 @@ class TrainingLoop:
 
     A subclass says what one step is (`_one_step`: trains, raises `step` by one, returns its record) and how its kind of
     checkpoint is read (`_load`); `examples` is how many there are to draw from. `heads`: trained beside the model for
-    the sake of its losses; they are part of the training's state, not of the model that is kept.
+    the sake of its losses; they are part of the training's state, not of the model that is kept. Of several replicas
+    the first one writes.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class TrainingLoop:
         model: nn.Module,
         examples: int,
         heads: nn.Module | None = None,
+        replicas: Replicas | None = None,
     ):
         self.recipe, self.path, self.model, self.examples, self.step = recipe, path, model, examples, 0
+        self.replicas = replicas or Replicas()
         self._heads = {f"heads.{name}": p for name, p in heads.named_parameters()} if heads is not None else {}
         self._trained = dict(model.named_parameters()) | self._heads
         decayed = [p for p in self._trained.values() if p.ndim > 1]
@@ -76,34 +81,37 @@ class TrainingLoop:
         recorded = self.path / "recipe.json"
         if recorded.exists() and build(type(self.recipe), json.loads(recorded.read_text()), recorded) != self.recipe:
             raise InputError(recorded, "recipe", "another recipe", "the one given now", "Use a new --out folder.")
-        write_json(recorded, self.recipe.to_dict())
-        log = self.path / "train.jsonl"
+        log, writes = self.path / "train.jsonl", self.replicas.rank == 0
+        if writes:
+            write_json(recorded, self.recipe.to_dict())
         if not exists(self.checkpoint_path):
-            log.unlink(missing_ok=True)
+            if writes:
+                log.unlink(missing_ok=True)
             return False
         loaded = self._load(self.checkpoint_path)
         self.model.load_state_dict(loaded.model.state_dict())
         self.step = loaded.state["step"]
         self._load_state(loaded.state_tensors)
-        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        log.write_text("".join(lines[: self.step]))  # steps after the checkpoint are done again
+        if writes:
+            lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+            log.write_text("".join(lines[: self.step]))  # steps after the checkpoint are done again
         return True
 
     def run(self, progress: bool = True) -> list[dict]:
         """Train to the last step; the records of all steps, also of those before a resumption."""
-        config = self.recipe.train
+        config, writes = self.recipe.train, self.replicas.rank == 0
         self.model.train()
         bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", desc="train")
-        with (self.path / "train.jsonl").open("a") as log, bar:
+        with (self.path / "train.jsonl" if writes else Path(os.devnull)).open("a") as log, bar:
             while self.step < config.steps:
                 record = self._one_step()
                 log.write(json.dumps(record) + "\n")
                 bar.update()
                 bar.set_postfix(loss=f"{record['loss']:.3f}", loader=f"{record['loader_share']:.0%}")
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                if writes and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
                     log.flush()
                     self.save()
-        return [json.loads(line) for line in (self.path / "train.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.path / "train.jsonl").read_text().splitlines()] if writes else []
 
     def save(self) -> None:
         state = {"step": self.step, "recipe": self.recipe.name, "seed": self.recipe.seed}
@@ -116,6 +124,7 @@ class TrainingLoop:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.replicas.average(p.grad for p in self._trained.values() if p.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self.recipe.train.clip_norm)
         if not torch.isfinite(norm):
             raise InputError(self.path, f"step {self.step}", f"gradient norm {norm}", "finite", "Lower learning_rate.")

@@ -9,9 +9,14 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import threadpoolctl
+import torch
+
+from sensors.errors import InputError
 
 
 @contextmanager
@@ -29,6 +34,55 @@ def processes(count: int) -> Iterator[Executor | None]:
     finally:
         enough.set()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def companions(count: int, work: Callable[..., None], *arguments: object) -> Iterator[Path]:
+    """`work(rank, count, meeting, *arguments)` in count - 1 spawned processes beside this one, which is rank 0.
+
+    Yields `meeting`, a path that all can write. Each has its share of the cores. They end with this process, whatever
+    ends it; one that fails ends the others, and is an InputError that says which.
+    """
+    spawn, share = multiprocessing.get_context("spawn"), max(1, len(os.sched_getaffinity(0)) // count)
+    with TemporaryDirectory() as folder:
+        meeting = Path(folder) / "meeting"
+        others = [
+            spawn.Process(target=_accompany, args=(share, work, rank, count, meeting, *arguments), daemon=True)
+            for rank in range(1, count)
+        ]
+        for other in others:
+            other.start()
+        before = torch.get_num_threads()
+        try:
+            if others:
+                torch.set_num_threads(share)
+            yield meeting
+            for other in others:
+                other.join()
+        except RuntimeError as error:  # of torch.distributed, when one of them is no longer there
+            for other in others:
+                other.join(5.0)
+            dead = [(k + 1, other.exitcode) for k, other in enumerate(others) if other.exitcode]
+            if not dead:
+                raise
+            came = f"ended with exit status {dead[0][1]}: {str(error).splitlines()[0]}"
+            fix = "The same command goes on from the last checkpoint."
+            raise InputError(
+                "--workers", f"worker {dead[0][0]} of {count}", came, "all to work to the end", fix
+            ) from error
+        finally:
+            torch.set_num_threads(before)
+            for other in others:
+                other.terminate()
+
+
+def _accompany(share: int, work: Callable[..., None], rank: int, *arguments: object) -> None:
+    torch.set_num_threads(share)
+    cv2.setNumThreads(1)
+    threadpoolctl.threadpool_limits(1, "blas")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_when, args=(multiprocessing.parent_process().join,), daemon=True).start()
+    work(rank, *arguments)
 
 
 def _begin_process(begun: Synchronized, enough: Event) -> None:

@@ -12,8 +12,10 @@ import torch
 
 from policies.recipes import load_recipe
 from policies.train import Trainer, train
+from policies.workers import companions
 from sensors.errors import InputError
 from vla.checkpoint import load
+from vla.parallel import Replicas
 
 SMALL = [
     "model.image_width=64",
@@ -171,3 +173,45 @@ def test_too_few_scenes_are_refused(course_dataroot, tmp_path):
 def test_scenes_too_short_for_a_plan_are_refused(course_dataroot, tmp_path):
     with pytest.raises(InputError, match="10 s of future"):
         Trainer(small_recipe(course_dataroot, "model.plan_steps=20"), tmp_path)
+
+
+@pytest.mark.timeout(120)
+def test_two_workers_learn_what_one_learns(course_dataroot, tmp_path):
+    recipe = small_recipe(course_dataroot, "train.steps=4", "train.camera_dropout=0.2", "data.balance=0.5")
+    for workers in (1, 2):
+        train(recipe, tmp_path / str(workers), progress=False, workers=workers)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / str(k) / "train.jsonl").read_text().splitlines()] for k in (1, 2)
+    )
+    assert len(one) == len(two) == 4
+    for mine, theirs in zip(one, two, strict=True):
+        for name in ("loss", "loss_action", "gradient_norm", "busiest_expert"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-5), name
+    alone, shared = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-4)
+
+
+def _dies(rank, workers, meeting):
+    Replicas.join(rank, workers, meeting)
+    os._exit(7)
+
+
+def _lives():
+    with companions(2, _dies) as meeting:
+        replicas = Replicas.join(0, 2, meeting)
+        try:
+            replicas.average([torch.ones(3)])
+        finally:
+            replicas.leave()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_dies_is_named():
+    with pytest.raises(InputError, match=r"worker 1 of 2.*exit status 7"):
+        _lives()
+
+
+def test_a_batch_that_workers_cannot_share_is_refused():
+    with pytest.raises(InputError, match="batch_size"):
+        Replicas(0, 3).share([1, 2, 3, 4])
