@@ -120,7 +120,7 @@ class TrajectoryTower(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.first = config.accel_offset
+        self.first = config.action_slots[0].start
         self.tokens = nn.Embedding(config.accel_bins + config.curvature_bins, TOKEN_WIDTH)
         self.hidden = nn.Linear(config.action_tokens * TOKEN_WIDTH, 2 * PAIR_WIDTH)
         self.out = nn.Linear(2 * PAIR_WIDTH, PAIR_WIDTH)

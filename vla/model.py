@@ -238,7 +238,7 @@ class DrivingModel(nn.Module):
             generator,
         )
 
-    def rebalance(self, rate: float = 1e-3) -> dict[int, Tensor]:
+    def rebalance(self, rate: float = 5e-3) -> dict[int, Tensor]:
         """To be called after each optimizer step: moves the routers' biases towards an even load.
 
         Returns the tokens that each expert got since the last call [E], by layer of the backbone.

@@ -225,7 +225,7 @@ class CollapseMonitor:
 
     def __init__(self, config: BackboneConfig, limit: float | None = None, patience: int = 10):
         self.k, even = config.experts_per_token, config.experts_per_token / config.experts
-        self.limit = (1 + even) / 2 if limit is None else limit
+        self.limit = (9 + even) / 10 if limit is None else limit
         self.patience, self._bad = patience, {}
 
     def step(self, loads: dict[int, Tensor]) -> dict[int, float]:
