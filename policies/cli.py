@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    policies = with_baselines(make_policy(options.policy, options.checkpoint, options.mask_cameras))
+    policies = with_baselines(make_policy(options.policy, options.checkpoint, options.best_of, options.mask_cameras))
     scenes = tuple(options.scene) if options.scene else None
     size = policies[0].image_size or options.image_size
     steps = max(policy.clip_steps for policy in policies)

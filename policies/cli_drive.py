@@ -120,7 +120,7 @@ def _drive(options: argparse.Namespace) -> int:
         )
     if options.renderer == "gl":
         open_gl()
-    policies = with_baselines(make_policy(options.policy, options.checkpoint))
+    policies = with_baselines(make_policy(options.policy, options.checkpoint, options.best_of))
     if options.net is not None:  # a network without a route fails before anything is made
         world = TownWorld()
         world.reset(starts[0])

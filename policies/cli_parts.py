@@ -21,6 +21,7 @@ MADE = {made.name: made for made in (TownExpert, PurePursuit, ConstantVelocity, 
 def policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...], default: str | None, words: str) -> None:
     sub.add_argument("--policy", choices=names, default=default, help=f"who drives (default {words})")
     sub.add_argument("--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla")
+    sub.add_argument("--best-of", type=count, default=1, metavar="N", help="vla draws N plans, takes the likeliest")
 
 
 def run_arguments(sub: argparse.ArgumentParser) -> None:
@@ -65,14 +66,16 @@ def between(low: float, high: float, unit: str) -> Callable[[str], float]:
 seconds, hours = between(0.1, 86_400, "seconds"), between(0.001, 10_000, "hours")
 
 
-def make_policy(name: str, checkpoint: Path | None, mask_cameras: bool = False) -> Policy:
+def make_policy(name: str, checkpoint: Path | None, best_of: int = 1, mask_cameras: bool = False) -> Policy:
     """The policy of this name; `vla` needs a checkpoint, the others take none."""
     if name == "vla":
         if checkpoint is None:
             raise InputError("--policy vla", "--checkpoint", "nothing", "a checkpoint folder", "vla train writes one.")
-        return VlaPolicy(checkpoint, allow_blind=mask_cameras)
+        return VlaPolicy(checkpoint, allow_blind=mask_cameras, best_of=best_of)
     if checkpoint is not None:
         raise InputError("--checkpoint", "value", checkpoint, f"none, since --policy {name} has no weights")
+    if best_of > 1:
+        raise InputError("--best-of", "value", best_of, f"nothing, since --policy {name} draws no plans")
     return MADE[name]()
 
 

@@ -72,7 +72,7 @@ def replay_scene(
         plan = policy.plan(seen, Privileged(future=future) if policy.privileged else NOTHING).validate(where)
         pose = clip.T_world_from_ego_now
         recorder.frame(clip.now_us, frames.xy_yaw(pose), speed_at_now(clip), None, future.boxes_now)
-        recorder.plan(plan.time_s, plan.in_world(pose), plan.tokens)
+        recorder.plan(plan.time_s, plan.in_world(pose), plan.tokens, plan.reason)
         if media is not None and clip.image_mask[-1].any():
             media.add(clip, plan.in_world(pose), [], future.boxes_now)
         if progress is not None:

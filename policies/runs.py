@@ -23,6 +23,7 @@ from policies.media import EpisodeMedia
 from sensors.errors import InputError
 from sim.metrics.protocols import QUICK, figures_of_file, get_protocol, summarize
 from sim.rollout_log import EpisodeLog, EpisodeRecorder, atomic_path, write_episode
+from sim.tracker import FALLBACK
 
 KEEP_EVERY_S = 10.0  # between two writes of an episode under way
 UNFINISHED = ".unfinished.npz"
@@ -92,6 +93,7 @@ def kept(path: Path, row: dict, fps: int) -> Iterator[Episode]:
         row |= {"video": media.video, "sheets": media.write_sheets()}
     row |= {"log": f"episodes/{name}.npz", "ended_by": episode.log.ended_by}
     row |= {"suite": episode.log.suite, "scene": episode.log.name}
+    row["fallbacks"] = sum(reason.startswith(FALLBACK) for reason in episode.log.reason.tolist())
 
 
 @contextmanager
@@ -198,4 +200,6 @@ class Run:
         if not scenes["asked"]:
             return "NO SCENE was run"
         text = f"{scenes['finished']} of {scenes['asked']} scenes finished"
-        return f"{text}, {scenes['failed']} FAILED" if scenes["failed"] else text
+        text += f", {scenes['failed']} FAILED" if scenes["failed"] else ""
+        fallbacks = sum(row.get("fallbacks", 0) for row in self.summary["episodes"])
+        return f"{text}, {fallbacks} plans were FALLBACKS" if fallbacks else text

@@ -10,12 +10,15 @@ from policies.protocol import Plan
 from sensors import frames
 from sensors.clip import FOVEA, Clip, Future
 from sensors.collate import Batch, collate
+from sim.tracker import FALLBACK, PLAN_TIME_S
 from vla.action_tokens import ActionTokenizer, integrate
 from vla.config import ModelConfig
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer
 
 MIN_SPAN_S = 0.02  # a shorter base than this makes a speed of pose noise
+STOP_ACCEL_MPS2 = -2.0  # of a stop that nobody is thrown about in
+CREEP_MPS, MOST_BEND_1PM = 1.0, 0.2  # below this speed a yaw rate tells no bend; and the sharpest a car drives
 
 
 def looked_at(clip: Clip, config: ModelConfig) -> Clip:
@@ -33,9 +36,12 @@ def image_size(config: ModelConfig) -> tuple[int, int]:
 
 
 def to_batch(clips: Sequence[Clip], config: ModelConfig, codes: ImageTokenizer | None = None) -> Batch:
-    """The clips as the model of this config takes them; codes: the tokenizer, where the model reads codes."""
-    clips = [looked_at(clip, config) for clip in clips]
-    batch = collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz)
+    """The clips as the model of this config takes them; codes: the tokenizer, where the model reads codes.
+
+    A model that reads each step by itself is told each as its own now saw it, so that its steps may be kept.
+    """
+    clips, each_step = [looked_at(clip, config) for clip in clips], config.fusion_reach == "step"
+    batch = collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz, each_step)
     return batch if codes is None else with_codes(batch, codes)
 
 
@@ -45,6 +51,20 @@ def plan_from_tokens(tokens: np.ndarray, clip: Clip, tokenizer: ActionTokenizer)
     x, y, yaw, speed_mps = integrate(speed_at_now(clip), *controls, tokenizer.dt_s)
     time_s = tokenizer.dt_s * np.arange(1, tokenizer.steps + 1)
     return Plan(time_s, np.stack([x, y, yaw], axis=1), speed_mps, tokens=tuple(int(t) for t in tokens))
+
+
+def stop_plan(clip: Clip, why: str) -> Plan:
+    """What to do when there is no plan: a stop along the present bend, as hard as is comfortable; a labelled fallback.
+
+    why: what is the matter, for `Plan.reason`.
+    """
+    speed_mps = speed_at_now(clip)
+    bend_1pm = np.clip(yaw_rate_at_now(clip) / max(speed_mps, CREEP_MPS), -MOST_BEND_1PM, MOST_BEND_1PM)
+    dt_s = float(PLAN_TIME_S[0])
+    controls = np.full(len(PLAN_TIME_S), STOP_ACCEL_MPS2), np.full(len(PLAN_TIME_S), bend_1pm)
+    x, y, yaw, speeds_mps = integrate(speed_mps, *controls, dt_s)
+    reason = f"{FALLBACK}{why}, braking to a stop"
+    return Plan(PLAN_TIME_S, np.stack([x, y, yaw], axis=1), speeds_mps, reason=reason, fallback=True)
 
 
 def speed_at_now(clip: Clip) -> float:

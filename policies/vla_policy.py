@@ -1,17 +1,27 @@
 """The policy that looks: a checkpoint of the vla model behind the policy protocol."""
 
 import time
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from policies.protocol import Plan, Privileged
-from policies.transforms import image_size, plan_from_tokens, to_batch
+from policies.transforms import image_size, plan_from_tokens, stop_plan, to_batch
+from sensors.camera import Camera
 from sensors.clip import Clip
+from sensors.collate import Batch
 from sensors.errors import InputError
 from vla.action_tokens import ActionTokenizer
 from vla.checkpoint import load, load_image_tokenizer
 from vla.encoder import with_codes
+from vla.stream import Stream, at_once
+
+DRAWN_AT = 1.0  # temperature at which the plans are drawn that the likeliest is taken of
+STREAMS = 8  # remembered: a car that plans more often than its clips step needs one for each plan within a step
+LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose their last digits
 
 
 def tokenizer_beside(checkpoint: Path) -> Path:
@@ -20,21 +30,31 @@ def tokenizer_beside(checkpoint: Path) -> Path:
 
 
 class VlaPolicy:
-    """Decodes greedily, so the same clip gives the same plan.
+    """Decodes greedily, so the same clip gives the same plan; or, with best_of, takes the likeliest of so many draws.
 
     A model that reads codes has its tokenizer beside its checkpoint, as `image_tokenizer`, where training put it.
     allow_blind: accept a clip in which every camera is masked (else an InputError: a policy that drives by looking
     shall not drive unseeing by mistake).
+
+    A model that can (fusion_reach "step") keeps what it made of the past, see `vla.stream`. The rule: a clip whose
+    earlier steps are, to the bit, the newest steps of a clip planned for before adds one step to what is remembered of
+    that; any other (the first of a drive, one after a missed tick, a pause or a jump, one that steps at other instants)
+    begins anew with all its own steps. So no step is ever taken to lie where it does not.
+
+    Logits that are not finite give a comfortable stop, labelled in `Plan.fallback`, and nothing is remembered.
     """
 
     name = "vla"
     privileged = False
     needs_images = True
 
-    def __init__(self, checkpoint: Path, device: torch.device | str = "cpu", allow_blind: bool = False):
-        self._checkpoint = checkpoint
+    def __init__(
+        self, checkpoint: Path, device: torch.device | str = "cpu", allow_blind: bool = False, best_of: int = 1
+    ):
+        if best_of < 1:
+            raise InputError("vla policy", "best_of", best_of, "at least 1")
         self._model = load(checkpoint).model.eval().to(device)
-        self._device, self._allow_blind = device, allow_blind
+        self._device, self._allow_blind, self._best_of = device, allow_blind, best_of
         self.config = self._model.config
         self._codes = None
         if self.config.image_input != "patches":
@@ -43,23 +63,55 @@ class VlaPolicy:
         self.clip_steps = self.config.steps
         self.image_size = image_size(self.config)
         self.needs_images = not allow_blind
+        self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Nothing is random: decoding is greedy."""
+        """Forget the drive; only draws (best_of) are random."""
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+        self._streams: deque[tuple[Stream, Clip]] = deque(maxlen=STREAMS)  # each with the clip it planned for last
 
-    @torch.inference_mode()
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
-        start = time.perf_counter()
+        begun = time.perf_counter()
+        blind = self._allow_blind or bool(clip.image_mask.any())  # a look back is a look
+        known = next((kept for kept in self._streams if _follows(clip, kept[1])), None)
+        batch = self._read(clip if known is None else clip.last(1))
+        read_ms = 1e3 * (time.perf_counter() - begun)
+        if self.config.fusion_reach == "step":
+            stream = Stream(self._model) if known is None else known[0]
+            tick = stream.tick(batch, **self._how(blind))
+            self._keep(stream, clip, known)
+        else:
+            tick = at_once(self._model, batch, **self._how(blind))
+        latency_ms = {**tick.latency_ms, "see": tick.latency_ms["see"] + read_ms}
+        if not tick.decode.valid[0]:
+            self._streams.clear()
+            return replace(stop_plan(clip, "logits that are not finite"), latency_ms=latency_ms)
+        plan = plan_from_tokens(tick.decode.tokens[0].cpu().numpy(), clip, self._tokenizer)
+        return replace(plan, logprob=float(tick.decode.logprob[0]), latency_ms=latency_ms)
+
+    def _keep(self, stream: Stream, clip: Clip, known: tuple[Stream, Clip] | None) -> None:
+        """Remember the stream, and in place of what it planned for before (`known`) this clip."""
+        if known is not None:
+            self._streams.remove(known)
+        if stream.step < LONGEST_STREAM:
+            self._streams.appendleft((stream, clip))
+
+    def _read(self, clip: Clip) -> Batch:
         batch = to_batch([clip], self.config).to(self._device)
-        if self._codes is not None:
-            batch = with_codes(batch, self._codes)
-        ready = time.perf_counter()
-        decoded = self._model.decode(batch, allow_blind=self._allow_blind)
-        if not decoded.valid[0]:
-            fix = "The weights are damaged: train again, or take an earlier checkpoint."
-            raise InputError(self._checkpoint, "logits", "NaN or infinity", "finite numbers", fix)
-        tokens = decoded.tokens[0].cpu().numpy()
-        end = time.perf_counter()
-        plan = plan_from_tokens(tokens, clip, self._tokenizer)
-        plan.latency_ms.update(batch=1e3 * (ready - start), model=1e3 * (end - ready))
-        return plan
+        return batch if self._codes is None else with_codes(batch, self._codes)
+
+    def _how(self, blind: bool) -> dict:
+        drawn = {"temperature": DRAWN_AT, "generator": self._generator, "best": self._best_of}
+        return {"allow_blind": blind, **(drawn if self._best_of > 1 else {})}
+
+
+def _follows(clip: Clip, before: Clip) -> bool:
+    """Whether all steps of a clip but its last are the newest steps of an earlier one, seen by the same cameras."""
+    names = ("time_us", "image_mask", "T_world_from_ego", "images")
+    if [_geometry(camera) for camera in clip.cameras] != [_geometry(camera) for camera in before.cameras]:
+        return False
+    return all(np.array_equal(getattr(clip, name)[:-1], getattr(before, name)[1:]) for name in names)
+
+
+def _geometry(camera: Camera) -> tuple:
+    return camera.distortion, *camera.coefficients, *camera.K.ravel().tolist(), *camera.T_ego_from_cam.ravel().tolist()

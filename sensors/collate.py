@@ -27,6 +27,7 @@ class Batch:
     image_mask           bool    [B, T, N]
     time_s               float32 [B, T, N]       capture time minus now, <= 0
     T_ego_now_from_cam   float32 [B, T, N, 4, 4] camera at its capture, in the ego frame of now
+                                                 (both, with `each_step`, of the step's own now)
     rays_in_cam          float32 [B, N, P, 3]    unit rays through patch centres; zeros where the camera has no ray
     ray_mask             bool    [B, N, P]
     imu                  float32 [B, J, 6]       accel_mps2, gyro_radps; zeros where masked
@@ -63,9 +64,17 @@ class Batch:
         return type(self)(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
-def collate(clips: Sequence[Clip], patch_px: int = 16, imu_samples: int = 100, imu_rate_hz: int = 100) -> Batch:
+def collate(
+    clips: Sequence[Clip],
+    patch_px: int = 16,
+    imu_samples: int = 100,
+    imu_rate_hz: int = 100,
+    each_step: bool = False,
+) -> Batch:
     """One batch of valid clips (`Clip.validate` is the caller's), for a model of that patch and IMU window.
 
+    each_step: a step's images are told as its own now saw them, which is the newest capture of the step (or when that
+    was due). Then nothing about a step changes when later ones arrive, and a running car may keep what it made of it.
     Clips that do not agree in T, N, H, W, or whose images are not whole patches, are an InputError.
     """
     if not clips:
@@ -81,13 +90,14 @@ def collate(clips: Sequence[Clip], patch_px: int = 16, imu_samples: int = 100, i
     rays = np.stack([[_camera_rays(camera, patch_px) for camera in clip.cameras] for clip in clips])
     ray_mask = np.isfinite(rays).all(axis=-1)
     imu, imu_mask, imu_time_s = zip(*(_imu_grid(clip, imu_samples, imu_rate_hz) for clip in clips), strict=True)
+    now_us, T_world_from_ego_now = zip(*(_nows(clip, each_step) for clip in clips), strict=True)
     vehicle = np.array([[c.vehicle.speed_mps, c.vehicle.yaw_rate_radps, c.vehicle.steering_rad] for c in clips])
     vehicle_mask = ~np.isnan(vehicle)
     return Batch(
         images=torch.from_numpy(np.stack([clip.images for clip in clips])),
         image_mask=torch.from_numpy(np.stack([clip.image_mask for clip in clips])),
-        time_s=_float32(np.stack([clip.time_us - clip.now_us for clip in clips]) * 1e-6),
-        T_ego_now_from_cam=_float32(np.stack([_T_ego_now_from_cam(clip) for clip in clips])),
+        time_s=_float32((np.stack([clip.time_us for clip in clips]) - np.stack(now_us)) * 1e-6),
+        T_ego_now_from_cam=_float32(np.stack([*map(_T_ego_now_from_cam, clips, T_world_from_ego_now)])),
         rays_in_cam=_float32(np.where(ray_mask[..., None], rays, 0.0)),
         ray_mask=torch.from_numpy(ray_mask),
         imu=_float32(np.stack(imu)),
@@ -127,10 +137,19 @@ def _float32(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def _T_ego_now_from_cam(clip: Clip) -> np.ndarray:
+def _nows(clip: Clip, each_step: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(now_us [T, 1], T_world_from_ego_now [T, 1, 4, 4]): the clip's, T times, or each step's own."""
+    T = len(clip.time_us)
+    if not each_step:
+        return np.full((T, 1), clip.now_us), np.tile(clip.T_world_from_ego_now, (T, 1, 1, 1))
+    step, newest = np.arange(T), clip.time_us.argmax(axis=1)
+    return clip.time_us[step, newest, None], clip.T_world_from_ego[step, newest, None]
+
+
+def _T_ego_now_from_cam(clip: Clip, T_world_from_ego_now: np.ndarray) -> np.ndarray:
     """float64 [T, N, 4, 4]: inverse(T_world_from_ego_now) @ T_world_from_ego @ T_ego_from_cam."""
     T_ego_from_cam = np.stack([camera.T_ego_from_cam for camera in clip.cameras])
-    return np.linalg.solve(clip.T_world_from_ego_now, clip.T_world_from_ego @ T_ego_from_cam)
+    return np.linalg.solve(T_world_from_ego_now, clip.T_world_from_ego @ T_ego_from_cam)
 
 
 def _camera_rays(camera: Camera, patch_px: int) -> np.ndarray:

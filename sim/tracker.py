@@ -9,6 +9,7 @@ from sensors.errors import InputError
 
 PLAN_TIME_S = np.arange(1, 9) * 0.5  # the instants of a plan, unless it says otherwise
 MAX_PLAN_SPEED_MPS = 70.0
+FALLBACK = "fallback: "  # how the reason of a plan begins that is one, also in logs
 
 PREVIEW_S = 0.5  # how far ahead in time the speed is tracked
 LOOKAHEAD_S, MIN_LOOKAHEAD_M = 0.6, 3.0
@@ -25,7 +26,9 @@ class Plan:
     xyyaw_in_ego  float64 [K, 3]  m, m, rad
     speed_mps     float64 [K]
     tokens        the action tokens it was decoded from, if any
-    reason        why, in words; may be empty
+    reason        why, in words; may be empty; begins with FALLBACK where this is one
+    logprob       log-probability of the tokens under the policy, if it has one
+    fallback      True: not what the policy made of the clip, but what is done when it made nothing of it
     latency_ms    stage -> milliseconds
     """
 
@@ -34,10 +37,14 @@ class Plan:
     speed_mps: np.ndarray
     tokens: tuple[int, ...] = ()
     reason: str = ""
+    logprob: float | None = None
+    fallback: bool = False
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     def validate(self, where: object = "plan") -> "Plan":
         """Self, or an InputError: a plan that is not finite, not in order of time or not drivable is never followed."""
+        if self.fallback != self.reason.startswith(FALLBACK):
+            raise InputError(where, "reason", repr(self.reason), f"{FALLBACK!r} before that of a fallback, no other")
         K = len(self.time_s)
         for name, shape in (("time_s", (K,)), ("xyyaw_in_ego", (K, 3)), ("speed_mps", (K,))):
             value = getattr(self, name)

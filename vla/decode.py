@@ -102,6 +102,8 @@ def decode_parallel(
 
 def best_of(count: int, cache: Cache, say: Callable[[Cache], ActionDecode]) -> ActionDecode:
     """The most likely of `count` plans that `say` draws behind one past, which is computed once; B = 1."""
+    if cache.shape.batch != 1:
+        raise InputError("best_of", "clips", cache.shape.batch, "one, behind which many plans are drawn")
     said = say(cache.repeated(count))
     best = said.logprob.argmax().view(1)
     return ActionDecode(said.tokens[best], said.logprob[best], said.valid[best])

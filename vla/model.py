@@ -24,7 +24,7 @@ from vla.auxiliary import AuxiliaryLosses, Seen
 from vla.backbone import Backbone
 from vla.cache import Cache
 from vla.config import ModelConfig
-from vla.decode import ActionDecode, decode_actions, decode_parallel
+from vla.decode import ActionDecode, best_of, decode_actions, decode_parallel
 from vla.encoder import SceneEncoder, check_codes
 from vla.losses import action_loss
 from vla.moe import Routing, balance_loss, router_z_loss
@@ -212,16 +212,27 @@ class DrivingModel(nn.Module):
         generator: torch.Generator | None = None,
         temperature: float = 0.0,
         allow_blind: bool = False,
+        best: int = 1,
     ) -> ActionDecode:
-        """One plan per clip: the most likely token at each position, or a draw at `temperature`."""
-        prefix = self.prefix(batch, allow_blind)
+        """One plan per clip: the most likely token at each position, or a draw at `temperature`.
+
+        best: of one clip, draw that many and take the likeliest.
+        """
+        return self.say(*self.think(self.prefix(batch, allow_blind)), temperature, generator, best)
+
+    def think(self, prefix: Tensor) -> tuple[Cache, Layout]:
+        """(what the backbone makes of a prefix, where the tokens of the plan will stand), for `say`."""
         layout = self.layout(prefix.device)
         cache = self.backbone.cache(len(prefix), len(layout), prefix)
         self.backbone.remember(prefix, layout[: prefix.shape[1]], cache)
-        return self.say(cache, layout[prefix.shape[1] :], temperature, generator)
+        return cache, layout[prefix.shape[1] :]
 
-    def say(self, cache: Cache, layout: Layout, temperature: float, generator: torch.Generator | None) -> ActionDecode:
-        """The plan that follows what the cache holds; layout [2K] of its tokens."""
+    def say(
+        self, cache: Cache, layout: Layout, temperature: float, generator: torch.Generator | None, best: int = 1
+    ) -> ActionDecode:
+        """The plan that follows what the cache holds, of `best` the likeliest; layout [2K] of its tokens."""
+        if best > 1:
+            return best_of(best, cache, lambda past: self.say(past, layout, temperature, generator))
         if self.config.action_decoding == "parallel":
             return decode_parallel(
                 self.backbone, self.action_queries, self.head.weight, self.slots, cache, layout, temperature, generator

@@ -3,20 +3,23 @@
     lasting   scene of step t                        remembered as long as the horizon holds
     live      IMU, vehicle, command, plan            forgotten at the next tick
 
-What lasts sees only what lasts; so a tick gives what `DrivingModel.decode` of all steps at once gives, and nothing is
-computed twice.
+What lasts sees only what lasts; so a tick gives what the model would make of the whole drive at once, each token seeing
+as far back as the horizon, and nothing is computed twice. For the first steps of a drive, as many as the config's, that
+is `DrivingModel.decode` of them. Later it knows a little more than a clip of as many steps could say: the oldest step
+remembered was itself read with its past in sight.
 """
 
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
 from sensors.collate import Batch
 from sensors.errors import InputError
-from vla.attention import Horizon
+from vla.attention import Horizon, Layout
 from vla.cache import Cache
-from vla.decode import ActionDecode, best_of
+from vla.decode import ActionDecode
 from vla.model import DrivingModel
 
 
@@ -29,6 +32,36 @@ class Tick:
 
     decode: ActionDecode
     latency_ms: dict[str, float]
+
+
+@torch.inference_mode()
+def at_once(
+    model: DrivingModel,
+    batch: Batch,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    best: int = 1,
+    allow_blind: bool = False,
+) -> Tick:
+    """The plan for a batch of one clip of all its steps, timed; nothing is remembered. As `DrivingModel.decode`."""
+    begun = _instant(model)
+    prefix = model.prefix(batch, allow_blind)
+    seen = _instant(model)
+    cache, layout = model.think(prefix)
+    thought = _instant(model)
+    decode = model.say(cache, layout, temperature, generator, best)
+    return Tick(decode, _spans_ms(begun, seen, thought, _instant(model)))
+
+
+def _instant(model: DrivingModel) -> float:
+    """Seconds, once the model's device has done what it was told."""
+    if model.head.weight.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _spans_ms(*instants: float) -> dict[str, float]:
+    return {name: 1e3 * (b - a) for name, (a, b) in zip(("see", "think", "say"), pairwise(instants), strict=True)}
 
 
 class Stream:
@@ -44,10 +77,9 @@ class Stream:
         self.model, self.step = model, 0
         self.horizon = Horizon(model.config.steps) if horizon is None else horizon
         self._int8, self._cache = int8, None
-        self._layout = model.layout()[(model.config.steps - 1) * model.config.scene_tokens :]
-        h = self.horizon
+        h, self._of_last = self.horizon, model.layout()[(model.config.steps - 1) * model.config.scene_tokens :]
         steps = h.steps + h.keyframe_steps // h.keyframe_every + 1
-        self._tokens = (steps - 1) * model.config.scene_tokens + len(self._layout)
+        self._tokens = (steps - 1) * model.config.scene_tokens + len(self._of_last)
         if self._tokens > model.config.context:
             came, fix = f"{self._tokens} tokens to remember", "Make the horizon shorter, or change context."
             raise InputError("stream", "horizon", came, f"at most context = {model.config.context}", fix)
@@ -61,23 +93,32 @@ class Stream:
         best: int = 1,
         allow_blind: bool = False,
     ) -> Tick:
-        """The plan for a batch of one clip of one step. best: draw that many at `temperature`, take the likeliest."""
-        begun, model, K = time.perf_counter(), self.model, self.model.config.action_tokens
-        scene, now = model.perceive(batch, 1, allow_blind)
-        seen = time.perf_counter()
-        cache, layout = self._room(scene), self._layout.to(scene.device)
-        layout = replace(layout, step=torch.full_like(layout.step, self.step))
-        cache.begin(self.step)
+        """The plan for a batch of one clip of one step; best: draw that many at `temperature`, take the likeliest.
+
+        The first tick may bring a past with it: a clip of several steps, each told as its own now saw it.
+        """
+        steps = batch.image_mask.shape[1]
+        if steps != 1 and self.step:
+            raise InputError("stream", "batch", f"{steps} steps", "one: those before it are remembered")
+        model, K, begun = self.model, self.model.config.action_tokens, _instant(self.model)
+        scene, now = model.perceive(batch, steps, allow_blind)
+        seen = _instant(model)
+        last = self.step + steps - 1
+        cache, layout = self._room(scene), self._layout_of(steps).to(scene.device)
+        cache.begin(last)
         model.backbone.remember(torch.cat([scene, now], dim=1), layout[:-K], cache)
-        thought = time.perf_counter()
-        if best == 1:
-            decode = model.say(cache, layout[-K:], temperature, generator)
-        else:
-            decode = best_of(best, cache, lambda past: model.say(past, layout[-K:], temperature, generator))
-        said = time.perf_counter()
-        self.step += 1
-        spans = {"see": seen - begun, "think": thought - seen, "say": said - thought}
-        return Tick(decode, {name: 1e3 * span for name, span in spans.items()})
+        thought = _instant(model)
+        decode = model.say(cache, layout[-K:], temperature, generator, best)
+        self.step = last + 1
+        return Tick(decode, _spans_ms(begun, seen, thought, _instant(model)))
+
+    def _layout_of(self, steps: int) -> Layout:
+        """Where the tokens of the next `steps` steps stand, and those that speak of the last of them."""
+        S, of_last = self.model.config.scene_tokens, self._of_last
+        layout = Layout.joined(*[of_last[:S]] * (steps - 1), of_last)
+        step = torch.arange(self.step, self.step + steps).repeat_interleave(S)
+        rest = torch.full((len(of_last) - S,), self.step + steps - 1)
+        return replace(layout, step=torch.cat([step, rest]))
 
     def _room(self, like: torch.Tensor) -> Cache:
         if self._cache is None:

@@ -109,6 +109,9 @@ def problems(summary: dict) -> list[str]:
         words.append(f"None of {scenes['asked']} scenes finished: this run measured nothing.")
     if scenes["failed"]:
         words.append(f"{scenes['failed']} of {scenes['asked']} scenes failed; they enter no mean.")
+    fallbacks = sum(episode.get("fallbacks", 0) for episode in summary["episodes"])
+    if fallbacks:
+        words.append(f"{fallbacks} plans were fallbacks: the policy made nothing of what it saw, and braked.")
     missing = scenes["asked"] - scenes["finished"] - scenes["failed"]
     if missing > 0:
         words.append(f"{missing} of {scenes['asked']} scenes were never run.")

@@ -9,7 +9,7 @@ import torch
 from sensors import collate as module
 from sensors.camera import Camera
 from sensors.clip import ROUTE_COMMANDS, Clip, VehicleState
-from sensors.collate import collate
+from sensors.collate import collate, join_steps
 from sensors.errors import InputError
 from sensors.frames import inverse, matrix, matrix_from_xy_yaw
 from sensors.imu import ImuWindow
@@ -75,6 +75,28 @@ def test_camera_poses_keep_their_centimetres():
             expected = inverse(clip.T_world_from_ego_now) @ clip.T_world_from_ego[t, n] @ camera.T_ego_from_cam
             got = collate([clip], 16, 20).T_ego_now_from_cam[0, t, n].numpy()
             np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def test_each_step_as_its_own_now_saw_it():
+    clip = make_clip()
+    batch = collate([clip], 16, 20, each_step=True)
+    newest = clip.time_us.argmax(axis=1)
+    for t in range(2):
+        own_us, own = clip.time_us[t, newest[t]], clip.T_world_from_ego[t, newest[t]]
+        np.testing.assert_array_equal(batch.time_s[0, t], ((clip.time_us[t] - own_us) / 1e6).astype(np.float32))
+        expected = inverse(own) @ clip.T_world_from_ego[t, 0] @ clip.cameras[0].T_ego_from_cam
+        np.testing.assert_allclose(batch.T_ego_now_from_cam[0, t, 0], expected, atol=2e-6)
+    earlier = replace(
+        clip,
+        now_us=NOW_US - 450_000,
+        T_world_from_ego_now=matrix_from_xy_yaw(590.0, 1640.0, 0.6),
+        **{name: getattr(clip, name)[:1] for name in ("images", "image_mask", "time_us", "T_world_from_ego")},
+    )
+    before = collate([earlier], 16, 20, each_step=True)  # what was said of a step before the next one came
+    apart = join_steps([before, collate([clip.last(1)], 16, 20, each_step=True)])
+    for name in (*batch.STEPWISE, "imu", "rays_in_cam"):
+        assert torch.equal(getattr(batch, name), getattr(apart, name)), name
+    assert not torch.equal(batch.time_s[:, :1], collate([clip], 16, 20).time_s[:, :1])
 
 
 @pytest.mark.parametrize("patch_px", [8, 16])

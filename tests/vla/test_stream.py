@@ -12,7 +12,7 @@ from vla.backbone import Backbone
 from vla.cache import quantise
 from vla.config import BackboneConfig
 from vla.model import DrivingModel
-from vla.stream import Stream
+from vla.stream import Stream, at_once
 
 TINY = BackboneConfig(width=32, layers=3, heads=4, kv_heads=2, head_dim=8, dense_hidden=48, experts=4, expert_hidden=16)
 
@@ -29,22 +29,56 @@ def backbone(config=TINY, seed=0):
     return model
 
 
+def recomputed(config, steps):
+    """(tokens, logprob) of the greedy plan, all steps of a drive at once, each token seeing config.steps back."""
+    model = DrivingModel(replace(config, steps=len(steps)), seed=2).eval()
+    x = model.sequence(join_steps(steps), torch.zeros(1, config.action_tokens, dtype=torch.int64))
+    hidden = model.backbone(x, model.layout(), horizon=Horizon(config.steps), last=config.action_tokens)[0]
+    logprobs = [(model.head.weight[model.slots[k % 2]] @ h).log_softmax(-1) for k, h in enumerate(hidden)]
+    tokens = [int(row.argmax()) + model.slots[k % 2].start for k, row in enumerate(logprobs)]
+    return torch.tensor([tokens]), sum(row.max() for row in logprobs)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("deepstack", [0, 2])
 @pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
-def test_tick_equals_recomputing_everything(small, make_batch, decoding):
-    config = streaming(small, action_decoding=decoding)
+def test_tick_equals_recomputing_everything(small, make_batch, decoding, deepstack):
+    config = streaming(small, action_decoding=decoding, deepstack=deepstack)
     model = DrivingModel(config, seed=2).eval()
-    steps = [make_batch(replace(config, steps=1), seed) for seed in range(4)]
-    stream = Stream(model, Horizon(9))
-    for last, batch in enumerate(steps[: config.steps]):
-        tick = stream.tick(batch)
-        if last + 1 < config.steps:
-            continue
-        whole = model.decode(join_steps(steps[: config.steps]))
-        assert torch.equal(tick.decode.tokens, whole.tokens)
-        torch.testing.assert_close(tick.decode.logprob, whole.logprob, atol=1e-4, rtol=0)
-        alone = model.decode(join_steps([batch] * config.steps))
-        assert (alone.logprob - whole.logprob).abs() > 1e-4, "the past does not matter, so this test shows nothing"
+    steps = [make_batch(replace(config, steps=1), seed) for seed in range(6)]
+    stream, brought = Stream(model), Stream(model)
+    ticks = [stream.tick(batch).decode for batch in steps]
+    clip = join_steps(steps[: config.steps])
+    whole = model.decode(clip)
+    for decode in (ticks[config.steps - 1], brought.tick(clip).decode):
+        assert torch.equal(decode.tokens, whole.tokens)
+        torch.testing.assert_close(decode.logprob, whole.logprob, atol=1e-4, rtol=0)
+    alone = model.decode(join_steps([steps[config.steps - 1]] * config.steps))
+    assert (alone.logprob - whole.logprob).abs() > 1e-4, "the past does not matter, so this test shows nothing"
+    for last in range(config.steps, len(steps)):
+        again = brought.tick(steps[last]).decode
+        assert torch.equal(ticks[last].tokens, again.tokens)
+        torch.testing.assert_close(ticks[last].logprob, again.logprob, atol=1e-4, rtol=0)
+        if decoding == "parallel":  # also of steps that only what is remembered has seen
+            tokens, logprob = recomputed(config, steps[: last + 1])
+            assert torch.equal(ticks[last].tokens, tokens)
+            torch.testing.assert_close(ticks[last].logprob[0], logprob, atol=1e-4, rtol=0)
+    if deepstack:
+        shallow = DrivingModel(replace(config, deepstack=0), seed=2).eval()
+        shallow.load_state_dict(model.state_dict(), strict=False)
+        assert (shallow.decode(clip).logprob - whole.logprob).abs() > 1e-4, "DeepStack adds nothing"
+    with pytest.raises(InputError, match="2 steps, expected one"):
+        brought.tick(join_steps(steps[:2]))
+
+
+def test_a_whole_clip_is_timed_as_a_tick_is(small, make_batch):
+    model, batch = DrivingModel(small, seed=2).eval(), make_batch(small, 0)
+    tick, whole = at_once(model, batch), model.decode(batch)
+    assert torch.equal(tick.decode.tokens, whole.tokens)
+    assert all(span > 0 for span in tick.latency_ms.values())
     assert set(tick.latency_ms) == {"see", "think", "say"}
+    with pytest.raises(InputError, match="one, behind which"):
+        model.decode(make_batch(small, 0, 1), torch.Generator().manual_seed(0), 1.0, best=2)
 
 
 def test_steps_join_and_part(small, make_batch):

@@ -207,7 +207,8 @@ class DriverNode(LifecycleNode):
         self._published_us, self._published_at_us = clip.now_us, steady_us
         self._counts["published"] += 1
         self._masked = tuple(c.name for c, seen in zip(clip.cameras, clip.image_mask[-1], strict=True) if not seen)
-        self._tell("OK", f"masked: {', '.join(self._masked)}" if self._masked else "")
+        words = [plan.reason] if plan.fallback else []
+        self._tell("OK", "; ".join(words + [f"masked: {', '.join(self._masked)}"] * bool(self._masked)))
 
     # Diagnostics
 
