@@ -15,6 +15,7 @@ from vla.action_tokens import ActionTokenizer, integrate
 from vla.config import ModelConfig
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer
+from vla.sentences import sentences_of
 
 MIN_SPAN_S = 0.02  # a shorter base than this makes a speed of pose noise
 STOP_ACCEL_MPS2 = -2.0  # of a stop that nobody is thrown about in
@@ -41,7 +42,8 @@ def to_batch(clips: Sequence[Clip], config: ModelConfig, codes: ImageTokenizer |
     A model that reads each step by itself is told each as its own now saw it, so that its steps may be kept.
     """
     clips, each_step = [looked_at(clip, config) for clip in clips], config.fusion_reach == "step"
-    batch = collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz, each_step)
+    instruct = sentences_of(config).instruction if config.instruction_places else None
+    batch = collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz, each_step, instruct)
     return batch if codes is None else with_codes(batch, codes)
 
 

@@ -4,7 +4,7 @@ Differences are taken in int64 and float64 first, then rounded to float32: a flo
 1970 nor map coordinates to the centimetre.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -36,6 +36,7 @@ class Batch:
     vehicle              float32 [B, 3]          speed_mps, yaw_rate_radps, steering_rad; zeros where masked
     vehicle_mask         bool    [B, 3]
     command_id           int64   [B]             index into ROUTE_COMMANDS
+    instruction          int64   [B, I]          its tokens in the model's vocabulary; I may be 0
 
     STEPWISE names the fields that have T steps; a subclass with more fields adds to it.
     """
@@ -54,6 +55,7 @@ class Batch:
     vehicle: torch.Tensor
     vehicle_mask: torch.Tensor
     command_id: torch.Tensor
+    instruction: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronous where its memory is pinned."""
@@ -70,11 +72,13 @@ def collate(
     imu_samples: int = 100,
     imu_rate_hz: int = 100,
     each_step: bool = False,
+    instruct: Callable[[str], Sequence[int]] | None = None,
 ) -> Batch:
     """One batch of valid clips (`Clip.validate` is the caller's), for a model of that patch and IMU window.
 
     each_step: a step's images are told as its own now saw them, which is the newest capture of the step (or when that
     was due). Then nothing about a step changes when later ones arrive, and a running car may keep what it made of it.
+    instruct: makes the tokens of an instruction, as many of each; None: for a model that reads none.
     Clips that do not agree in T, N, H, W, or whose images are not whole patches, are an InputError.
     """
     if not clips:
@@ -106,13 +110,14 @@ def collate(
         vehicle=_float32(np.where(vehicle_mask, vehicle, 0.0)),
         vehicle_mask=torch.from_numpy(vehicle_mask),
         command_id=torch.tensor([ROUTE_COMMANDS.index(clip.command) for clip in clips]),
+        instruction=torch.tensor([instruct(clip.instruction) if instruct else () for clip in clips], dtype=torch.int64),
     )
 
 
 def join_steps(batches: Sequence[Batch]) -> Batch:
     """One batch of T steps from batches of one step each, oldest first, every step as its own now saw it.
 
-    Whatever speaks of now only (IMU, vehicle, command) and the rays of the cameras are those of the last.
+    Whatever speaks of now only (IMU, vehicle, command, instruction) and the rays of the cameras are those of the last.
     """
     if not batches:
         raise InputError("join_steps", "batches", "none", "at least one")

@@ -119,7 +119,8 @@ class ModelConfig(BackboneConfig):
     action_decoding                       "autoregressive", or "parallel": all tokens of a plan from one forward pass
     plan_steps, plan_dt_s                 K intervals of plan_dt_s: one acceleration and one curvature each
     accel_*, curvature_*                  the bins, see `vla.action_tokens`
-    text_tokens                           places for text in the vocabulary, 0: none; vla.text_tokens needs so many
+    text_tokens                           text in the vocabulary, 0: none, and the sequence has none either
+    instruction_tokens, reason_tokens     places for the instruction before a plan, and for the reason after it
     image_codes                           codes of the image tokenizer, 0: none
     commands                              route commands that the embedding knows, in order
     """
@@ -161,6 +162,8 @@ class ModelConfig(BackboneConfig):
     curvature_fine_1pm: float = 0.005
     curvature_bins: int = 65
     text_tokens: int = 640
+    instruction_tokens: int = 24
+    reason_tokens: int = 12
     image_codes: int = 0
     commands: tuple[str, ...] = ROUTE_COMMANDS
 
@@ -207,9 +210,20 @@ class ModelConfig(BackboneConfig):
         return self.image_height // self.code_px, self.image_width // self.code_px
 
     @property
+    def instruction_places(self) -> int:
+        """Tokens of an instruction, its marker counted; 0 without text."""
+        return self.instruction_tokens if self.text_tokens else 0
+
+    @property
+    def reason_places(self) -> int:
+        """Tokens of a reason, its end counted; 0 without text."""
+        return self.reason_tokens + 1 if self.text_tokens else 0
+
+    @property
     def now_tokens(self) -> int:
-        """Tokens that speak of now: IMU, three signals of the vehicle, calibration, the route command."""
-        return self.imu_tokens + 3 + (self.cameras if self.calibration_projector != "none" else 0) + 1
+        """Tokens that speak of now: IMU, three signals of the vehicle, calibration, route command, instruction."""
+        calibration = self.cameras if self.calibration_projector != "none" else 0
+        return self.imu_tokens + 3 + calibration + 1 + self.instruction_places
 
     def validate(self, where: object = "model config") -> "ModelConfig":
         """Self, or an InputError that names the field to change."""
@@ -221,12 +235,11 @@ class ModelConfig(BackboneConfig):
         self._divides(where, "encoder_heads", self.encoder_heads, "encoder_width")
         self._divides(where, "imu_tokens", self.imu_tokens, "imu_samples")
         self._check_encoder(where)
-        tokens = self.steps * self.scene_tokens + self.now_tokens + self.action_tokens
+        tokens = self.steps * self.scene_tokens + self.now_tokens + self.action_tokens + self.reason_places
         if tokens > self.context:
-            fix = "Change steps, scene_tokens, imu_tokens or plan_steps, or context."
-            raise InputError(
-                where, "context", self.context, f"at least the {tokens} tokens of a clip and its plan", fix
-            )
+            fix = "Change steps, scene_tokens, imu_tokens, instruction_tokens, plan_steps, reason_tokens, or context."
+            expected = f"at least the {tokens} tokens of a clip, its plan and its reason"
+            raise InputError(where, "context", self.context, expected, fix)
         self._one_of(where, "fusion_reach", FUSION_REACHES)
         self._one_of(where, "action_decoding", ACTION_DECODINGS)
         if not self.plan_dt_s > 0:

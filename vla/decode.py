@@ -22,11 +22,13 @@ class ActionDecode:
     """tokens int64 [B, 2K], legal at every position; logprob float32 [B], of the whole plan at temperature 1.
 
     valid bool [B]: false where the model's logits were not finite; those tokens are a fallback, their logprob is -inf.
+    reason: what it says about why, where it was asked.
     """
 
     tokens: Tensor
     logprob: Tensor
     valid: Tensor
+    reason: "SentenceDecode | None" = None
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
@@ -107,6 +109,86 @@ def best_of(count: int, cache: Cache, say: Callable[[Cache], ActionDecode]) -> A
     said = say(cache.repeated(count))
     best = said.logprob.argmax().view(1)
     return ActionDecode(said.tokens[best], said.logprob[best], said.valid[best])
+
+
+# Sentences out of a given set ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SentenceGraph:
+    """Sentences as ways from `begin` to `done`.
+
+    words      int64 [W]         the tokens that may be said; the last one ends a sentence
+    following  int64 [nodes, W]  the node after each, -1 where it is not legal; from `done` only the end, to itself
+    """
+
+    words: Tensor
+    following: Tensor
+    begin: int
+    done: int
+
+    def to(self, device: torch.device | str) -> "SentenceGraph":
+        return SentenceGraph(self.words.to(device), self.following.to(device), self.begin, self.done)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sentence, its end counted."""
+        reached, length = {self.begin}, 0
+        while reached != {self.done}:
+            reached, length = set(self.following[sorted(reached)].unique().tolist()) - {-1}, length + 1
+        return length
+
+
+@dataclass(frozen=True)
+class SentenceDecode:
+    """tokens int64 [B, R], a legal sentence with its end, then `pad`; logprob float32 [B], of the sentence among those
+    that are legal, at temperature 1; valid bool [B] as in `ActionDecode`."""
+
+    tokens: Tensor
+    logprob: Tensor
+    valid: Tensor
+
+
+def decode_sentence(
+    backbone: Backbone,
+    embedding: nn.Embedding,
+    head: Tensor,
+    graph: SentenceGraph,
+    marker: int,
+    pad: int,
+    cache: Cache,
+    layout: Layout,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> SentenceDecode:
+    """One token after the other behind what the cache holds and the token `marker`; layout [R] of marker and sentence.
+
+    Where the set leaves no choice nothing is computed: the backbone reads such tokens together with the next.
+    """
+    rows, B = head[graph.words], cache.shape.batch
+    node = torch.full((B,), graph.begin, device=head.device)
+    total, valid = head.new_zeros(B, dtype=torch.float32), torch.ones_like(node, dtype=torch.bool)
+    tokens = torch.full((B, len(layout)), pad, device=head.device)
+    unread, read = [embedding.weight[marker].expand(B, 1, -1)], 0
+    for i in range(len(layout)):
+        legal = graph.following[node] >= 0
+        if (legal.sum(dim=1) == 1).all():
+            index = legal.int().argmax(dim=1)
+        else:
+            part = layout[read : read + len(unread)]
+            logits = F.linear(backbone(torch.cat(unread, dim=1), part, cache, last=1)[:, -1], rows).float()
+            unread, read = [], read + len(unread)
+            finite = torch.isfinite(logits).all(dim=1)
+            logprobs = torch.where(finite[:, None], logits, 0.0).masked_fill(~legal, -torch.inf).log_softmax(dim=-1)
+            index = choose(logprobs, temperature, generator)
+            total, valid = total + logprobs.gather(1, index[:, None])[:, 0], valid & finite
+        token = graph.words[index]
+        tokens[:, i] = torch.where(node == graph.done, pad, token)
+        node = graph.following[node, index]
+        if (node == graph.done).all():
+            break
+        unread.append(embedding(token)[:, None])
+    return SentenceDecode(tokens, total.masked_fill(~valid, -torch.inf), valid)
 
 
 # Free text between fixed forms --------------------------------------------------------------------

@@ -66,6 +66,7 @@ def modalities(config: ModelConfig) -> tuple[tuple[str, ...], Tensor]:
         "vehicle": 3,
         "calibration": config.cameras if config.calibration_projector != "none" else 0,
         "command": 1,
+        "instruction": config.instruction_places,
         "action": config.action_tokens,
     }
     names = tuple(name for name, count in counts.items() if count)

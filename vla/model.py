@@ -1,18 +1,23 @@
-"""The guided tour: how a batch of clips becomes a plan.
+"""The guided tour: how a batch of clips becomes a plan, and the plan's reason in words.
 
 images -> stem + ray + time -> local encoder -> fusion ->  S scene tokens per step   (encoder.py)
 IMU, vehicle state, calibration, route command         ->  a few tokens, at the last step  (projectors.py)
+instruction                                            ->  its text, at the last step  (sentences.py)
 one sequence, one decoder:
 
-    scene 0 | scene 1 ... scene T-1, IMU, vehicle, command | plan | accel 0 | curvature 0 | accel 1 | ...
-    time 0    1       ... T-1                                T      T+1       T+2           T+3
+    scene 0 | scene 1 ... scene T-1, IMU, ... instruction | plan | accel 0 | ... | reason | text 0 | text 1 | ...
+    time 0    1       ... T-1                               T      T+1             T+2K     T+2K+1
 
 tokens of one step see each other and all before them (`vla.attention.visible`);
 
 each action token is predicted from the position before it; or, with parallel action decoding, from a query of its own:
 
     ... vehicle, command | query 0 | query 1 | ...       all at time T, which see each other
+
+the reason reads all that the plan is read from, and is not seen by it: who does not ask for it pays nothing.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +29,14 @@ from vla.auxiliary import AuxiliaryLosses, Seen
 from vla.backbone import Backbone
 from vla.cache import Cache
 from vla.config import ModelConfig
-from vla.decode import ActionDecode, best_of, decode_actions, decode_parallel
+from vla.decode import ActionDecode, SentenceGraph, best_of, decode_actions, decode_parallel, decode_sentence
 from vla.encoder import SceneEncoder, check_codes
-from vla.losses import action_loss
+from vla.losses import Loss, action_loss, token_loss
 from vla.moe import Routing, balance_loss, router_z_loss
 from vla.projectors import CalibrationProjector, ImuProjector, VehicleProjector
 
 ROUTER_Z_WEIGHT = 1e-4
+REASON_WEIGHT = 0.1
 BALANCE_WEIGHT = 1e-2  # of a softmax router; a sigmoid router is evened by its bias
 # What is seen has to be loud at the start: with all maps alike, pictures move the scene tokens by 3 % of their size,
 # and a policy learns from everything else first. Faint time, sharp queries and loud answers make it 45 %.
@@ -43,6 +49,7 @@ GAINS = (
 TOKENS = (
     "embedding",
     "action_queries",
+    "instruction_order",
     "queries",
     "nothing",
     "missing",
@@ -55,6 +62,7 @@ class DrivingModel(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
         self.config = c = config.validate()
+        self.instruction_places, self.reason_places = c.instruction_places, c.reason_places
         with torch.random.fork_rng(devices=[]):
             self.encoder = SceneEncoder(c)
             self.scene = nn.Linear(c.encoder_width, c.width)
@@ -66,28 +74,35 @@ class DrivingModel(nn.Module):
             self.head = nn.Linear(c.width, c.vocabulary.size, bias=False)
             if c.action_decoding == "parallel":
                 self.action_queries = nn.Parameter(torch.empty(c.action_tokens, c.width))
-        self.slots, self.plan_token = c.action_slots, c.vocabulary.special("<plan>")
+            # All perceived at one time, so angles do not show which word is first; and an empty place is only a place:
+            # were they all alike, the router would have to send them all one way.
+            if self.instruction_places:
+                self.instruction_order = nn.Parameter(torch.empty(self.instruction_places, c.width))
+        self.slots, self.text = c.action_slots, c.vocabulary.range_of("text")
+        names = ("<plan>", "<reason>", "<end>", "<pad>")
+        self.plan_token, self.reason_token, self.end_token, self.pad_token = map(c.vocabulary.special, names)
         self.first_command = c.vocabulary.command(c.commands[0])
         self._layout = self._lay_out()
         self._initialise(torch.Generator().manual_seed(seed))
 
-    def layout(self, device: torch.device | str = "cpu") -> Layout:
-        """Where the tokens of a clip and its plan stand, in the order of the module's docstring."""
+    def layout(self, device: torch.device | str = "cpu", reason: bool = False) -> Layout:
+        """Where the tokens of a clip and its plan stand, and of a reason, in the order of the module's docstring."""
         self._layout = self._layout.to(device)
-        return self._layout
+        return self._layout if reason else self._layout[: len(self._layout) - self.reason_places]
 
     def _lay_out(self) -> Layout:
         c = self.config
         # A running car keeps each step's scene; so where it can, the scene of the last step is like any other's.
         kept = (c.steps if c.fusion_reach == "step" else c.steps - 1) * c.scene_tokens
-        said = torch.arange(c.action_tokens)
+        said, told = torch.arange(c.action_tokens), torch.arange(self.reason_places)
+        perceived = c.steps * c.scene_tokens + c.now_tokens
         step = torch.arange(c.steps).repeat_interleave(c.scene_tokens)
-        step = torch.cat([step, torch.full((c.now_tokens + c.action_tokens,), c.steps - 1)])
-        phase = torch.zeros_like(step)
-        phase[-c.action_tokens :] = 1 + (said if c.action_decoding == "autoregressive" else 0 * said)
-        order = torch.zeros_like(step)
-        order[: c.steps * c.scene_tokens] = torch.arange(c.scene_tokens).repeat(c.steps)
-        order[-c.action_tokens :] = said
+        step = torch.cat([step, torch.full((perceived - len(step) + len(said) + len(told),), c.steps - 1)])
+        plan = 1 + (said if c.action_decoding == "autoregressive" else 0 * said)
+        phase = torch.cat([torch.zeros(perceived, dtype=torch.int64), plan, plan[-1] + 1 + told])
+        now = torch.zeros(c.now_tokens - self.instruction_places, dtype=torch.int64)
+        words = torch.arange(self.instruction_places)
+        order = torch.cat([torch.arange(c.scene_tokens).repeat(c.steps), now, words, said, 0 * told])
         lasting = torch.arange(len(step)) < kept
         return Layout(step, phase, order, lasting)
 
@@ -132,6 +147,9 @@ class DrivingModel(nn.Module):
         if self.calibration is not None:
             now.append(self.calibration(batch))
         now.append(self.embedding(batch.command_id[:, None] + self.first_command))
+        if self.instruction_places:
+            told = (batch.instruction != self.pad_token)[..., None]
+            now.append(self.embedding(batch.instruction) * told + self.instruction_order)
         return scene, self._deepened(torch.cat(now, dim=1))
 
     def _deepened(self, x: Tensor) -> Tensor:
@@ -145,10 +163,16 @@ class DrivingModel(nn.Module):
         allow_blind: bool = False,
         routings: list[Routing] | None = None,
         generator: torch.Generator | None = None,
+        reason_tokens: Tensor | None = None,
     ) -> Tensor:
-        """[B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it (in parallel: from none)."""
-        x, last = self.sequence(batch, action_tokens, allow_blind, generator), action_tokens.shape[1]
-        return self.backbone(x, self.layout(x.device), routings=routings, generator=generator, last=last)
+        """[B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it (in parallel: from none).
+
+        With reason_tokens [B, R] as `loss` takes them [B, 2K + R, D], the same for each of them.
+        """
+        x = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens)
+        last = action_tokens.shape[1] + (0 if reason_tokens is None else reason_tokens.shape[1])
+        layout = self.layout(x.device, reason_tokens is not None)
+        return self.backbone(x, layout, routings=routings, generator=generator, last=last)
 
     def sequence(
         self,
@@ -156,37 +180,54 @@ class DrivingModel(nn.Module):
         action_tokens: Tensor,
         allow_blind: bool = False,
         generator: torch.Generator | None = None,
+        reason_tokens: Tensor | None = None,
     ) -> Tensor:
-        """Embedded tokens [B, L, D] of a clip and what its plan is predicted from; rules as `prefix`."""
-        return torch.cat([self.prefix(batch, allow_blind, generator), self._said(action_tokens)], dim=1)
+        """Embedded tokens [B, L, D] of a clip and what its plan and reason are predicted from; rules as `prefix`."""
+        parts = [self.prefix(batch, allow_blind, generator), self.said(action_tokens)]
+        if reason_tokens is not None:
+            parts.append(self._follow(self.reason_token, reason_tokens))
+        return torch.cat(parts, dim=1)
 
-    def _said(self, action_tokens: Tensor) -> Tensor:
+    def said(self, action_tokens: Tensor) -> Tensor:
         """[B, 2K, D], from which action_tokens [B, 2K] are predicted; as wide as the prefix."""
         if self.config.action_decoding == "parallel":
             return self._deepened(self.action_queries.expand(len(action_tokens), -1, -1))
-        plan = action_tokens.new_full((len(action_tokens), 1), self.plan_token)
-        return self._deepened(self.embedding(torch.cat([plan, action_tokens[:, :-1]], dim=1)))
+        return self._follow(self.plan_token, action_tokens)
+
+    def _follow(self, marker: int, tokens: Tensor) -> Tensor:
+        """[B, L, D], from which tokens [B, L] are predicted one by one: the marker, and each but the last."""
+        begin = tokens.new_full((len(tokens), 1), marker)
+        return self._deepened(self.embedding(torch.cat([begin, tokens[:, :-1]], dim=1)))
 
     def loss(
         self,
         batch: Batch,
         action_tokens: Tensor,
+        reason_tokens: Tensor | None = None,
         allow_blind: bool = False,
         generator: torch.Generator | None = None,
         auxiliary: AuxiliaryLosses | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Loss:
         """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K].
 
+        reason_tokens: the expert's reasons int64 [B, R] by `vla.sentences`, those that are all <pad> do not count.
         generator: draws what the dropout of experts and of camera identities drops, where the config has it, and what
         auxiliary losses draw.
         """
         self._check_tokens(batch, action_tokens)
+        if reason_tokens is not None:
+            self._check_reason(batch, reason_tokens)
+            reason_tokens = reason_tokens if (reason_tokens != self.pad_token).any() else None
         routings: list[Routing] = []
-        x, n = self.sequence(batch, action_tokens, allow_blind, generator), action_tokens.shape[1]
-        said = n if auxiliary is None else None
-        states = self.backbone(x, self.layout(x.device), routings=routings, generator=generator, last=said)
-        hidden = states[:, -n:]
+        x, n = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens), action_tokens.shape[1]
+        told = 0 if reason_tokens is None else reason_tokens.shape[1]
+        layout, last = self.layout(x.device, told > 0), n + told if auxiliary is None else None
+        states = self.backbone(x, layout, routings=routings, generator=generator, last=last)
+        hidden, reasoned = states[:, -n - told :].split([n, told], dim=1)
         loss, scalars = action_loss(hidden, self.head.weight, action_tokens, self.slots)
+        if reason_tokens is not None:
+            reason, more = self._reason_loss(reasoned, reason_tokens)
+            loss, scalars = loss + REASON_WEIGHT * reason, scalars | more
         if routings:
             z_loss = router_z_loss(routings)
             scalars["loss_router_z"] = z_loss.detach()
@@ -205,6 +246,13 @@ class DrivingModel(nn.Module):
             loss, scalars = loss + more, scalars | named
         return loss, scalars
 
+    def _reason_loss(self, hidden: Tensor, tokens: Tensor) -> Loss:
+        """Cross-entropy over text and <end> of tokens [B, R] but for <pad>, from hidden [B, R, D]."""
+        size, weight = len(self.text), self.head.weight
+        head = torch.cat([weight[self.text.start : self.text.stop], weight[self.end_token : self.end_token + 1]])
+        index = torch.where(tokens == self.end_token, size, tokens - self.text.start)
+        return token_loss(hidden, head, index, tokens != self.pad_token, slice(0, size + 1), "reason")
+
     @torch.inference_mode()
     def decode(
         self,
@@ -213,16 +261,20 @@ class DrivingModel(nn.Module):
         temperature: float = 0.0,
         allow_blind: bool = False,
         best: int = 1,
+        reasons: SentenceGraph | None = None,
     ) -> ActionDecode:
         """One plan per clip: the most likely token at each position, or a draw at `temperature`.
 
         best: of one clip, draw that many and take the likeliest.
+        reasons: sentences of which the likeliest says why; None: nobody asks.
         """
-        return self.say(*self.think(self.prefix(batch, allow_blind)), temperature, generator, best)
+        cache, layout = self.think(self.prefix(batch, allow_blind))
+        plan = self.say(cache, layout, temperature, generator, best)
+        return plan if reasons is None else self.tell(cache, layout, plan, reasons)
 
     def think(self, prefix: Tensor) -> tuple[Cache, Layout]:
-        """(what the backbone makes of a prefix, where the tokens of the plan will stand), for `say`."""
-        layout = self.layout(prefix.device)
+        """(what the backbone makes of a prefix, where the tokens of plan and reason will stand), for `say`, `tell`."""
+        layout = self.layout(prefix.device, reason=True)
         cache = self.backbone.cache(len(prefix), len(layout), prefix)
         self.backbone.remember(prefix, layout[: prefix.shape[1]], cache)
         return cache, layout[prefix.shape[1] :]
@@ -230,7 +282,8 @@ class DrivingModel(nn.Module):
     def say(
         self, cache: Cache, layout: Layout, temperature: float, generator: torch.Generator | None, best: int = 1
     ) -> ActionDecode:
-        """The plan that follows what the cache holds, of `best` the likeliest; layout [2K] of its tokens."""
+        """The plan that follows what the cache holds, of `best` the likeliest; layout of its tokens, or more."""
+        layout = layout[: self.config.action_tokens]
         if best > 1:
             return best_of(best, cache, lambda past: self.say(past, layout, temperature, generator))
         if self.config.action_decoding == "parallel":
@@ -248,6 +301,15 @@ class DrivingModel(nn.Module):
             temperature,
             generator,
         )
+
+    def tell(self, cache: Cache, layout: Layout, plan: ActionDecode, reasons: SentenceGraph) -> ActionDecode:
+        """The plan that was said from the cache, with its likeliest reason; layout [2K + R] of both."""
+        n = self.config.action_tokens
+        if cache.layout.phase[-1] == 0:  # the plan was drawn with copies of the cache
+            self.backbone.remember(self.said(plan.tokens), layout[:n], cache)
+        parts = self.backbone, self.embedding, self.head.weight, reasons
+        said = decode_sentence(*parts, self.reason_token, self.pad_token, cache, layout[n:], 0.0, None)
+        return replace(plan, reason=said)
 
     def rebalance(self, rate: float = 5e-3) -> dict[int, Tensor]:
         """To be called after each optimizer step: moves the routers' biases towards an even load.
@@ -268,6 +330,7 @@ class DrivingModel(nn.Module):
             ("images", (B, steps, c.cameras, c.image_height, c.image_width, 3), "[B, T, N, H, W, 3]"),
             ("rays_in_cam", (B, c.cameras, patches, 3), f"patches of {c.patch_px} px"),
             ("imu", (B, c.imu_samples, 6), "imu_samples of the config"),
+            ("instruction", (B, self.instruction_places), "places of the config, by vla.sentences"),
         ):
             came = tuple(getattr(batch, name).shape)
             if came != shape:
@@ -280,6 +343,10 @@ class DrivingModel(nn.Module):
         if (batch.command_id < 0).any() or (batch.command_id >= len(c.commands)).any():
             came, expected = batch.command_id.tolist(), f"0 .. {len(c.commands) - 1}"
             raise InputError("batch", "command_id", came, expected, "It is an index into the config's commands.")
+        ids = batch.instruction
+        if ids.numel() and not 0 <= ids.min() <= ids.max() < self.text.stop:
+            came, expected = f"{int(ids.min())} .. {int(ids.max())}", f"0 .. {self.text.stop - 1}"
+            raise InputError("batch", "instruction", came, expected, "Are they of another vocabulary layout?")
         for name in ("time_s", "T_ego_now_from_cam", "rays_in_cam", "imu", "imu_time_s", "vehicle"):
             finite = torch.isfinite(getattr(batch, name))
             if not finite.all():
@@ -300,3 +367,9 @@ class DrivingModel(nn.Module):
                 came, where = some.unique().tolist(), ("even", "odd")[first]
                 expected = f"{slot.start} .. {slot.stop - 1} at {where} positions"
                 raise InputError("loss", "action_tokens", came, expected, "Are they of another vocabulary layout?")
+
+    def _check_reason(self, batch: Batch, tokens: Tensor) -> None:
+        shape = (len(batch.images), self.reason_places)
+        if tuple(tokens.shape) != shape or tokens.dtype != torch.int64:
+            came = f"{tokens.dtype} {tuple(tokens.shape)}"
+            raise InputError("loss", "reason_tokens", came, f"int64 {shape}", "Has the model text_tokens?")

@@ -1,7 +1,7 @@
 """A running car: each tick appends one step to what the backbone remembers, and says a plan.
 
     lasting   scene of step t                        remembered as long as the horizon holds
-    live      IMU, vehicle, command, plan            forgotten at the next tick
+    live      IMU ... instruction, plan, reason      forgotten at the next tick
 
 What lasts sees only what lasts; so a tick gives what the model would make of the whole drive at once, each token seeing
 as far back as the horizon, and nothing is computed twice. For the first steps of a drive, as many as the config's, that
@@ -19,7 +19,7 @@ from sensors.collate import Batch
 from sensors.errors import InputError
 from vla.attention import Horizon, Layout
 from vla.cache import Cache
-from vla.decode import ActionDecode
+from vla.decode import ActionDecode, SentenceGraph
 from vla.model import DrivingModel
 
 
@@ -27,7 +27,7 @@ from vla.model import DrivingModel
 class Tick:
     """One plan, and how long each stage took.
 
-    see: images to tokens; think: backbone; say: action tokens.
+    see: images to tokens; think: backbone; say: action tokens; tell: the reason, where one was asked for.
     """
 
     decode: ActionDecode
@@ -42,6 +42,7 @@ def at_once(
     generator: torch.Generator | None = None,
     best: int = 1,
     allow_blind: bool = False,
+    reasons: SentenceGraph | None = None,
 ) -> Tick:
     """The plan for a batch of one clip of all its steps, timed; nothing is remembered. As `DrivingModel.decode`."""
     begun = _instant(model)
@@ -49,8 +50,27 @@ def at_once(
     seen = _instant(model)
     cache, layout = model.think(prefix)
     thought = _instant(model)
+    return _spoken(model, cache, layout, temperature, generator, best, reasons, [begun, seen, thought])
+
+
+def _spoken(
+    model: DrivingModel,
+    cache: Cache,
+    layout: Layout,
+    temperature: float,
+    generator: torch.Generator | None,
+    best: int,
+    reasons: SentenceGraph | None,
+    instants: list[float],
+) -> Tick:
+    """What follows once the model has thought; layout of plan and reason, instants: when seeing and thinking ended."""
     decode = model.say(cache, layout, temperature, generator, best)
-    return Tick(decode, _spans_ms(begun, seen, thought, _instant(model)))
+    instants = [*instants, _instant(model)]
+    if reasons is not None:
+        decode = model.tell(cache, layout, decode, reasons)
+        instants.append(_instant(model))
+    spans = zip(("see", "think", "say", "tell"), pairwise(instants), strict=False)
+    return Tick(decode, {name: 1e3 * (b - a) for name, (a, b) in spans})
 
 
 def _instant(model: DrivingModel) -> float:
@@ -58,10 +78,6 @@ def _instant(model: DrivingModel) -> float:
     if model.head.weight.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _spans_ms(*instants: float) -> dict[str, float]:
-    return {name: 1e3 * (b - a) for name, (a, b) in zip(("see", "think", "say"), pairwise(instants), strict=True)}
 
 
 class Stream:
@@ -77,7 +93,8 @@ class Stream:
         self.model, self.step = model, 0
         self.horizon = Horizon(model.config.steps) if horizon is None else horizon
         self._int8, self._cache = int8, None
-        h, self._of_last = self.horizon, model.layout()[(model.config.steps - 1) * model.config.scene_tokens :]
+        self._of_last = model.layout(reason=True)[(model.config.steps - 1) * model.config.scene_tokens :]
+        h = self.horizon
         steps = h.steps + h.keyframe_steps // h.keyframe_every + 1
         self._tokens = (steps - 1) * model.config.scene_tokens + len(self._of_last)
         if self._tokens > model.config.context:
@@ -92,25 +109,27 @@ class Stream:
         generator: torch.Generator | None = None,
         best: int = 1,
         allow_blind: bool = False,
+        reasons: SentenceGraph | None = None,
     ) -> Tick:
         """The plan for a batch of one clip of one step; best: draw that many at `temperature`, take the likeliest.
 
         The first tick may bring a past with it: a clip of several steps, each told as its own now saw it.
+        reasons: as in `DrivingModel.decode`.
         """
         steps = batch.image_mask.shape[1]
         if steps != 1 and self.step:
             raise InputError("stream", "batch", f"{steps} steps", "one: those before it are remembered")
-        model, K, begun = self.model, self.model.config.action_tokens, _instant(self.model)
+        model, begun = self.model, _instant(self.model)
         scene, now = model.perceive(batch, steps, allow_blind)
         seen = _instant(model)
         last = self.step + steps - 1
         cache, layout = self._room(scene), self._layout_of(steps).to(scene.device)
         cache.begin(last)
-        model.backbone.remember(torch.cat([scene, now], dim=1), layout[:-K], cache)
-        thought = _instant(model)
-        decode = model.say(cache, layout[-K:], temperature, generator, best)
-        self.step = last + 1
-        return Tick(decode, _spans_ms(begun, seen, thought, _instant(model)))
+        read = torch.cat([scene, now], dim=1)
+        here, said = layout[: read.shape[1]], layout[read.shape[1] :]
+        model.backbone.remember(read, here, cache)
+        thought, self.step = _instant(model), last + 1
+        return _spoken(model, cache, said, temperature, generator, best, reasons, [begun, seen, thought])
 
     def _layout_of(self, steps: int) -> Layout:
         """Where the tokens of the next `steps` steps stand, and those that speak of the last of them."""

@@ -85,7 +85,7 @@ def test_a_driving_model_as_a_page(checkpoints, tmp_path, capsys):
         "Time",
         "Experts",
     ]
-    parts = len(("scene", "imu", "vehicle", "command", "action"))
+    parts = len(("scene", "imu", "vehicle", "command", "instruction", "action"))
     bars = (SMALL.layers + 1) * parts + parts  # attention and gradient
     cells = SMALL.cameras * SMALL.patches
     assert outline.count["rect"] == bars + cells + (SMALL.layers - 1) * SMALL.experts

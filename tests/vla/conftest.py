@@ -8,10 +8,11 @@ import torch
 
 from sensors.camera import Camera
 from sensors.clip import Clip, VehicleState
-from sensors.collate import collate
+from sensors.collate import Batch, collate
 from sensors.frames import matrix, matrix_from_xy_yaw
 from sensors.imu import ImuWindow
 from vla.config import ModelConfig
+from vla.sentences import sentences_of
 
 OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # R_ego_from_cam of a camera that looks ahead
 SMALL = ModelConfig(
@@ -32,6 +33,7 @@ SMALL = ModelConfig(
     experts=4,
     expert_hidden=32,
     plan_steps=4,
+    instruction_tokens=6,
 )
 
 
@@ -60,7 +62,14 @@ def clip_of(config: ModelConfig, seed: int = 0) -> Clip:
         imu=ImuWindow(imu_us, noise[0] + [0, 0, 9.8], 0.1 * noise[1]),
         vehicle=VehicleState(8.0 + seed, 0.01, float("nan")),
         command=config.commands[seed % len(config.commands)],
+        instruction=("", "Turn left.", "Slow down, please.")[seed % 3],
     ).validate()
+
+
+def collated(clips: list[Clip], config: ModelConfig) -> Batch:
+    """The batch that a model of the config takes."""
+    instruct = sentences_of(config).instruction if config.instruction_places else None
+    return collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz, instruct=instruct)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,12 +92,16 @@ def make_clip():
 
 
 @pytest.fixture(scope="session")
+def collate_clips():
+    return collated
+
+
+@pytest.fixture(scope="session")
 def make_batch():
     """(config, seeds) to a batch collated as the config says; keyword arguments replace fields of the clips."""
 
     def make(config: ModelConfig, *seeds: int, **changes):
-        clips = [replace(clip_of(config, seed), **changes) for seed in seeds]
-        return collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz)
+        return collated([replace(clip_of(config, seed), **changes) for seed in seeds], config)
 
     return make
 

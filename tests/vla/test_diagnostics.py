@@ -21,9 +21,9 @@ def seen(model, make_batch, make_tokens):
 
 def test_modalities_are_the_tokens_of_the_layout(model, small):
     names, groups = modalities(model.config)
-    assert names == ("scene", "imu", "vehicle", "calibration", "command", "action")
+    assert names == ("scene", "imu", "vehicle", "calibration", "command", "instruction", "action")
     assert len(groups) == len(model.layout())
-    assert groups.bincount().tolist() == [16, 2, 3, 3, 1, 8]
+    assert groups.bincount().tolist() == [16, 2, 3, 3, 1, 6, 8]
     assert "calibration" not in modalities(small)[0]
 
 

@@ -242,7 +242,7 @@ def test_model_rejects_images_and_commands(small, make_batch):
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"context": 20}, "context: came 20, expected at least the 30 tokens"),
+        ({"context": 20}, "context: came 20, expected at least the 49 tokens"),
         ({"image_input": "pixels"}, "image_input: came 'pixels', expected one of patches, codes, both"),
         ({"image_input": "codes", "code_px": 6}, "patch_px: came 16, expected a multiple of code_px"),
         ({"image_input": "both"}, "image_codes: came 0"),

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from sensors.clip import VehicleState
-from sensors.collate import collate
 from sensors.errors import InputError
 from vla.config import ModelConfig
 from vla.model import DrivingModel
@@ -22,10 +21,6 @@ def model(small):
 def logits(model, batch, tokens, allow_blind=False):
     """[B, 2K, V] of every action position, teacher-forced."""
     return model.head(model.hidden(batch, tokens, allow_blind))
-
-
-def collated(clips, config):
-    return collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz)
 
 
 def test_tiny_has_the_size_it_claims():
@@ -107,10 +102,10 @@ def test_sampling_follows_its_generator(model, small, make_batch):
     assert not torch.equal(first, other)
 
 
-def test_batch_equals_batches_of_one(model, small, make_clip, make_tokens):
+def test_batch_equals_batches_of_one(model, small, make_clip, make_tokens, collate_clips):
     clips, tokens = [make_clip(small, seed) for seed in range(4)], make_tokens(small, 4)
-    whole = logits(model, collated(clips, small), tokens)
-    single = torch.cat([logits(model, collated([c], small), tokens[i : i + 1]) for i, c in enumerate(clips)])
+    whole = logits(model, collate_clips(clips, small), tokens)
+    single = torch.cat([logits(model, collate_clips([c], small), tokens[i : i + 1]) for i, c in enumerate(clips)])
     torch.testing.assert_close(whole, single, atol=1e-5, rtol=0)
 
 
@@ -142,7 +137,7 @@ def test_patch_without_a_ray_changes_the_scene_only_through_its_image(model, sma
     assert torch.equal(one, two)
 
 
-def test_permuting_cameras_with_their_calibration_changes_nothing(model, small, make_clip, make_tokens):
+def test_permuting_cameras_with_their_calibration_changes_nothing(model, small, make_clip, make_tokens, collate_clips):
     clip, tokens, order = make_clip(small), make_tokens(small, 1), [2, 0, 1]
     permuted = replace(
         clip,
@@ -153,9 +148,9 @@ def test_permuting_cameras_with_their_calibration_changes_nothing(model, small, 
         T_world_from_ego=clip.T_world_from_ego[:, order],
     ).validate()
     swapped = replace(clip, images=clip.images[:, order])
-    base = logits(model, collated([clip], small), tokens)
-    torch.testing.assert_close(logits(model, collated([permuted], small), tokens), base, atol=1e-5, rtol=0)
-    assert (logits(model, collated([swapped], small), tokens) - base).abs().max() > 1e-4
+    base = logits(model, collate_clips([clip], small), tokens)
+    torch.testing.assert_close(logits(model, collate_clips([permuted], small), tokens), base, atol=1e-5, rtol=0)
+    assert (logits(model, collate_clips([swapped], small), tokens) - base).abs().max() > 1e-4
 
 
 def test_scene_tokens_are_causal_in_time(model, small, make_batch):
@@ -191,18 +186,19 @@ def test_hidden_states_are_block_causal(model, small, make_batch, make_tokens):
             assert changed(position) == [block >= blocks[position] for block in blocks]
 
 
-@pytest.mark.parametrize("what", ["images", "imu", "vehicle", "command", "missing"])
-def test_every_input_reaches_the_plan(model, small, make_clip, make_tokens, what):
+@pytest.mark.parametrize("what", ["images", "imu", "vehicle", "command", "instruction", "missing"])
+def test_every_input_reaches_the_plan(model, small, make_clip, make_tokens, what, collate_clips):
     clip, tokens = make_clip(small), make_tokens(small, 1)
     other = {
         "images": {"images": 255 - clip.images},
         "imu": {"imu": replace(clip.imu, gyro_radps=clip.imu.gyro_radps + 1.0)},
         "vehicle": {"vehicle": VehicleState(1.0, 0.01)},
         "command": {"command": "left"},
+        "instruction": {"instruction": "Stop behind the bus."},
         "missing": {"vehicle": VehicleState()},
     }[what]
-    base = logits(model, collated([clip], small), tokens)
-    assert (logits(model, collated([replace(clip, **other)], small), tokens) - base).abs().max() > 1e-4
+    base = logits(model, collate_clips([clip], small), tokens)
+    assert (logits(model, collate_clips([replace(clip, **other)], small), tokens) - base).abs().max() > 1e-4
 
 
 def test_overfits_four_clips(small, make_batch, make_tokens):
@@ -262,6 +258,8 @@ def test_model_rejects_nan(model, small, make_batch, name):
         ("images", {"image_width": 80}),
         ("rays_in_cam", {"patch_px": 8}),
         ("imu", {"imu_samples": 10}),
+        ("instruction", {"instruction_tokens": 7}),
+        ("instruction", {"text_tokens": 0}),
     ],
 )
 def test_model_rejects_batches_of_another_shape(model, small, make_batch, field, change):

@@ -7,6 +7,7 @@ import torch
 
 from sensors import collate as collate_module
 from vla.model import DrivingModel
+from vla.sentences import sentences_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("sensors", "vla", "sim", "policies")
@@ -15,7 +16,7 @@ FOLDERS = ("sensors", "vla", "sim", "policies")
 def test_image_to_loss_in_at_most_nine_files(small, make_clip, make_tokens):
     model, clip, tokens = DrivingModel(small), make_clip(small), make_tokens(small, 1)
     collate_module._patch_rays.cache_clear()  # the first clip of a camera takes the whole way
-    files = set()
+    words, files = sentences_of(small).instruction(clip.instruction), set()  # words have a way of their own
 
     def seen(frame, event, _):
         path = Path(frame.f_code.co_filename)
@@ -25,7 +26,8 @@ def test_image_to_loss_in_at_most_nine_files(small, make_clip, make_tokens):
     threads, before = torch.get_num_threads(), sys.getprofile()
     sys.setprofile(seen)
     try:
-        batch = collate_module.collate([clip], small.patch_px, small.imu_samples, small.imu_rate_hz)
+        window = small.imu_samples, small.imu_rate_hz
+        batch = collate_module.collate([clip], small.patch_px, *window, instruct=lambda _: words)
         loss, _ = model.loss(batch, tokens)
     finally:
         sys.setprofile(before)
