@@ -14,7 +14,7 @@ from sensors.errors import InputError, unknown_name
 from vla.auxiliary import LossConfig
 from vla.config import ModelConfig, build
 from vla.image_tokens import ImageTokenizerConfig
-from vla.precision import DTYPES, PRECISIONS, SCALINGS
+from vla.precision import DTYPES, FP8_RECIPES, PRECISIONS
 
 SHIPPED = Path(__file__).parent / "recipes"
 DEVICES = ("cpu", "cuda")
@@ -90,7 +90,7 @@ class Recipe:
             ("device", DEVICES),
             ("dtype", DTYPES),
             ("precision", PRECISIONS),
-            ("fp8_recipe", SCALINGS),
+            ("fp8_recipe", FP8_RECIPES),
         ):
             if getattr(self.train, key) not in allowed:
                 raise unknown_name(where, f"train.{key}", getattr(self.train, key), allowed)

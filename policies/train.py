@@ -28,7 +28,7 @@ from vla.image_tokens import ImageTokenizer
 from vla.model import DrivingModel
 from vla.moe import CollapseMonitor
 from vla.parallel import Replicas
-from vla.precision import compute_dtype, use_precision
+from vla.precision import compute_dtype, scaling_state, use_precision
 
 
 class Trainer(TrainingLoop):
@@ -50,6 +50,7 @@ class Trainer(TrainingLoop):
         model = DrivingModel(recipe.model, recipe.seed).to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
         self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
+        self._kept |= {f"scaling.{name}": history for name, history in scaling_state(model.backbone).items()}
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.monitor = CollapseMonitor(recipe.model)
         if self.codes is not None:

@@ -56,8 +56,9 @@ class TrainingLoop:
     ):
         self.recipe, self.path, self.model, self.examples, self.step = recipe, path, model, examples, 0
         self.replicas = replicas or Replicas()
-        self._heads = {f"heads.{name}": p for name, p in heads.named_parameters()} if heads is not None else {}
-        self._trained = dict(model.named_parameters()) | self._heads
+        # What a resumed training needs beside model and moments; written and read in place.
+        self._kept = {f"heads.{name}": p for name, p in heads.named_parameters()} if heads is not None else {}
+        self._trained = dict(model.named_parameters()) | self._kept
         decayed = [p for p in self._trained.values() if p.ndim > 1]
         rest = [p for p in self._trained.values() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -144,18 +145,17 @@ class TrainingLoop:
         return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """What a resumed training needs beside the model: the optimizer's moments, and the heads."""
         moments = {
             f"{name}:{key}": value
             for name, p in self._trained.items()
             for key, value in self.optimizer.state.get(p, {}).items()
         }
-        return moments | {name: p.detach() for name, p in self._heads.items()}
+        return moments | {name: tensor.detach() for name, tensor in self._kept.items()}
 
     def _load_state(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
-            for name, p in self._heads.items():
-                p.copy_(tensors[name])
+            for name, tensor in self._kept.items():
+                tensor.copy_(tensors[name])
         for name, p in self._trained.items():
             if f"{name}:step" in tensors:
                 self.optimizer.state[p] = {k: tensors[f"{name}:{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}

@@ -5,6 +5,9 @@
 Who sees whom is `vla.attention.Layout` and `visible`. Letters: B batch, L tokens, D width, V vocabulary.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +60,7 @@ class Backbone(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Block(config, routed=i >= config.dense_layers) for i in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
+        self.numbers: Callable = nullcontext  # around all layers; `vla.precision` may want another
 
     @property
     def active_parameters(self) -> int:
@@ -113,10 +117,11 @@ class Backbone(nn.Module):
         """`forward` for who knows angles and mask already, as a decoding loop does; cache room is the caller's care."""
         x, *deep = x.split(self.config.width, dim=-1)
         final = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            asked, mask = (last, last_bias) if last is not None and i == final else (None, bias)
-            x = layer(x, mask, cos_sin, None if cache is None else cache.layers[i], routings, generator, asked)
-            x = x + deep[i] if i < len(deep) else x
+        with self.numbers():
+            for i, layer in enumerate(self.layers):
+                asked, mask = (last, last_bias) if last is not None and i == final else (None, bias)
+                x = layer(x, mask, cos_sin, None if cache is None else cache.layers[i], routings, generator, asked)
+                x = x + deep[i] if i < len(deep) else x
         return self.norm(x)
 
     def remember(self, x: Tensor, layout: Layout, cache: Cache) -> None:

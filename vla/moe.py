@@ -66,7 +66,14 @@ class MoE(nn.Module):
         self.register_buffer("bias", torch.zeros(c.experts))
         # Tokens each expert got since the last `rebalance`; zero between steps, so not part of a checkpoint.
         self.register_buffer("load", torch.zeros(c.experts), persistent=False)
-        self.grouped = grouped_linear
+        self.take_products(grouped_linear, grouped_linear)
+
+    def take_products(self, up: Callable, down: Callable) -> None:
+        """Take the experts' products by these, functions or modules, in the place of `grouped_linear`."""
+        for name, product in (("up_product", up), ("down_product", down)):
+            if hasattr(self, name):
+                delattr(self, name)
+            setattr(self, name, product)
 
     def forward(self, x: Tensor, routings: list[Routing] | None = None, generator: torch.Generator | None = None):
         """`routings`, where given, gets what this layer chose; `generator` draws which experts are dropped."""
@@ -101,7 +108,7 @@ class MoE(nn.Module):
 
     def _way(self, tokens: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Three ways to one result: on a CPU, sorting a few tokens takes longer than computing too much for them."""
-        if torch.is_grad_enabled() or tokens.is_cuda or self.grouped is not grouped_linear:
+        if torch.is_grad_enabled() or tokens.is_cuda or self.up_product is not grouped_linear:
             return self.mixture
         if len(tokens) == 1:
             return self.one_token
@@ -123,8 +130,8 @@ class MoE(nn.Module):
         place = order.argsort()
         ends = chosen.flatten().bincount(minlength=self.experts).cumsum(0, dtype=torch.int32)
         rows = _Rows.apply(tokens, order, place, self.k)
-        gate, up = self.grouped(rows, self.gate_up, ends).chunk(2, dim=-1)
-        rows = self.grouped(F.silu(gate) * up, self.down, ends)
+        gate, up = self.up_product(rows, self.gate_up, ends).chunk(2, dim=-1)
+        rows = self.down_product(F.silu(gate) * up, self.down, ends)
         # Back in the order of the tokens: a sum over k neighbours, the same on every run and for every batch.
         routed = _Rows.apply(rows, place, order, 1).view(len(tokens), self.k, -1)
         return (routed * weights[..., None].to(rows.dtype)).sum(dim=1)

@@ -1,34 +1,32 @@
 """In what numbers the products of the backbone are taken; parameters and their names are the same in all of them.
 
-    torch     the parameters' own type: the reference
-    fp8-sim   operands rounded to e4m3 and gradients to e5m2, with scales, then multiplied exactly; on any device
-    te        Transformer Engine on a GPU
-    auto      the fastest that there is; the answer says which and why
+    torch     the parameters' own type, or that of an autocast: the reference
+    fp8-sim   8 bits, simulated on any device: `vla.fp8`
+    te        8 bits by Transformer Engine, on a GPU: `vla.te_layers`
+    auto      te where it is, else torch; the answer says which and why
 
 Routers, norms, embeddings and heads always stay as they are.
-
-    y = q4(x) q4(W)^T      dx = q5(dy) q4(W)      dW = q5(dy)^T q4(x)      q(x) = s round(x / s),  s = max|x| / largest
 """
 
-import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sensors.errors import InputError, unknown_name
+from vla.backbone import Backbone
+from vla.fp8 import RECIPES, Delayed, Fp8Grouped, Fp8Linear
 from vla.moe import MoE, grouped_linear
+from vla.te_layers import Engine, TeGrouped, TeLinear, engine, fits, why_not
 
 PRECISIONS = ("torch", "fp8-sim", "te", "auto")
+FP8_RECIPES = tuple(RECIPES)
 DTYPES = ("fp32", "bf16", "auto")
 CPU_FLAGS = Path("/proc/cpuinfo")
-SCALINGS = ("current", "block")  # one scale for a tensor, or for BLOCK numbers of a row
-BLOCK = 128
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 @dataclass(frozen=True)
@@ -54,84 +52,67 @@ def compute_dtype(name: str, device: torch.device) -> Precision:
     return Precision("bf16", f"there is {unit}") if fast else Precision("fp32", f"without {unit} bf16 is slower")
 
 
-def use_precision(backbone: nn.Module, name: str, scaling: str = "current") -> Precision:
-    """Make the backbone multiply in the precision asked for; one that is not there is an InputError."""
-    for what, value, allowed in (("precision", name, PRECISIONS), ("scaling", scaling, SCALINGS)):
+def use_precision(backbone: Backbone, name: str, recipe: str = "current") -> Precision:
+    """Make the backbone multiply in the precision asked for; one that is not there is an InputError.
+
+    recipe: how 8 bits are scaled, one of `vla.fp8`.
+    """
+    for what, value, allowed in (("precision", name, PRECISIONS), ("fp8 recipe", recipe, FP8_RECIPES)):
         if value not in allowed:
             raise unknown_name("precision", what, value, allowed)
-    if name == "te":
-        raise InputError("precision", "te", _why_no_te(), "layers of Transformer Engine", "Use torch, or fp8-sim.")
     if name == "fp8-sim":
-        rounded = partial(round_fp8, block=BLOCK if scaling == "block" else None)
-        _use(backbone, partial(Fp8Linear, rounded), partial(_fp8_grouped, rounded))
-        return Precision(name, f"asked for; {scaling} scaling")
-    _use(backbone, nn.Linear, grouped_linear)
-    return Precision("torch", "asked for" if name == "torch" else _why_no_te())
+        _use(backbone, partial(Fp8Linear, recipe=recipe), partial(Fp8Grouped, recipe=recipe))
+        return Precision(name, f"asked for; {recipe} scaling")
+    if name in ("te", "auto"):
+        found = engine()
+        missing = why_not(found, recipe, backbone.norm.weight.device)
+        if not missing:
+            return _use_te(backbone, found, recipe, "asked for" if name == "te" else "it is there")
+        if name == "te":
+            fix = "Install '.[fp8]' on a machine with a GPU of compute capability 8.9 or more, or use torch or fp8-sim."
+            raise InputError("precision", "te", missing, "layers of Transformer Engine", fix)
+    _use(backbone, _plain, lambda weight: grouped_linear)
+    return Precision("torch", "asked for" if name == "torch" else missing)
 
 
-def _why_no_te() -> str:
-    if importlib.util.find_spec("transformer_engine") is None:
-        return "Transformer Engine is not installed"
-    if not torch.cuda.is_available():
-        return "Transformer Engine is installed, but there is no CUDA device"
-    return "this version has no layers of Transformer Engine yet"
+def scaling_state(backbone: Backbone) -> dict[str, Tensor]:
+    """What delayed scaling remembers, by name, for a training that is to be resumed to the bit; see `vla.te_layers`."""
+    return {f"{n}.history": m.history for n, m in backbone.named_modules() if isinstance(m, Delayed)}
 
 
-def _use(backbone: nn.Module, linear: Callable[..., nn.Linear], grouped: Callable) -> None:
+def _use_te(backbone: Backbone, found: Engine, recipe: str, why: str) -> Precision:
+    left = []
+
+    def linear(of: nn.Linear) -> nn.Linear:
+        if fits(of.in_features, of.out_features):
+            return TeLinear(of, found)
+        left.append(of)
+        return _plain(of)
+
+    def grouped(weight: Tensor) -> Callable:
+        if fits(*weight.shape[1:]):
+            return TeGrouped(weight, found)
+        left.append(weight)
+        return grouped_linear
+
+    _use(backbone, linear, grouped)
+    backbone.numbers = found.context(recipe)
+    stay = f"; {len(left)} layers stay in torch: their sizes are no multiples of 16" if left else ""
+    return Precision("te", f"{why}; {recipe} scaling{stay}")
+
+
+def _plain(of: nn.Linear) -> nn.Linear:
+    other = nn.Linear(of.in_features, of.out_features, bias=False, device="meta")
+    other.weight = of.weight
+    return other
+
+
+def _use(backbone: Backbone, linear: Callable[[nn.Linear], nn.Linear], grouped: Callable[[Tensor], Callable]) -> None:
+    """Exchange every product; the parameters stay the same objects, so optimizers and checkpoints see no difference."""
+    backbone.numbers = nullcontext
     for module in list(backbone.modules()):
         if isinstance(module, MoE):
-            module.grouped = grouped
+            module.take_products(grouped(module.gate_up), grouped(module.down))
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name != "router":
-                other = linear(child.in_features, child.out_features, bias=False, device="meta")
-                other.weight = child.weight  # the same parameter, so optimizers and checkpoints see no difference
-                setattr(module, name, other)
-
-
-def round_fp8(x: Tensor, kind: torch.dtype, block: int | None) -> Tensor:
-    """x as it reads after storage in 8 bits, with one scale, or one for each `block` numbers of the last dimension."""
-    largest = torch.finfo(kind).max
-    if block is None:
-        scale = x.abs().amax().clamp(min=1e-12) / largest
-        return (x / scale).to(kind).to(x.dtype) * scale
-    padded = F.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
-    scale = padded.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / largest
-    return ((padded / scale).to(kind).to(x.dtype) * scale).flatten(-2)[..., : x.shape[-1]]
-
-
-class _RoundForward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rounded: Callable) -> Tensor:
-        return rounded(x, E4M3)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-class _RoundBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rounded: Callable) -> Tensor:
-        ctx.rounded = rounded
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.rounded(gradient.contiguous(), E5M2), None
-
-
-class Fp8Linear(nn.Linear):
-    """y = q4(x) q4(W)^T, gradients as in the module's docstring."""
-
-    def __init__(self, rounded: Callable, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.rounded = rounded
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = _RoundForward.apply(self.weight, self.rounded)
-        return _RoundBackward.apply(F.linear(_RoundForward.apply(x, self.rounded), weight), self.rounded)
-
-
-def _fp8_grouped(rounded: Callable, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    rows, weight = _RoundForward.apply(rows, rounded), _RoundForward.apply(weight, rounded)
-    return _RoundBackward.apply(grouped_linear(rows, weight, ends), rounded)
+                setattr(module, name, linear(child))

@@ -73,10 +73,16 @@ def test_training_learns_scores_and_reports(course_dataroot, tmp_path):
     assert set(summary["curves"]) >= {"loss", "learning_rate"}
 
 
-ALL_AT_ONCE = ["train.dtype=bf16", "losses.scene_trajectory_nce=0.1", "losses.scene_trajectory_siglip=0.1"]
+ALL_AT_ONCE = [
+    "train.dtype=bf16",
+    "train.precision=fp8-sim",
+    "train.fp8_recipe=delayed",
+    "losses.scene_trajectory_nce=0.1",
+    "losses.scene_trajectory_siglip=0.1",
+]
 
 
-@pytest.mark.parametrize("more", [[], ALL_AT_ONCE], ids=["plain", "bf16 and auxiliary losses"])
+@pytest.mark.parametrize("more", [[], ALL_AT_ONCE], ids=["plain", "all that has a state of its own"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(course_dataroot, tmp_path, monkeypatch, more):
     recipe = small_recipe(course_dataroot, "train.steps=6", "train.checkpoint_every=2", *more)
     train(recipe, tmp_path / "whole", progress=False)
