@@ -50,7 +50,8 @@ class Trainer(TrainingLoop):
         model = DrivingModel(recipe.model, recipe.seed).to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
         self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
-        self._kept |= {f"scaling.{name}": history for name, history in scaling_state(model.backbone).items()}
+        self.scaling = scaling_state(model.backbone)
+        self._kept |= {f"scaling.{name}": history for name, history in self.scaling.items()}
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.monitor = CollapseMonitor(recipe.model)
         if self.codes is not None:
@@ -90,6 +91,7 @@ class Trainer(TrainingLoop):
             loss, scalars = self.model.loss(batch, tokens, generator=dropped, auxiliary=self.auxiliary)
         norm = self._descend(loss)
         self.replicas.total(layer.mlp.load for layer in self.model.backbone.layers if layer.routed)
+        self.replicas.largest(self.scaling.values())
         loads = self.model.rebalance()
         self.monitor.require_spread(loads, f"{self.path} step {self.step}")
         self.step += 1

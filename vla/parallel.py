@@ -45,18 +45,22 @@ class Replicas:
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor, in place, by its mean over the replicas."""
-        self._over_all(tensors, 1.0 / self.count)
+        self._over_all(tensors, distributed.ReduceOp.SUM, 1.0 / self.count)
 
     def total(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor, in place, by its sum over the replicas."""
-        self._over_all(tensors, 1.0)
+        self._over_all(tensors, distributed.ReduceOp.SUM)
 
-    def _over_all(self, tensors: Iterable[Tensor], scale: float) -> None:
+    def largest(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each number of each tensor, in place, by its maximum over the replicas."""
+        self._over_all(tensors, distributed.ReduceOp.MAX)
+
+    def _over_all(self, tensors: Iterable[Tensor], kind: distributed.ReduceOp, scale: float = 1.0) -> None:
         tensors = list(tensors)
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])  # one message instead of hundreds
-        distributed.all_reduce(flat)
+        distributed.all_reduce(flat, kind)
         flat *= scale
         for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(piece.view_as(tensor))

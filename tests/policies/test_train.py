@@ -198,6 +198,17 @@ def test_two_workers_learn_what_one_learns(course_dataroot, tmp_path):
         torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_replicas_share_the_largest_number(monkeypatch):
+    def with_another(flat, kind):
+        assert kind == torch.distributed.ReduceOp.MAX
+        flat.copy_(torch.maximum(flat, torch.tensor([2.0, 2.0, 2.0])))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", with_another)
+    mine = torch.tensor([[1.0, 3.0]]), torch.tensor(0.0)
+    Replicas(0, 2).largest(mine)
+    assert [tensor.tolist() for tensor in mine] == [[[2.0, 3.0]], 2.0]
+
+
 def _dies(rank, workers, meeting):
     Replicas.join(rank, workers, meeting)
     os._exit(7)
