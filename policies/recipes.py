@@ -84,6 +84,8 @@ class Recipe:
             raise InputError(where, "data.image_tokenizer", given or "nothing", expected, fix)
         if self.losses.world and self.model.steps < 2:
             raise InputError(where, "model.steps", self.model.steps, "at least 2: losses.world predicts the next one")
+        if self.losses.text and not self.model.text_tokens:
+            raise InputError(where, "model.text_tokens", 0, "text, for losses.scene_text_nce and scene_text_siglip")
         if self.losses.pairs and self.train.batch_size < 2:
             raise InputError(where, "train.batch_size", self.train.batch_size, "at least 2 clips to tell apart")
         for key, allowed in (

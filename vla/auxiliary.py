@@ -4,6 +4,7 @@ training's own state, not of the model that drives.
     world              the codes of the next frame, from what the backbone made of this one's scene tokens
     masked             the codes of this frame that are hidden, from those that are not and its scene
     scene_trajectory   which of a batch's trajectories belongs to which of its scenes, as the encoder saw them
+    scene_text         which of its texts (instruction and reason) does
     head_z             keeps the logits of actions from drifting
 
 The formulas stand in `vla.losses`. Letters: B clips, T steps, S scene tokens a step, D width of the backbone, E of the
@@ -36,6 +37,8 @@ class LossConfig:
     masked: float = 0.0
     scene_trajectory_nce: float = 0.0
     scene_trajectory_siglip: float = 0.0
+    scene_text_nce: float = 0.0
+    scene_text_siglip: float = 0.0
     head_z: float = 0.0
 
     @property
@@ -48,9 +51,14 @@ class LossConfig:
         return bool(self.world or self.masked)
 
     @property
+    def text(self) -> bool:
+        """Whether clips have to come with text."""
+        return bool(self.scene_text_nce or self.scene_text_siglip)
+
+    @property
     def pairs(self) -> bool:
         """Whether clips of a batch are told from each other."""
-        return bool(self.scene_trajectory_nce or self.scene_trajectory_siglip)
+        return bool(self.text or self.scene_trajectory_nce or self.scene_trajectory_siglip)
 
     def validate(self, where: object = "losses") -> "LossConfig":
         """Self, or an InputError that names the weight to change."""
@@ -68,6 +76,7 @@ class Seen:
     scene [B, T, S, D]    scene tokens, as they enter the backbone
     states [B, T, S, D]   and as they leave it
     said [B, 2K, D]       what each of the action tokens int64 [B, 2K] is predicted from
+    words int64 [B, W]    tokens of instruction and reason, and others that do not count
     head, slots           of the actions, see `vla.losses.action_loss`
     """
 
@@ -76,6 +85,7 @@ class Seen:
     states: Tensor
     said: Tensor
     tokens: Tensor
+    words: Tensor
     head: Tensor
     slots: tuple[slice, slice]
 
@@ -129,22 +139,51 @@ class TrajectoryTower(nn.Module):
         return self.out(nn.functional.silu(self.hidden(self.tokens(tokens - self.first).flatten(1))))
 
 
+class TextTower(nn.Module):
+    """Tokens int64 [B, W] to one vector each [B, PAIR_WIDTH], whatever order its words have."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.text = config.vocabulary.range_of("text")
+        self.words = nn.Embedding(len(self.text), PAIR_WIDTH)
+        self.hidden = nn.Linear(PAIR_WIDTH, 2 * PAIR_WIDTH)
+        self.out = nn.Linear(2 * PAIR_WIDTH, PAIR_WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        words = self.are_words(tokens)[..., None]
+        each = self.words((tokens - self.text.start).clamp(0, len(self.text) - 1)) * words
+        mean = each.sum(dim=1) / words.sum(dim=1).clamp(min=1)
+        return self.out(nn.functional.silu(self.hidden(mean)))
+
+    def are_words(self, tokens: Tensor) -> Tensor:
+        return (tokens >= self.text.start) & (tokens < self.text.stop)
+
+
 class Pairs(nn.Module):
-    """Scenes beside what belongs to them, each as one vector: InfoNCE, SigLIP or both, by their weights."""
+    """Scenes beside what belongs to them, each as one vector: InfoNCE, SigLIP or both, by their weights.
+
+    Of clips with the same trajectory, or text, only the first counts: the others' would be as right an answer.
+    """
 
     def __init__(self, name: str, width: int, other: nn.Module, nce: float, siglip: float):
         super().__init__()
         self.name, self.nce, self.siglip = name, nce, siglip
-        self.scene, self.other = nn.Linear(width, PAIR_WIDTH), other
+        self.scene, self.other, self.names = nn.Linear(width, PAIR_WIDTH), other, []
         if nce:
+            self.names += [f"loss_nce_{name}", f"found_{name}"]
             self.nce_log_scale = nn.Parameter(torch.tensor(math.log(NCE_SCALE)))
         if siglip:
+            self.names += [f"loss_siglip_{name}"]
             self.siglip_log_scale = nn.Parameter(torch.tensor(math.log(SIGLIP_SCALE)))
             self.siglip_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
 
-    def forward(self, scene: Tensor, *other: Tensor) -> Loss:
-        """scene [B, S, D] and what the other tower takes; weighed."""
-        a, b = self.scene(scene.mean(dim=1)), self.other(*other)
+    def forward(self, scene: Tensor, tokens: Tensor, there: Tensor) -> Loss:
+        """Of scene [B, S, D] and int64 [B, W] of those clips that have some, bool [B]; weighed. Fewer than 2: 0."""
+        first = {tuple(tokens[i].tolist()): i for i in reversed(there.nonzero().flatten().tolist())}
+        if len(first) < 2 <= len(scene):
+            return scene.new_zeros(()), {name: scene.new_zeros(()) for name in self.names}
+        chosen = sorted(first.values())
+        a, b = self.scene(scene[chosen].mean(dim=1)), self.other(tokens[chosen])
         total, scalars = scene.new_zeros(()), {}
         if self.nce:
             loss, named = info_nce(a, b, self.nce_log_scale.exp().clamp(max=MOST_SCALE), self.name)
@@ -171,9 +210,13 @@ class AuxiliaryLosses(nn.Module):
             torch.manual_seed(seed)
             self.world = CodeReader(config, images.codes, images.factor) if w.world else None
             self.masked = CodeReader(config, images.codes, images.factor) if w.masked else None
-            nce, sigmoid, self.trajectory = w.scene_trajectory_nce, w.scene_trajectory_siglip, None
+            self.trajectory = self.words = None
+            nce, sigmoid = w.scene_trajectory_nce, w.scene_trajectory_siglip
             if nce or sigmoid:
                 self.trajectory = Pairs("scene_trajectory", config.width, TrajectoryTower(config), nce, sigmoid)
+            if w.text:
+                tower = TextTower(config)
+                self.words = Pairs("scene_text", config.width, tower, w.scene_text_nce, w.scene_text_siglip)
 
     def forward(self, seen: Seen, generator: torch.Generator) -> Loss:
         """generator: draws the camera whose codes are asked for, one a clip, and which of them are hidden."""
@@ -183,7 +226,11 @@ class AuxiliaryLosses(nn.Module):
                 loss, named = loss_of(seen, generator)
                 total, scalars = total + weight * loss, scalars | named
         if self.trajectory is not None:
-            loss, named = self.trajectory(seen.scene[:, -1], seen.tokens)
+            all_have = seen.tokens.new_ones(len(seen.tokens), dtype=torch.bool)
+            loss, named = self.trajectory(seen.scene[:, -1], seen.tokens, all_have)
+            total, scalars = total + loss, scalars | named
+        if self.words is not None:
+            loss, named = self.words(seen.scene[:, -1], seen.words, self.words.other.are_words(seen.words).any(dim=1))
             total, scalars = total + loss, scalars | named
         if self.weights.head_z:
             parts = [head_z_loss(seen.said[:, k::2], seen.head, slot)[0] for k, slot in enumerate(seen.slots)]

@@ -241,7 +241,8 @@ class DrivingModel(nn.Module):
             scene, states = (
                 tokens[:, : c.steps * c.scene_tokens, : c.width].unflatten(1, (c.steps, -1)) for tokens in (x, states)
             )
-            seen = Seen(batch, scene, states, hidden, action_tokens, self.head.weight, self.slots)
+            words = batch.instruction if reason_tokens is None else torch.cat([batch.instruction, reason_tokens], dim=1)
+            seen = Seen(batch, scene, states, hidden, action_tokens, words, self.head.weight, self.slots)
             more, named = auxiliary(seen, generator)
             loss, scalars = loss + more, scalars | named
         return loss, scalars

@@ -37,11 +37,32 @@ def test_overrides_replace_one_value():
         ("train.clip_norm=0", "train.clip_norm"),
         ("train.steps=0", "train.steps: came 0, expected at least 1"),
         ("data.val_scenes=0", "data.val_scenes"),
+        ("train.precision=fp8sim", "train.precision: came fp8sim, expected one of torch, fp8-sim, te, auto. Did you"),
+        ("train.fp8_recipe=mx", "train.fp8_recipe: came mx, expected one of current, delayed, block"),
+        ("train.dtype=fp16", "train.dtype: came fp16"),
+        ("train.device=tpu", "train.device: came tpu"),
+        ("losses.worlds=1", "Did you mean losses.world?"),
+        ("losses.head_z=-1", "losses.head_z: came -1.0, expected a weight of at least 0"),
+        ("losses.masked=1", "data.image_tokenizer: came nothing, expected a checkpoint"),
     ],
 )
 def test_override_rejects(override, words):
     with pytest.raises(InputError) as error:
         load_recipe("tiny", [override])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["losses.world=1", "data.image_tokenizer=x", "model.steps=1"], "model.steps: came 1, expected at least 2"),
+        (["losses.scene_trajectory_nce=1", "train.batch_size=1"], "train.batch_size: came 1, expected at least 2"),
+        (["losses.scene_text_nce=1", "model.text_tokens=0"], "model.text_tokens: came 0"),
+    ],
+)
+def test_losses_reject_a_recipe_that_lacks_what_they_need(overrides, words):
+    with pytest.raises(InputError) as error:
+        load_recipe("tiny", overrides)
     assert words in str(error.value)
 
 

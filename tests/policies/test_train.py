@@ -78,7 +78,7 @@ ALL_AT_ONCE = [
     "train.precision=fp8-sim",
     "train.fp8_recipe=delayed",
     "losses.scene_trajectory_nce=0.1",
-    "losses.scene_trajectory_siglip=0.1",
+    "losses.scene_text_siglip=0.1",
 ]
 
 

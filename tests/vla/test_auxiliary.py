@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from sensors.errors import InputError
-from vla.auxiliary import AuxiliaryLosses, CodeReader, LossConfig
+from vla.auxiliary import AuxiliaryLosses, CodeReader, LossConfig, TextTower
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
 from vla.model import DrivingModel
@@ -18,6 +18,8 @@ SCALARS = {  # what falls, by loss
     "masked": "loss_masked",
     "scene_trajectory_nce": "loss_nce_scene_trajectory",
     "scene_trajectory_siglip": "loss_siglip_scene_trajectory",
+    "scene_text_nce": "loss_nce_scene_text",
+    "scene_text_siglip": "loss_siglip_scene_text",
     "head_z": "loss_head_z",
 }
 
@@ -63,6 +65,41 @@ def test_what_is_off_has_no_parameters_and_changes_nothing(small, examples):
     for field in fields(LossConfig):
         alone = AuxiliaryLosses(LossConfig(**{field.name: 1.0}), small, IMAGES)
         assert bool(list(alone.parameters())) == (field.name != "head_z")
+
+
+@pytest.mark.parametrize("kind", ["nce", "siglip"])
+def test_clips_without_text_and_with_the_same_do_not_count(small, examples, kind):
+    batch, tokens = examples  # the texts of the four are none, one, another, none
+    heads = AuxiliaryLosses(LossConfig(**{f"scene_text_{kind}": 1.0}), small, None)
+    name = f"loss_{kind}_scene_text"
+
+    def loss_of(words, scene):
+        pairs = heads.words
+        return pairs(scene, words, pairs.other.are_words(words).any(dim=1))
+
+    model = DrivingModel(small)
+    scene = torch.randn(4, small.scene_tokens, small.width, generator=torch.Generator().manual_seed(0))
+    loss, named = loss_of(batch.instruction, scene)
+    assert loss > 0
+    assert loss_of(batch.instruction[1:3], scene[1:3])[0] == loss
+    twice = torch.cat([batch.instruction, batch.instruction])
+    assert loss_of(twice, torch.cat([scene, 1 - scene]))[0] == loss  # the first of the same text counts
+    none, zeros = loss_of(batch.instruction[:2], scene[:2])
+    assert none == zeros[name] == 0
+    assert zeros.keys() == named.keys()
+    reason = torch.full((4, small.reason_places), model.pad_token)
+    reason[:, 0], reason[:, 1] = small.vocabulary.range_of("text").start + torch.arange(4), model.end_token
+    with_reasons = model.loss(batch, tokens, reason, generator=torch.Generator(), auxiliary=heads)[1]
+    assert with_reasons[name] != model.loss(batch, tokens, generator=torch.Generator(), auxiliary=heads)[1][name]
+
+
+def test_words_may_stand_in_any_order_and_nothing_else_is_one(small):
+    tower, text = TextTower(small), small.vocabulary.range_of("text")
+    pad = small.vocabulary.special("<pad>")
+    a = torch.tensor([[text[3], text[5], pad, pad]])
+    b = torch.tensor([[pad, text[5], text[3], small.vocabulary.special("<end>")]])
+    torch.testing.assert_close(tower(a), tower(b))
+    assert not torch.allclose(tower(a), tower(torch.tensor([[text[3], text[6], pad, pad]])))
 
 
 def test_the_next_frame_is_read_from_the_step_before_it_alone(small, examples):
