@@ -1,7 +1,8 @@
 """Training examples: clips of recorded scenes with the action tokens of what the expert meant to do there.
 
 Where a scene's extension holds the expert's plan of a keyframe, that is the example's plan: it knows only what could be
-seen then, and it is right also where a student or noise was at the wheel. Elsewhere it is what was driven.
+seen then, and it is right also where a student or noise was at the wheel. Elsewhere it is what was driven. The reason
+for the plan, in the words of `sensors.reasons`, is the extension's too; "" where there is none.
 """
 
 from collections import Counter
@@ -9,7 +10,7 @@ from collections import Counter
 import numpy as np
 
 from policies.transforms import future_in_ego, looked_at, reaches, speed_at_now
-from sensors.augment import drop_cameras, mirror, mirror_poses, photometric
+from sensors.augment import drop_cameras, mirror, mirror_poses, photometric, swap_sides
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -20,7 +21,10 @@ STANDS_MPS = 0.3
 
 
 class TrainingSet:
-    """Indexable pairs (clip, action tokens int64 [2K]) over the frames of `scenes` for which there is a whole plan."""
+    """Indexable (clip, action tokens int64 [2K], reason) over the frames of `scenes` for which there is a whole plan.
+
+    has_reasons: whether any scene knows reasons.
+    """
 
     def __init__(self, source: NuscenesSource, scenes: tuple[str, ...], tokenizer: ActionTokenizer, model: ModelConfig):
         self._source, self._tokenizer, self._model = source, tokenizer, model
@@ -29,32 +33,36 @@ class TrainingSet:
         if not self._items:
             expected = f"at least one frame with {self.time_s[-1]:g} s of future"
             raise InputError(source.name, "scenes", f"{len(scenes)} scenes without one", expected)
+        extensions = (source.extension(scene) for scene in scenes)
+        self.has_reasons = any(extension is not None and extension.reasons for extension in extensions)
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[Clip, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Clip, np.ndarray, str]:
         """The example as it was recorded."""
-        clip, driven = self.recorded(index)
-        return clip, self._tokens(clip, driven)
+        clip, driven, reason = self.recorded(index)
+        return clip, self._tokens(clip, driven), reason
 
     def varied(
         self, index: int, rng: np.random.Generator, mirror_share: float, camera_dropout: float
-    ) -> tuple[Clip, np.ndarray]:
+    ) -> tuple[Clip, np.ndarray, str]:
         """The example in another light, mirrored and without some of its cameras at these shares."""
-        clip, driven = self.recorded(index)
+        clip, driven, reason = self.recorded(index)
         if rng.random() < mirror_share:
-            clip, driven = mirror(clip), mirror_poses(driven)
-        return drop_cameras(photometric(clip, rng), rng, camera_dropout), self._tokens(clip, driven)
+            clip, driven, reason = mirror(clip), mirror_poses(driven), swap_sides(reason)
+        return drop_cameras(photometric(clip, rng), rng, camera_dropout), self._tokens(clip, driven), reason
 
-    def recorded(self, index: int) -> tuple[Clip, np.ndarray]:
-        """(clip as the model looks at it, what is to be driven: x, y, yaw [K, 3] in its ego frame at `time_s`)."""
+    def recorded(self, index: int) -> tuple[Clip, np.ndarray, str]:
+        """(clip as the model looks at it, what is to be driven: x, y, yaw [K, 3] in its ego frame at `time_s`, why)."""
         scene, frame = self._items[index]
         clip, extension = looked_at(self._source.clip(scene, frame), self._model), self._source.extension(scene)
-        planned = extension.plan_at(clip.now_us) if extension is not None else None
+        planned, reason = None, ""
+        if extension is not None:
+            planned, reason = extension.plan_at(clip.now_us), extension.reason_at(clip.now_us)
         if planned is None:
-            return clip, future_in_ego(clip, self._source.future(scene, frame), self.time_s)
-        return clip, planned
+            planned = future_in_ego(clip, self._source.future(scene, frame), self.time_s)
+        return clip, planned, reason
 
     def chances(self, balance: float) -> np.ndarray:
         """How often each example is to be drawn [examples], sum 1: its situation, n examples strong, in proportion to

@@ -93,7 +93,7 @@ def _examples(
     source = NuscenesSource(str(dataroot), version, steps=c.steps, image_size=image_size(c))
     examples = TrainingSet(source, source.scenes, ActionTokenizer(c), c)
     chosen = np.unique(np.linspace(0, len(examples) - 1, CLIPS).round().astype(int))
-    clips, tokens = zip(*(examples[int(k)] for k in chosen), strict=True)
+    clips, tokens, _ = zip(*(examples[int(k)] for k in chosen), strict=True)
     return to_batch(clips, c, reads), torch.from_numpy(np.stack(tokens))
 
 

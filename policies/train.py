@@ -19,6 +19,7 @@ from policies.workers import companions
 from sensors.clip import Clip
 from sensors.collate import Batch
 from sensors.nuscenes_source import NuscenesSource
+from sensors.reasons import parse_reason
 from sim.report.page import write_report
 from vla.action_tokens import ActionTokenizer
 from vla.auxiliary import AuxiliaryLosses
@@ -29,6 +30,7 @@ from vla.model import DrivingModel
 from vla.moe import CollapseMonitor
 from vla.parallel import Replicas
 from vla.precision import compute_dtype, scaling_state, use_precision
+from vla.sentences import sentences_of
 
 
 class Trainer(TrainingLoop):
@@ -54,6 +56,7 @@ class Trainer(TrainingLoop):
         self._kept |= {f"scaling.{name}": history for name, history in self.scaling.items()}
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.monitor = CollapseMonitor(recipe.model)
+        self._sentences = sentences_of(recipe.model) if recipe.model.reason_places else None
         if self.codes is not None:
             save(tokenizer_beside(self.checkpoint_path), self.codes)
             self.codes.to(self.device)
@@ -64,31 +67,39 @@ class Trainer(TrainingLoop):
     def validate(self, batch_size: int = 8) -> dict[str, float]:
         """Loss and plan error on the held-out scenes, decoding greedily as at run time."""
         self.model.eval()
-        losses, errors = [], []
+        losses, errors, reasons = [], [], []
+        graph = self._sentences.reason_graph.to(self.device) if self._sentences and self.val_set.has_reasons else None
         with torch.inference_mode():
             for start in range(0, len(self.val_set), batch_size):
                 chosen = range(start, min(start + batch_size, len(self.val_set)))
-                clips, tokens = zip(*(self.val_set[k] for k in chosen), strict=True)
+                clips, tokens, meant = zip(*(self.val_set[k] for k in chosen), strict=True)
                 batch = self._batch(clips)
                 loss, _ = self.model.loss(batch, torch.from_numpy(np.stack(tokens)).to(self.device))
                 losses += [loss.item()] * len(clips)
-                decoded = self.model.decode(batch).tokens.cpu().numpy()
-                for k, clip, row in zip(chosen, clips, decoded, strict=True):
+                decoded = self.model.decode(batch, reasons=graph)
+                if graph is not None:
+                    texts = (self._sentences.reason_text(row) for row in decoded.reason.tokens.tolist())
+                    reasons += [pair for pair in zip(texts, meant, strict=True) if pair[1]]
+                for k, clip, row in zip(chosen, clips, decoded.tokens.cpu().numpy(), strict=True):
                     truth = self.val_set.recorded(k)[1]
                     plan = plan_from_tokens(row, clip, self.tokenizer).xyyaw_in_ego
                     errors.append(np.linalg.norm((plan - truth)[:, :2], axis=1))
         within = self.val_set.time_s <= 3.0
         ade = float(np.mean([error[within].mean() for error in errors]))
-        return {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
+        figures = {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
+        return figures | _reason_figures(reasons)
 
     def _one_step(self) -> dict:
         start = time.perf_counter()
-        clips, tokens = zip(*(self._example(*at) for at in self._share()), strict=True)
+        clips, tokens, reasons = zip(*(self._example(*at) for at in self._share()), strict=True)
         batch, tokens = self._hide_motion(self._batch(clips)), torch.from_numpy(np.stack(tokens)).to(self.device)
+        told = None
+        if self._sentences and self.train_set.has_reasons:
+            told = torch.tensor([self._sentences.reason(text) for text in reasons], device=self.device)
         loaded = time.perf_counter()
         dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype.name == "bf16"):
-            loss, scalars = self.model.loss(batch, tokens, generator=dropped, auxiliary=self.auxiliary)
+            loss, scalars = self.model.loss(batch, tokens, told, generator=dropped, auxiliary=self.auxiliary)
         norm = self._descend(loss)
         self.replicas.total(layer.mlp.load for layer in self.model.backbone.layers if layer.routed)
         self.replicas.largest(self.scaling.values())
@@ -110,7 +121,7 @@ class Trainer(TrainingLoop):
         """(place in the batch, example) of what this replica learns from in this step."""
         return self.replicas.share(list(enumerate(self._indices())))
 
-    def _example(self, place: int, index: int) -> tuple[Clip, np.ndarray]:
+    def _example(self, place: int, index: int) -> tuple[Clip, np.ndarray, str]:
         """One example, varied as its place in the batch of this step has it, whichever replica learns from it."""
         rng, config = np.random.default_rng([self.recipe.seed, self.step, 0, place]), self.recipe.train
         return self.train_set.varied(index, rng, config.mirror, config.camera_dropout)
@@ -145,6 +156,16 @@ class Trainer(TrainingLoop):
             imu_mask=batch.imu_mask & shown,
             image_mask=batch.image_mask & (shown | last)[..., None],
         )
+
+
+def _reason_figures(pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """Of reasons, each as it was said and as it was meant: how often the action is right, and the cause too."""
+    if not pairs:
+        return {}
+    said, meant = ([parse_reason(text) for text in texts] for texts in zip(*pairs, strict=True))
+    action = np.mean([a.action == b.action for a, b in zip(said, meant, strict=True)])
+    cause = np.mean([(a.action, a.cause) == (b.action, b.cause) for a, b in zip(said, meant, strict=True)])
+    return {"val.reason_action": float(action), "val.reason_cause": float(cause), "val.reasons": len(pairs)}
 
 
 def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[str]) -> ImageTokenizer:

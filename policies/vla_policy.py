@@ -17,6 +17,7 @@ from sensors.errors import InputError
 from vla.action_tokens import ActionTokenizer
 from vla.checkpoint import load, load_image_tokenizer
 from vla.encoder import with_codes
+from vla.sentences import sentences_of
 from vla.stream import Stream, at_once
 
 DRAWN_AT = 1.0  # temperature at which the plans are drawn that the likeliest is taken of
@@ -41,6 +42,8 @@ class VlaPolicy:
     that; any other (the first of a drive, one after a missed tick, a pause or a jump, one that steps at other instants)
     begins anew with all its own steps. So no step is ever taken to lie where it does not.
 
+    reason: it says why, in the words of `sensors.reasons`, if the model has text. The plan is the same without.
+
     Logits that are not finite give a comfortable stop, labelled in `Plan.fallback`, and nothing is remembered.
     """
 
@@ -49,7 +52,12 @@ class VlaPolicy:
     needs_images = True
 
     def __init__(
-        self, checkpoint: Path, device: torch.device | str = "cpu", allow_blind: bool = False, best_of: int = 1
+        self,
+        checkpoint: Path,
+        device: torch.device | str = "cpu",
+        allow_blind: bool = False,
+        best_of: int = 1,
+        reason: bool = True,
     ):
         if best_of < 1:
             raise InputError("vla policy", "best_of", best_of, "at least 1")
@@ -60,6 +68,8 @@ class VlaPolicy:
         if self.config.image_input != "patches":
             self._codes = load_image_tokenizer(tokenizer_beside(checkpoint)).model.to(device)
         self._tokenizer = ActionTokenizer(self.config)
+        self._sentences = sentences_of(self.config) if reason and self.config.reason_places else None
+        self._reasons = None if self._sentences is None else self._sentences.reason_graph.to(device)
         self.clip_steps = self.config.steps
         self.image_size = image_size(self.config)
         self.needs_images = not allow_blind
@@ -87,7 +97,9 @@ class VlaPolicy:
             self._streams.clear()
             return replace(stop_plan(clip, "logits that are not finite"), latency_ms=latency_ms)
         plan = plan_from_tokens(tick.decode.tokens[0].cpu().numpy(), clip, self._tokenizer)
-        return replace(plan, logprob=float(tick.decode.logprob[0]), latency_ms=latency_ms)
+        said = tick.decode.reason
+        reason = self._sentences.reason_text(said.tokens[0].tolist()) if said is not None and said.valid[0] else ""
+        return replace(plan, logprob=float(tick.decode.logprob[0]), reason=reason, latency_ms=latency_ms)
 
     def _keep(self, stream: Stream, clip: Clip, known: tuple[Stream, Clip] | None) -> None:
         """Remember the stream, and in place of what it planned for before (`known`) this clip."""
@@ -102,7 +114,7 @@ class VlaPolicy:
 
     def _how(self, blind: bool) -> dict:
         drawn = {"temperature": DRAWN_AT, "generator": self._generator, "best": self._best_of}
-        return {"allow_blind": blind, **(drawn if self._best_of > 1 else {})}
+        return {"allow_blind": blind, "reasons": self._reasons, **(drawn if self._best_of > 1 else {})}
 
 
 def _follows(clip: Clip, before: Clip) -> bool:

@@ -31,8 +31,8 @@ def mirror(clip: Clip) -> Clip:
         T_world_from_ego=MIRROR_EGO @ clip.T_world_from_ego @ MIRROR_EGO,
         imu=ImuWindow(clip.imu.time_us, clip.imu.accel_mps2 * (1, -1, 1), clip.imu.gyro_radps * (-1, 1, -1)),
         vehicle=VehicleState(clip.vehicle.speed_mps, -clip.vehicle.yaw_rate_radps, -clip.vehicle.steering_rad),
-        command=_swap_sides(clip.command),
-        instruction=_swap_sides(clip.instruction),
+        command=swap_sides(clip.command),
+        instruction=swap_sides(clip.instruction),
     )
 
 
@@ -68,11 +68,12 @@ def _mirror_camera(camera: Camera) -> Camera:
         k1, k2, p1, p2, k3 = coefficients
         coefficients = (k1, k2, p1, -p2, k3)
     T_ego_from_cam = MIRROR_EGO @ camera.T_ego_from_cam @ MIRROR_CAM
-    name = _swap_sides(camera.name)
+    name = swap_sides(camera.name)
     return replace(camera, name=name, K=K, T_ego_from_cam=T_ego_from_cam, coefficients=coefficients)
 
 
-def _swap_sides(text: str) -> str:
+def swap_sides(text: str) -> str:
+    """A name, an instruction or a reason, with left and right exchanged: as it belongs to the mirrored clip."""
     for left, right in SIDES:
         text = text.replace(left, "\0").replace(right, left).replace("\0", right)
     return text

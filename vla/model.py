@@ -217,7 +217,6 @@ class DrivingModel(nn.Module):
         self._check_tokens(batch, action_tokens)
         if reason_tokens is not None:
             self._check_reason(batch, reason_tokens)
-            reason_tokens = reason_tokens if (reason_tokens != self.pad_token).any() else None
         routings: list[Routing] = []
         x, n = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens), action_tokens.shape[1]
         told = 0 if reason_tokens is None else reason_tokens.shape[1]

@@ -102,7 +102,7 @@ def test_a_streamed_plan_is_the_plan_of_the_whole(checkpoint, drive, steps_read)
         same(plans[frame], replace(again, logprob=logprob))
     whole = at_once(DrivingModel(SMALL, seed=3).eval(), to_batch(drive[:1], SMALL)).decode
     assert plans[0].tokens == tuple(whole.tokens[0].tolist())
-    assert set(plans[-1].latency_ms) == {"see", "think", "say"}
+    assert set(plans[-1].latency_ms) == {"see", "think", "say", "tell"}
     assert all(span > 0 for span in plans[-1].latency_ms.values())
     check_policy(policy, [(clip, NOTHING) for clip in drive[:3]])
 

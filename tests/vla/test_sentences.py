@@ -108,9 +108,10 @@ def test_reason_is_scored_beside_the_plan_and_only_where_there_is_one(model, mak
         unsaid, silent = model.loss(batch, tokens, reasons_of(config, "", "", ""))
         hidden = model.hidden(batch, tokens, reason_tokens=reasons_of(config, SAID[0], "", SAID[1]))
     assert "loss_reason" not in without
-    assert "loss_reason" not in silent
-    assert torch.equal(plain, unsaid)
-    torch.testing.assert_close(scalars["loss_action"], without["loss_action"], atol=1e-6, rtol=0)
+    assert silent["loss_reason"] == 0
+    for said in (silent, scalars):
+        torch.testing.assert_close(said["loss_action"], without["loss_action"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(plain, unsaid, atol=1e-4, rtol=0)  # but for the routers' own loss, which counts all
     assert both > plain
     loss = []  # the twin: a softmax over text and <end> at each token that is not <pad>
     for row, target in zip(hidden[:, config.action_tokens :], reasons_of(config, SAID[0], "", SAID[1]), strict=True):
