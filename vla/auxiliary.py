@@ -31,7 +31,11 @@ SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # at the start (Zhai et al. 2023)
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the auxiliary losses; 0: off, and then it has no parameters and costs nothing."""
+    """Weights of the auxiliary losses; 0: off, and then it has no parameters and costs nothing.
+
+    world is asked only where both frames were seen: not of clips whose earlier images train.motion_dropout hides. Pairs
+    are told apart within a batch, by several workers within the share of each.
+    """
 
     world: float = 0.0
     masked: float = 0.0

@@ -8,11 +8,11 @@ import torch
 import vla.image_tokens
 from policies.protocol import Privileged
 from policies.recipes import load_recipe
-from policies.train import train
+from policies.train import Trainer, train
 from policies.vla_policy import VlaPolicy, tokenizer_beside
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
-from vla.checkpoint import load_image_tokenizer, save
+from vla.checkpoint import load, load_image_tokenizer, save
 from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
 
 TOKENIZER = ImageTokenizerConfig(image_width=64, image_height=32, codes=32, channels=8)
@@ -72,6 +72,20 @@ def test_a_model_that_reads_codes_is_trained_and_plans(course_dataroot, tokenize
     assert policy.plan(clip, Privileged()).xyyaw_in_ego.shape == (8, 3)
     with pytest.raises(InputError, match="image_tokenizer"):
         VlaPolicy(checkpoint.rename(tmp_path / "alone"))
+
+
+def test_a_model_that_reads_pixels_may_be_asked_for_codes(course_dataroot, tokenizer, tmp_path, monkeypatch):
+    for name in ("LEAST_USED", "LEAST_PERPLEXITY", "LEAST_PSNR_DB"):
+        monkeypatch.setattr(vla.image_tokens, name, 0.0)
+    changes = [f"data.dataroot={course_dataroot}", f"data.image_tokenizer='{tokenizer}'", "model.image_codes=0"]
+    changes += ["model.steps=2", "train.motion_dropout=0", "losses.world=0.5", "losses.masked=0.5"]
+    trainer = Trainer(load_recipe("tiny", [*READER, *changes]), tmp_path)
+    record = trainer._one_step()
+    assert record["loss_world"] > 0 < record["loss_masked"]
+    assert 0 <= record["copied_world"] <= 1
+    trainer.save()
+    names = load(trainer.checkpoint_path).model.state_dict()
+    assert not any("world" in name or "masked" in name for name in names)  # the policy carries no heads of training
 
 
 @pytest.mark.parametrize(("image_input", "given"), [("codes", ""), ("patches", "runs/codes/checkpoint")])
