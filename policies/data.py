@@ -6,6 +6,7 @@ for the plan, in the words of `sensors.reasons`, is the extension's too; "" wher
 """
 
 from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,14 +15,34 @@ from sensors.augment import drop_cameras, mirror, mirror_poses, photometric, swa
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
+from sensors.surroundings import mirrored, surroundings
 from vla.action_tokens import ActionTokenizer
 from vla.config import ModelConfig
 
 STANDS_MPS = 0.3
 
 
+@dataclass(frozen=True)
+class Example:
+    """What a model is shown, and what it is to say.
+
+    clip    as the model looks at it
+    plan    float64 [K, 3]  x, y, yaw in the ego frame, at TrainingSet.time_s
+    tokens  int64 [2K]      the action tokens of that
+    reason  why, in the words of `sensors.reasons`; "" where nobody said
+    around, known           of `sensors.surroundings.surroundings`
+    """
+
+    clip: Clip
+    plan: np.ndarray
+    tokens: np.ndarray
+    reason: str
+    around: np.ndarray
+    known: np.ndarray
+
+
 class TrainingSet:
-    """Indexable (clip, action tokens int64 [2K], reason) over the frames of `scenes` for which there is a whole plan.
+    """Indexable Examples over the frames of `scenes` for which there is a whole plan.
 
     has_reasons: whether any scene knows reasons.
     """
@@ -39,30 +60,26 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[Clip, np.ndarray, str]:
+    def __getitem__(self, index: int) -> Example:
         """The example as it was recorded."""
-        clip, driven, reason = self.recorded(index)
-        return clip, self._tokens(clip, driven), reason
-
-    def varied(
-        self, index: int, rng: np.random.Generator, mirror_share: float, camera_dropout: float
-    ) -> tuple[Clip, np.ndarray, str]:
-        """The example in another light, mirrored and without some of its cameras at these shares."""
-        clip, driven, reason = self.recorded(index)
-        if rng.random() < mirror_share:
-            clip, driven, reason = mirror(clip), mirror_poses(driven), swap_sides(reason)
-        return drop_cameras(photometric(clip, rng), rng, camera_dropout), self._tokens(clip, driven), reason
-
-    def recorded(self, index: int) -> tuple[Clip, np.ndarray, str]:
-        """(clip as the model looks at it, what is to be driven: x, y, yaw [K, 3] in its ego frame at `time_s`, why)."""
         scene, frame = self._items[index]
         clip, extension = looked_at(self._source.clip(scene, frame), self._model), self._source.extension(scene)
-        planned, reason = None, ""
+        future, plan, reason = self._source.future(scene, frame), None, ""
         if extension is not None:
-            planned, reason = extension.plan_at(clip.now_us), extension.reason_at(clip.now_us)
-        if planned is None:
-            planned = future_in_ego(clip, self._source.future(scene, frame), self.time_s)
-        return clip, planned, reason
+            plan, reason = extension.plan_at(clip.now_us), extension.reason_at(clip.now_us)
+        if plan is None:
+            plan = future_in_ego(clip, future, self.time_s)
+        around = surroundings(clip.T_world_from_ego_now, future.boxes_now, extension, clip.now_us)
+        return Example(clip, plan, self._tokens(clip, plan), reason, *around)
+
+    def varied(self, index: int, rng: np.random.Generator, mirror_share: float, camera_dropout: float) -> Example:
+        """The example in another light, mirrored and without some of its cameras at these shares."""
+        e = self[index]
+        if rng.random() < mirror_share:
+            clip, plan = mirror(e.clip), mirror_poses(e.plan)
+            tokens, around = self._tokens(clip, plan), mirrored(e.around)
+            e = Example(clip, plan, tokens, swap_sides(e.reason), around, e.known)
+        return replace(e, clip=drop_cameras(photometric(e.clip, rng), rng, camera_dropout))
 
     def chances(self, balance: float) -> np.ndarray:
         """How often each example is to be drawn [examples], sum 1: its situation, n examples strong, in proportion to
@@ -94,5 +111,5 @@ class TrainingSet:
             return "", "", stands
         return extension.cue_at(now_us)[0], extension.reason_at(now_us).partition(",")[0], stands
 
-    def _tokens(self, clip: Clip, driven: np.ndarray) -> np.ndarray:
-        return self._tokenizer.encode(*self._tokenizer.labels(driven, speed_at_now(clip)))
+    def _tokens(self, clip: Clip, plan: np.ndarray) -> np.ndarray:
+        return self._tokenizer.encode(*self._tokenizer.labels(plan, speed_at_now(clip)))

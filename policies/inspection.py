@@ -93,8 +93,8 @@ def _examples(
     source = NuscenesSource(str(dataroot), version, steps=c.steps, image_size=image_size(c))
     examples = TrainingSet(source, source.scenes, ActionTokenizer(c), c)
     chosen = np.unique(np.linspace(0, len(examples) - 1, CLIPS).round().astype(int))
-    clips, tokens, _ = zip(*(examples[int(k)] for k in chosen), strict=True)
-    return to_batch(clips, c, reads), torch.from_numpy(np.stack(tokens))
+    examples = [examples[int(k)] for k in chosen]
+    return to_batch([e.clip for e in examples], c, reads), torch.from_numpy(np.stack([e.tokens for e in examples]))
 
 
 def _images(codes: ImageTokenizer, dataroot: Path | None, version: str) -> torch.Tensor:

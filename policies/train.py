@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policies.data import TrainingSet
+from policies.data import Example, TrainingSet
 from policies.recipes import Recipe
 from policies.runs import Run
 from policies.train_images import MOST_CHECKED, check_on, images_of
@@ -16,7 +16,6 @@ from policies.training_loop import TrainingLoop, split_scenes
 from policies.transforms import image_size, plan_from_tokens, to_batch
 from policies.vla_policy import tokenizer_beside
 from policies.workers import companions
-from sensors.clip import Clip
 from sensors.collate import Batch
 from sensors.nuscenes_source import NuscenesSource
 from sensors.reasons import parse_reason
@@ -72,18 +71,17 @@ class Trainer(TrainingLoop):
         with torch.inference_mode():
             for start in range(0, len(self.val_set), batch_size):
                 chosen = range(start, min(start + batch_size, len(self.val_set)))
-                clips, tokens, meant = zip(*(self.val_set[k] for k in chosen), strict=True)
-                batch = self._batch(clips)
-                loss, _ = self.model.loss(batch, torch.from_numpy(np.stack(tokens)).to(self.device))
-                losses += [loss.item()] * len(clips)
+                examples = [self.val_set[k] for k in chosen]
+                batch, tokens = self._batch(examples)
+                loss, _ = self.model.loss(batch, tokens)
+                losses += [loss.item()] * len(examples)
                 decoded = self.model.decode(batch, reasons=graph)
                 if graph is not None:
                     texts = (self._sentences.reason_text(row) for row in decoded.reason.tokens.tolist())
-                    reasons += [pair for pair in zip(texts, meant, strict=True) if pair[1]]
-                for k, clip, row in zip(chosen, clips, decoded.tokens.cpu().numpy(), strict=True):
-                    truth = self.val_set.recorded(k)[1]
-                    plan = plan_from_tokens(row, clip, self.tokenizer).xyyaw_in_ego
-                    errors.append(np.linalg.norm((plan - truth)[:, :2], axis=1))
+                    reasons += [(text, e.reason) for text, e in zip(texts, examples, strict=True) if e.reason]
+                for example, row in zip(examples, decoded.tokens.cpu().numpy(), strict=True):
+                    plan = plan_from_tokens(row, example.clip, self.tokenizer).xyyaw_in_ego
+                    errors.append(np.linalg.norm((plan - example.plan)[:, :2], axis=1))
         within = self.val_set.time_s <= 3.0
         ade = float(np.mean([error[within].mean() for error in errors]))
         figures = {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
@@ -91,15 +89,19 @@ class Trainer(TrainingLoop):
 
     def _one_step(self) -> dict:
         start = time.perf_counter()
-        clips, tokens, reasons = zip(*(self._example(*at) for at in self._share()), strict=True)
-        batch, tokens = self._hide_motion(self._batch(clips)), torch.from_numpy(np.stack(tokens)).to(self.device)
-        told = None
+        examples = [self._example(*at) for at in self._share()]
+        batch, tokens = self._batch(examples)
+        batch, told, around = self._hide_motion(batch), None, None
         if self._sentences and self.train_set.has_reasons:
-            told = torch.tensor([self._sentences.reason(text) for text in reasons], device=self.device)
+            told = torch.tensor([self._sentences.reason(e.reason) for e in examples], device=self.device)
+        if self.recipe.losses.surroundings:
+            around = tuple(self._stacked([getattr(e, name) for e in examples]) for name in ("around", "known"))
         loaded = time.perf_counter()
         dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype.name == "bf16"):
-            loss, scalars = self.model.loss(batch, tokens, told, generator=dropped, auxiliary=self.auxiliary)
+            loss, scalars = self.model.loss(
+                batch, tokens, told, generator=dropped, auxiliary=self.auxiliary, around=around
+            )
         norm = self._descend(loss)
         self.replicas.total(layer.mlp.load for layer in self.model.backbone.layers if layer.routed)
         self.replicas.largest(self.scaling.values())
@@ -121,7 +123,7 @@ class Trainer(TrainingLoop):
         """(place in the batch, example) of what this replica learns from in this step."""
         return self.replicas.share(list(enumerate(self._indices())))
 
-    def _example(self, place: int, index: int) -> tuple[Clip, np.ndarray, str]:
+    def _example(self, place: int, index: int) -> Example:
         """One example, varied as its place in the batch of this step has it, whichever replica learns from it."""
         rng, config = np.random.default_rng([self.recipe.seed, self.step, 0, place]), self.recipe.train
         return self.train_set.varied(index, rng, config.mirror, config.camera_dropout)
@@ -132,9 +134,14 @@ class Trainer(TrainingLoop):
         self.replicas.average([values])
         return dict(zip(scalars, values.tolist(), strict=True))
 
-    def _batch(self, clips: Sequence[Clip]) -> Batch:
-        batch = to_batch(clips, self.recipe.model).to(self.device)
-        return batch if self.codes is None else with_codes(batch, self.codes)
+    def _batch(self, examples: Sequence[Example]) -> tuple[Batch, torch.Tensor]:
+        """What the model reads, and the action tokens that it is to say."""
+        batch = to_batch([example.clip for example in examples], self.recipe.model).to(self.device)
+        batch = batch if self.codes is None else with_codes(batch, self.codes)
+        return batch, self._stacked([example.tokens for example in examples])
+
+    def _stacked(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
 
     def _indices(self) -> list[int]:
         """Examples of this step: in shuffled epochs, or drawn by their chances."""

@@ -127,13 +127,15 @@ class Camera:
         """
         if width < 1 or height < 1:
             raise InputError(f"resize of {self.name}", "size", f"{width} x {height}", "at least 1 x 1 px")
+        if (width, height) == (self.width, self.height):
+            return image, self
         scale = np.array([width / self.width, height / self.height])
         K = self.K.copy()
         K[0, 0], K[1, 1] = self.K[[0, 1], [0, 1]] * scale
         K[:2, 2] = (self.K[:2, 2] + 0.5) * scale - 0.5
         camera = replace(self, width=width, height=height, K=K)
-        if image is None or (width, height) == (self.width, self.height):
-            return image, camera
+        if image is None:
+            return None, camera
         how = cv2.INTER_AREA if scale.max() < 1 else cv2.INTER_LINEAR
         return cv2.resize(self._own(image), (width, height), interpolation=how), camera
 

@@ -7,6 +7,7 @@ millimetre. A state holds from its instant until the next one: of the lights, of
 
 import json
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,12 @@ class SceneExtension:
         k = int(np.searchsorted(self.plan_time_us, time_us))
         return self.plans[k] if k < len(self.plan_time_us) and self.plan_time_us[k] == time_us else None
 
+    @cached_property
+    def route_points(self) -> np.ndarray:
+        """x, y [V, 2] about a metre apart along the middle of all lanes that lie on the route."""
+        lines = [lane.centreline_m for lane in self.lanes if lane.on_route and len(lane.centreline_m) > 1]
+        return np.concatenate([_by_metre(line) for line in lines]) if lines else np.zeros((0, 2))
+
     def validate(self, where: object = "extension") -> "SceneExtension":
         """Self, or an InputError that names the first bad field."""
         for name, shape in (("route_m", (2,)), ("signals_xyyaw", (3,))):
@@ -170,6 +177,12 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def _by_metre(line: np.ndarray) -> np.ndarray:
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(line, axis=0).T))])
+    at = np.linspace(0.0, along[-1], max(2, round(along[-1]) + 1))
+    return np.stack([np.interp(at, along, line[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def _check(where: object, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:

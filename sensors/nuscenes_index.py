@@ -136,6 +136,7 @@ class NuscenesIndex:
         versions = tuple(sorted(p.parent.name for p in self.dataroot.glob("*/scene.json") if p.parent.name[0] != "."))
         if not (self.dataroot / version).is_dir():
             one_of(self.dataroot, "version", version, versions)
+        self._inside: dict[str, Path] = {}  # file names found to lie within the dataroot
         self._rows = {table: self._read(table, fields) for table, fields in FIELDS.items()}
         self._by_token = {table: self._tokens(table, rows) for table, rows in self._rows.items()}
         self._keyframe_data = _by_sample(self._rows["sample_data"])
@@ -153,13 +154,14 @@ class NuscenesIndex:
 
     def path(self, filename: str, table: str = "sample_data") -> Path:
         """Where a table's `filename` lies; outside the dataroot, links included, is an InputError."""
-        parts = PurePosixPath(filename).parts
-        root = self.dataroot.resolve()
+        if filename in self._inside:
+            return self._inside[filename]
+        parts, root = PurePosixPath(filename).parts, self.dataroot.resolve()
         path = root / filename
         if not parts or filename[0] == "/" or ".." in parts or not path.resolve().is_relative_to(root):
-            expected = f"a path inside {self.dataroot}"
-            raise InputError(self.table_path(table), "filename", filename, expected, "Links may not lead out of it.")
-        return path
+            expected, fix = f"a path inside {self.dataroot}", "Links may not lead out of it."
+            raise InputError(self.table_path(table), "filename", filename, expected, fix)
+        return self._inside.setdefault(filename, path)
 
     def map_path(self, scene: str) -> Path | None:
         """The raster of where one may drive, or None without one."""

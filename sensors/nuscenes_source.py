@@ -77,6 +77,7 @@ class NuscenesSource:
         self.scenes = self.index.scenes if scenes is None else tuple(scenes)
         self.steps, self.image_size, self.imu_window_us = steps, image_size, imu_window_us
         self._cameras = {name: self._rig(self.index.scene(name)) for name in self.scenes}
+        self._shown = {name: tuple(self._sized(camera) for camera in rig) for name, rig in self._cameras.items()}
         self._images = _Recent(len(CAMERAS) * (steps + 1))
         self._buses = _Recent(BUSES_KEPT)
         self._extensions = _Recent(BUSES_KEPT)
@@ -87,7 +88,7 @@ class NuscenesSource:
     def clip(self, scene: str, frame: int) -> Clip:
         keyframes, cameras = self.index.scene(scene).keyframes, self._cameras[scene]
         now = self._keyframe(scene, frame)
-        shown = [camera if self.image_size is None else camera.resize(*self.image_size)[1] for camera in cameras]
+        shown = self._shown[scene]
         T, N, (width, height) = self.steps, len(cameras), (shown[0].width, shown[0].height)
         images = np.zeros((T, N, height, width, 3), np.uint8)
         mask = np.zeros((T, N), bool)
@@ -110,7 +111,7 @@ class NuscenesSource:
         vehicle, extension = bus.vehicle_at(now.now_us), self.extension(scene)
         cue = extension.cue_at(now.now_us) if extension is not None else ("follow", "")
         car = (imu, vehicle, *cue)
-        return Clip(now.now_us, now.T_world_from_ego_now, tuple(shown), images, mask, time_us, T_world_from_ego, *car)
+        return Clip(now.now_us, now.T_world_from_ego_now, shown, images, mask, time_us, T_world_from_ego, *car)
 
     def future(self, scene: str, frame: int) -> Future:
         """The ego pose at `now_us` of every later keyframe, and the boxes annotated at this one."""
@@ -141,6 +142,9 @@ class NuscenesSource:
             where, came = self.index.table_path("sample_data"), f"no key frame of {', '.join(lacking)}"
             raise InputError(where, f"channels of {scene.name}", came, f"all of {', '.join(CAMERAS)}")
         return tuple(scene.cameras[name] for name in CAMERAS)
+
+    def _sized(self, camera: Camera) -> Camera:
+        return camera if self.image_size is None else camera.resize(*self.image_size)[1]
 
     def _period_us(self, keyframes: tuple[Keyframe, ...]) -> int:
         times_us = [keyframe.now_us for keyframe in keyframes]

@@ -5,6 +5,7 @@ training's own state, not of the model that drives.
     masked             the codes of this frame that are hidden, from those that are not and its scene
     scene_trajectory   which of a batch's trajectories belongs to which of its scenes, as the encoder saw them
     scene_text         which of its texts (instruction and reason) does
+    surroundings       where others, the route and traffic lights are, seen from above, from the scene tokens
     head_z             keeps the logits of actions from drifting
 
 The formulas stand in `vla.losses`. Letters: B clips, T steps, S scene tokens a step, D width of the backbone, E of the
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 
 from sensors.collate import Batch
 from sensors.errors import InputError
+from sensors.surroundings import LAYERS, cell_centres
 from vla.config import ModelConfig
 from vla.encoder import FusionLayer, LocalLayer, RayEmbedding
 from vla.image_tokens import ImageTokenizerConfig
-from vla.losses import Loss, head_z_loss, info_nce, masked_loss, masked_tokens, siglip, world_loss
+from vla.losses import Loss, head_z_loss, info_nce, masked_loss, masked_tokens, siglip, surroundings_loss, world_loss
+from vla.projectors import METRE_FREQUENCIES, Fourier
 
 PAIR_WIDTH, TOKEN_WIDTH = 128, 16
 NCE_SCALE, MOST_SCALE = 1 / 0.07, 100.0  # at the start, and at most (Radford et al. 2021)
+RARE_LOGIT = -3.0  # a cell is mostly empty
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # at the start (Zhai et al. 2023)
 
 
@@ -43,6 +47,7 @@ class LossConfig:
     scene_trajectory_siglip: float = 0.0
     scene_text_nce: float = 0.0
     scene_text_siglip: float = 0.0
+    surroundings: float = 0.0
     head_z: float = 0.0
 
     @property
@@ -82,6 +87,8 @@ class Seen:
     said [B, 2K, D]       what each of the action tokens int64 [B, 2K] is predicted from
     words int64 [B, W]    tokens of instruction and reason, and others that do not count
     head, slots           of the actions, see `vla.losses.action_loss`
+    around                what `sensors.surroundings` says of now, bool [B, C, X, Y], and which layers it knows [B, C];
+                          None where nobody asks
     """
 
     batch: Batch
@@ -92,6 +99,7 @@ class Seen:
     words: Tensor
     head: Tensor
     slots: tuple[slice, slice]
+    around: tuple[Tensor, Tensor] | None = None
 
 
 class CodeReader(nn.Module):
@@ -163,6 +171,27 @@ class TextTower(nn.Module):
         return (tokens >= self.text.start) & (tokens < self.text.stop)
 
 
+class SurroundingsReader(nn.Module):
+    """Scene tokens [B, S, D] to logits [B, C, X, Y]: each cell of the grid asks what stands there."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width = config.encoder_width
+        centres = torch.from_numpy(cell_centres()).float()
+        self.grid = centres.shape[:2]
+        self.register_buffer("centres", centres.flatten(0, 1), persistent=False)
+        self.metres = Fourier(METRE_FREQUENCIES)
+        self.place = nn.Linear(2 * self.metres.features, width)
+        self.memory = nn.Linear(config.width, width)
+        self.look = FusionLayer(width, config.encoder_heads, config.encoder_hidden)
+        self.out = nn.Linear(width, len(LAYERS))
+        nn.init.constant_(self.out.bias, RARE_LOGIT)
+
+    def forward(self, scene: Tensor) -> Tensor:
+        asked = self.place(self.metres(self.centres)).expand(len(scene), -1, -1)
+        return self.out(self.look(asked, self.memory(scene), None)).transpose(1, 2).unflatten(2, self.grid)
+
+
 class Pairs(nn.Module):
     """Scenes beside what belongs to them, each as one vector: InfoNCE, SigLIP or both, by their weights.
 
@@ -214,6 +243,7 @@ class AuxiliaryLosses(nn.Module):
             torch.manual_seed(seed)
             self.world = CodeReader(config, images.codes, images.factor) if w.world else None
             self.masked = CodeReader(config, images.codes, images.factor) if w.masked else None
+            self.surroundings = SurroundingsReader(config) if w.surroundings else None
             self.trajectory = self.words = None
             nce, sigmoid = w.scene_trajectory_nce, w.scene_trajectory_siglip
             if nce or sigmoid:
@@ -229,6 +259,9 @@ class AuxiliaryLosses(nn.Module):
             if weight:
                 loss, named = loss_of(seen, generator)
                 total, scalars = total + weight * loss, scalars | named
+        if self.surroundings is not None:
+            loss, named = surroundings_loss(self.surroundings(seen.scene[:, -1]), *seen.around)
+            total, scalars = total + self.weights.surroundings * loss, scalars | named
         if self.trajectory is not None:
             all_have = seen.tokens.new_ones(len(seen.tokens), dtype=torch.bool)
             loss, named = self.trajectory(seen.scene[:, -1], seen.tokens, all_have)

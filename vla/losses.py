@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sensors.errors import InputError
 
 SPREAD_BINS = 1.0
+RARE_WEIGHT = 4.0
 Loss = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -102,6 +103,19 @@ def world_loss(hidden: Tensor, head: Tensor, codes: Tensor, seen: Tensor, slot: 
     loss, scalars = token_loss(hidden, head, codes[:, 1:], scored, slot, "world")
     same = (codes[:, :-1] == codes[:, 1:])[scored].float()
     return loss, scalars | {"copied_world": same.sum() / max(same.numel(), 1)}
+
+
+def surroundings_loss(logits: Tensor, there: Tensor, known: Tensor) -> Loss:
+    """Binary cross-entropy of each cell of each layer, [B, C, X, Y], over the layers that are known [B, C].
+
+    A cell where something stands weighs RARE_WEIGHT. `found_around`: share of those cells given more than one half.
+    """
+    weight = torch.where(there, RARE_WEIGHT, 1.0) * known[..., None, None]
+    loss = F.binary_cross_entropy_with_logits(logits.float(), there.float(), weight, reduction="sum")
+    loss = loss / (known.sum() * logits[0, 0].numel()).clamp(min=1)
+    hits = there & known[..., None, None]
+    found = ((logits.detach() > 0) & hits).sum() / hits.sum().clamp(min=1)
+    return loss, {"loss_surroundings": loss.detach(), "found_around": found}
 
 
 def masked_tokens(tokens: Tensor, mask_token: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -207,12 +207,13 @@ class DrivingModel(nn.Module):
         allow_blind: bool = False,
         generator: torch.Generator | None = None,
         auxiliary: AuxiliaryLosses | None = None,
+        around: tuple[Tensor, Tensor] | None = None,
     ) -> Loss:
         """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K].
 
         reason_tokens: the expert's reasons int64 [B, R] by `vla.sentences`, those that are all <pad> do not count.
         generator: draws what the dropout of experts and of camera identities drops, where the config has it, and what
-        auxiliary losses draw.
+        auxiliary losses draw; around: as `vla.auxiliary.Seen` has it, where one of them asks.
         """
         self._check_tokens(batch, action_tokens)
         if reason_tokens is not None:
@@ -241,7 +242,7 @@ class DrivingModel(nn.Module):
                 tokens[:, : c.steps * c.scene_tokens, : c.width].unflatten(1, (c.steps, -1)) for tokens in (x, states)
             )
             words = batch.instruction if reason_tokens is None else torch.cat([batch.instruction, reason_tokens], dim=1)
-            seen = Seen(batch, scene, states, hidden, action_tokens, words, self.head.weight, self.slots)
+            seen = Seen(batch, scene, states, hidden, action_tokens, words, self.head.weight, self.slots, around)
             more, named = auxiliary(seen, generator)
             loss, scalars = loss + more, scalars | named
         return loss, scalars

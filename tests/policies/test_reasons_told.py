@@ -76,13 +76,12 @@ def test_examples_have_the_reason_of_their_instant_mirrored_with_them(recipe):
     source = NuscenesSource(recipe.data.dataroot, "v1.0-mini", steps=1)
     known = TrainingSet(source, source.scenes[:1], ActionTokenizer(recipe.model), recipe.model)
     assert known.has_reasons
-    clip, _, reason = known[0]
-    assert (clip.instruction, reason) == (INSTRUCTION, SAID[0])
-    assert {known[k][2] for k in range(len(known))} == set(SAID)
-    mirrored, _, reason = known.varied(0, np.random.default_rng(0), mirror_share=1.0, camera_dropout=0.0)
-    assert reason == "give way: vehicle from the right, 9 m"
-    assert mirrored.instruction == "Change to the lane on your right."
-    assert mirrored.command == "lane_right"
+    assert (known[0].clip.instruction, known[0].reason) == (INSTRUCTION, SAID[0])
+    assert {known[k].reason for k in range(len(known))} == set(SAID)
+    mirrored = known.varied(0, np.random.default_rng(0), mirror_share=1.0, camera_dropout=0.0)
+    assert mirrored.reason == "give way: vehicle from the right, 9 m"
+    assert mirrored.clip.instruction == "Change to the lane on your right."
+    assert mirrored.clip.command == "lane_right"
 
 
 def test_training_scores_reasons_and_validation_asks_for_them(trainer):

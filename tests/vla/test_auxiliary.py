@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from sensors.errors import InputError
+from sensors.surroundings import COLUMNS, LAYERS, ROWS
 from vla.auxiliary import AuxiliaryLosses, CodeReader, LossConfig, TextTower
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
+from vla.losses import RARE_WEIGHT, surroundings_loss
 from vla.model import DrivingModel
 
 IMAGES = ImageTokenizerConfig(image_width=64, image_height=32, codes=16, channels=8)
@@ -20,6 +22,7 @@ SCALARS = {  # what falls, by loss
     "scene_trajectory_siglip": "loss_siglip_scene_trajectory",
     "scene_text_nce": "loss_nce_scene_text",
     "scene_text_siglip": "loss_siglip_scene_text",
+    "surroundings": "loss_surroundings",
     "head_z": "loss_head_z",
 }
 
@@ -29,14 +32,20 @@ def examples(small, make_batch, make_tokens):
     return with_codes(make_batch(small, 0, 1, 2, 3), ImageTokenizer(IMAGES, 1)), make_tokens(small, 4)
 
 
+def some_surroundings(clips):
+    there = torch.rand(clips, len(LAYERS), ROWS, COLUMNS, generator=torch.Generator().manual_seed(3)) < 0.1
+    return there, torch.ones(clips, len(LAYERS), dtype=torch.bool)
+
+
 @pytest.mark.parametrize("name", SCALARS)
 def test_a_loss_reaches_the_encoder_and_falls(small, examples, name):
     (batch, tokens), weights = examples, LossConfig(**{name: 0.5})
     model, heads = DrivingModel(small), AuxiliaryLosses(weights, small, IMAGES)
+    around = some_surroundings(len(tokens))
 
     def losses():
         generator = torch.Generator().manual_seed(0)  # the same camera and the same masks each time
-        return model.loss(batch, tokens, generator=generator, auxiliary=heads)
+        return model.loss(batch, tokens, generator=generator, auxiliary=heads, around=around)
 
     (loss, scalars), plain = losses(), model.loss(batch, tokens)[0]
     first = float(scalars[SCALARS[name]])
@@ -151,3 +160,21 @@ def test_losses_reject_what_they_cannot_use(small, examples):
     one = type(batch)(*(getattr(batch, field.name)[:1] for field in fields(batch)))
     with pytest.raises(InputError, match="at least 2"):
         DrivingModel(small).loss(one, tokens[:1], generator=torch.Generator(), auxiliary=heads)
+
+
+def test_layers_that_are_not_known_are_not_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, len(LAYERS), ROWS, COLUMNS, generator=generator)
+    there, known = some_surroundings(2)
+    known = torch.tensor([[True] * len(LAYERS), [True, True, False, False, False]])
+    loss, scalars = surroundings_loss(logits, there, known)
+    total, found, count = 0.0, 0, 0
+    for b in range(2):
+        for c in range(len(LAYERS)):
+            if known[b, c]:
+                p = logits[b, c].sigmoid()
+                hit = there[b, c]
+                total -= RARE_WEIGHT * p[hit].log().sum() + (1 - p[~hit]).log().sum()
+                found, count = found + int((p[hit] > 0.5).sum()), count + int(hit.sum())
+    torch.testing.assert_close(loss, total / (int(known.sum()) * ROWS * COLUMNS))
+    assert float(scalars["found_around"]) == pytest.approx(found / count)
