@@ -1,6 +1,7 @@
 """What the tests of this folder share: an untrained checkpoint, a small recording by the expert."""
 
 import pytest
+import torch
 from small_recording import SCENE_STEPS, SCENES, SMALL_IMAGE
 
 from policies.record import record
@@ -9,6 +10,15 @@ from policies.shoot import Recording
 from vla.checkpoint import save
 from vla.config import ModelConfig
 from vla.model import DrivingModel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models as small as these are not worth a second thread, and on a busy machine each waits for the other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

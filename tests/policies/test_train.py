@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -74,6 +73,7 @@ def test_training_learns_scores_and_reports(course_dataroot, tmp_path):
 
 
 ALL_AT_ONCE = [
+    "train.batch_size=2",
     "train.dtype=bf16",
     "train.precision=fp8-sim",
     "train.fp8_recipe=delayed",
@@ -141,25 +141,13 @@ def test_a_recipe_of_before_a_setting_existed_is_the_same_recipe(course_dataroot
     assert Trainer(recipe, tmp_path / "run").resume()
 
 
-def test_bf16_is_near_fp32_and_keeps_its_parameters(course_dataroot, tmp_path):
-    records = {}
-    for dtype in ("fp32", "bf16"):
-        trainer = Trainer(small_recipe(course_dataroot, "train.steps=9", f"train.dtype={dtype}"), tmp_path / dtype)
-        records[dtype] = [trainer._one_step()["loss"] for _ in range(4)]
-        assert all(p.dtype is torch.float32 for p in trainer.model.parameters())
-    difference = np.abs(np.subtract(*records.values())) / records["fp32"]
-    assert 0 < difference.max() < 0.01  # bf16 keeps 8 bits: a loss of some thousand products is right to 1 %
-
-
 def test_a_collapsed_router_stops_the_training_within_20_steps(course_dataroot, tmp_path):
-    trainer = Trainer(small_recipe(course_dataroot, "train.steps=60", "model.experts=8"), tmp_path)
-    for _ in range(3):
-        trainer._one_step()
+    trainer = Trainer(small_recipe(course_dataroot, "train.batch_size=2", "model.experts=8"), tmp_path)
     with torch.no_grad():  # whatever comes, two experts answer
         trainer.model.backbone.layers[1].mlp.bias[:2] += 100.0
     for _ in range(trainer.monitor.patience - 1):
         trainer._one_step()
-    with pytest.raises(InputError, match=r"step 12: router of backbone layer 1: came 100% .* experts \[0, 1\]"):
+    with pytest.raises(InputError, match=r"step 9: router of backbone layer 1: came 100% .* experts \[0, 1\]"):
         trainer._one_step()
 
 
