@@ -6,6 +6,7 @@ for the plan, in the words of `sensors.reasons`, is the extension's too; "" wher
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,19 +43,23 @@ class Example:
 
 
 class TrainingSet:
-    """Indexable Examples over the frames of `scenes` for which there is a whole plan.
+    """Indexable Examples over the frames of scenes for which there is a whole plan.
 
-    has_reasons: whether any scene knows reasons.
+    parts        sources, each with those of its scenes that count
+    has_reasons  whether any scene knows reasons
     """
 
-    def __init__(self, source: NuscenesSource, scenes: tuple[str, ...], tokenizer: ActionTokenizer, model: ModelConfig):
-        self._source, self._tokenizer, self._model = source, tokenizer, model
+    def __init__(
+        self, parts: Sequence[tuple[NuscenesSource, Sequence[str]]], tokenizer: ActionTokenizer, model: ModelConfig
+    ):
+        self._tokenizer, self._model = tokenizer, model
         self.time_s = tokenizer.dt_s * np.arange(1, tokenizer.steps + 1)
-        self._items = [(scene, k) for scene in scenes for k in self._planned(scene)]
+        places = [(source, scene) for source, scenes in parts for scene in scenes]
+        self._items = [(source, scene, k) for source, scene in places for k in self._planned(source, scene)]
         if not self._items:
-            expected = f"at least one frame with {self.time_s[-1]:g} s of future"
-            raise InputError(source.name, "scenes", f"{len(scenes)} scenes without one", expected)
-        extensions = (source.extension(scene) for scene in scenes)
+            expected, names = f"at least one frame with {self.time_s[-1]:g} s of future", [s.name for s, _ in parts]
+            raise InputError(", ".join(names), "scenes", f"{len(places)} scenes without one", expected)
+        extensions = (source.extension(scene) for source, scene in places)
         self.has_reasons = any(extension is not None and extension.reasons for extension in extensions)
 
     def __len__(self) -> int:
@@ -62,9 +67,9 @@ class TrainingSet:
 
     def __getitem__(self, index: int) -> Example:
         """The example as it was recorded."""
-        scene, frame = self._items[index]
-        clip, extension = looked_at(self._source.clip(scene, frame), self._model), self._source.extension(scene)
-        future, plan, reason = self._source.future(scene, frame), None, ""
+        source, scene, frame = self._items[index]
+        clip, extension = looked_at(source.clip(scene, frame), self._model), source.extension(scene)
+        future, plan, reason = source.future(scene, frame), None, ""
         if extension is not None:
             plan, reason = extension.plan_at(clip.now_us), extension.reason_at(clip.now_us)
         if plan is None:
@@ -87,29 +92,29 @@ class TrainingSet:
 
         A situation is what the route asks for, why the expert does what it does, and whether the car stands.
         """
-        situations = [self._situation(*item) for item in self._items]
+        situations = [_situation(*item) for item in self._items]
         strong = Counter(situations)
         chances = np.array([strong[situation] ** -balance for situation in situations])
         return chances / chances.sum()
 
-    def _planned(self, scene: str) -> list[int]:
+    def _planned(self, source: NuscenesSource, scene: str) -> list[int]:
         """Frames of a scene for which there is a whole plan."""
-        times_us, extension = self._source.frame_times_us(scene), self._source.extension(scene)
+        times_us, extension = source.frame_times_us(scene), source.extension(scene)
         horizon_s = float(self.time_s[-1])
         known = set() if extension is None else set(extension.plan_time_us.tolist())
         if known and not np.array_equal(extension.plan_after_s, self.time_s):
             came, expected = extension.plan_after_s.tolist(), self.time_s.tolist()
-            raise InputError(
-                f"{self._source.name} {scene}", "plan_after_s", came, expected, "Change model.plan_steps, plan_dt_s."
-            )
+            fix = "Change model.plan_steps and plan_dt_s."
+            raise InputError(f"{source.name} {scene}", "plan_after_s", came, expected, fix)
         return [k for k, now in enumerate(times_us) if now in known or reaches(now, times_us, horizon_s)]
-
-    def _situation(self, scene: str, frame: int) -> tuple[str, str, bool]:
-        now_us, extension = int(self._source.frame_times_us(scene)[frame]), self._source.extension(scene)
-        stands = self._source.vehicle(scene, now_us).speed_mps < STANDS_MPS
-        if extension is None:
-            return "", "", stands
-        return extension.cue_at(now_us)[0], extension.reason_at(now_us).partition(",")[0], stands
 
     def _tokens(self, clip: Clip, plan: np.ndarray) -> np.ndarray:
         return self._tokenizer.encode(*self._tokenizer.labels(plan, speed_at_now(clip)))
+
+
+def _situation(source: NuscenesSource, scene: str, frame: int) -> tuple[str, str, bool]:
+    now_us, extension = int(source.frame_times_us(scene)[frame]), source.extension(scene)
+    stands = source.vehicle(scene, now_us).speed_mps < STANDS_MPS
+    if extension is None:
+        return "", "", stands
+    return extension.cue_at(now_us)[0], extension.reason_at(now_us).partition(",")[0], stands

@@ -91,7 +91,7 @@ def _examples(
         batch = to_batch([noise_clip(c, seed) for seed in range(CLIPS)], c, reads)
         return batch, model.decode(batch).tokens.clone()
     source = NuscenesSource(str(dataroot), version, steps=c.steps, image_size=image_size(c))
-    examples = TrainingSet(source, source.scenes, ActionTokenizer(c), c)
+    examples = TrainingSet([(source, source.scenes)], ActionTokenizer(c), c)
     chosen = np.unique(np.linspace(0, len(examples) - 1, CLIPS).round().astype(int))
     examples = [examples[int(k)] for k in chosen]
     return to_batch([e.clip for e in examples], c, reads), torch.from_numpy(np.stack([e.tokens for e in examples]))

@@ -25,6 +25,7 @@ class DataConfig:
     """dataroot and version as the official devkit takes them; val_scenes: the last so many are held out.
 
     image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, or a loss asks for.
+    more_dataroots: others of the same version to learn from, all of their scenes.
     balance: 0 .. 1, how far rare situations are drawn more often than they were recorded, see TrainingSet.chances.
     """
 
@@ -32,6 +33,7 @@ class DataConfig:
     version: str = "v1.0-mini"
     val_scenes: int = 1
     image_tokenizer: str = ""
+    more_dataroots: tuple[str, ...] = ()
     balance: float = 0.0
 
 
@@ -44,6 +46,7 @@ class TrainConfig:
     motion_dropout: share of clips in which all but the speed of what tells the car's own motion (yaw rate, steering,
     IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that
     sees its motion in every example learns to continue it and never looks at the road.
+    start_from: checkpoint of the same model whose weights it starts from, "" for none.
     device: "cpu", or "cuda".
     dtype: parameters are fp32; with "bf16" the products are not. "auto": what is faster, `vla.precision.compute_dtype`.
     precision, fp8_recipe: in what numbers the backbone multiplies, and how 8 bits are scaled: `vla.precision`.
@@ -59,6 +62,7 @@ class TrainConfig:
     camera_dropout: float = 0.0
     mirror: float = 0.0
     checkpoint_every: int = 100
+    start_from: str = ""
     device: str = "cpu"
     dtype: str = "fp32"
     precision: str = "torch"

@@ -24,7 +24,7 @@ from sim.scenarios import suite_length
 
 KEYFRAMES_HZ = 2
 MAX_IN_VAIN = 20
-COMMIT_EVERY_S = 30.0  # tables are written anew at each commit
+COMMIT_EVERY_S, COMMIT_SHARE = 30.0, 0.05  # tables are written anew at each commit: so often, or for this share of time
 SAME = ("suite", "hz", "image_size", "keyframes", "student")  # of all scenes of a dataroot
 
 
@@ -69,7 +69,7 @@ class _Tally:
         self.discarded, self._in_vain = 0, 0
         self._waiting: list[tuple[StagedScene, dict]] = []
         self._bar = tqdm(total=wanted, unit="keyframe", desc="record", disable=not progress)
-        self._committed_s = time.monotonic()
+        self._committed_s, self._took_s = time.monotonic(), 0.0
 
     @property
     def complete(self) -> bool:
@@ -87,7 +87,7 @@ class _Tally:
             self._in_vain += 1
         if shot.staged is not None:
             self._waiting.append((shot.staged, shot.row))
-        if time.monotonic() - self._committed_s > COMMIT_EVERY_S:
+        if time.monotonic() - self._committed_s > max(COMMIT_EVERY_S, self._took_s / COMMIT_SHARE):
             self._commit()
 
     def __enter__(self) -> "_Tally":
@@ -99,6 +99,7 @@ class _Tally:
         self._commit()
 
     def _commit(self) -> None:
+        begun_s = time.monotonic()
         if self._waiting or self._notes["discarded"] != self._notes["kept_discarded"]:
             self._notes["kept_discarded"] = dict(self._notes["discarded"])
             content = {key: value for key, value in self._notes.items() if key != "kept_discarded"}
@@ -107,6 +108,7 @@ class _Tally:
         for _, row in self._waiting:
             self._run.add(row)
         self._waiting, self._committed_s = [], time.monotonic()
+        self._took_s = self._committed_s - begun_s
 
 
 def _shots(

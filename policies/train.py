@@ -37,18 +37,23 @@ class Trainer(TrainingLoop):
 
     def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None):
         size, data = image_size(recipe.model), recipe.data
-        source = NuscenesSource(data.dataroot, data.version, steps=recipe.model.steps, image_size=size)
+        roots = (data.dataroot, *data.more_dataroots)
+        source, *more = (NuscenesSource(root, data.version, None, recipe.model.steps, size) for root in roots)
         learned, held_out = split_scenes(source.scenes, data)
         self.tokenizer = ActionTokenizer(recipe.model)
-        self.train_set = TrainingSet(source, learned, self.tokenizer, recipe.model)
-        self.val_set = TrainingSet(source, held_out, self.tokenizer, recipe.model)
+        parts = [(source, learned), *((another, another.scenes) for another in more)]
+        self.train_set = TrainingSet(parts, self.tokenizer, recipe.model)
+        self.val_set = TrainingSet([(source, held_out)], self.tokenizer, recipe.model)
         self.chances = np.cumsum(self.train_set.chances(data.balance)) if data.balance else None
         self.codes = _image_tokenizer(recipe, source, learned) if recipe.data.image_tokenizer else None
         self.auxiliary, self.device = None, torch.device(recipe.train.device)
         if recipe.losses.any:
             images = self.codes.config if recipe.losses.codes else None
             self.auxiliary = AuxiliaryLosses(recipe.losses, recipe.model, images, recipe.seed).to(self.device)
-        model = DrivingModel(recipe.model, recipe.seed).to(self.device)
+        model = DrivingModel(recipe.model, recipe.seed)
+        if recipe.train.start_from:
+            model.load_state_dict(load(Path(recipe.train.start_from), recipe.model).model.state_dict())
+        model.to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
         self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
         self.scaling = scaling_state(model.backbone)

@@ -74,7 +74,7 @@ def trainer(recipe, tmp_path_factory):
 
 def test_examples_have_the_reason_of_their_instant_mirrored_with_them(recipe):
     source = NuscenesSource(recipe.data.dataroot, "v1.0-mini", steps=1)
-    known = TrainingSet(source, source.scenes[:1], ActionTokenizer(recipe.model), recipe.model)
+    known = TrainingSet([(source, source.scenes[:1])], ActionTokenizer(recipe.model), recipe.model)
     assert known.has_reasons
     assert (known[0].clip.instruction, known[0].reason) == (INSTRUCTION, SAID[0])
     assert {known[k].reason for k in range(len(known))} == set(SAID)

@@ -220,3 +220,12 @@ def test_a_worker_that_dies_is_named():
 def test_a_batch_that_workers_cannot_share_is_refused():
     with pytest.raises(InputError, match="batch_size"):
         Replicas(0, 3).share([1, 2, 3, 4])
+
+
+def test_training_goes_on_from_a_checkpoint_with_more_data(course_dataroot, tmp_path):
+    train(small_recipe(course_dataroot, "train.steps=2"), tmp_path / "first", progress=False)
+    more = [f"train.start_from={tmp_path / 'first' / 'checkpoint'}", f"data.more_dataroots=[{course_dataroot}]"]
+    trainer = Trainer(small_recipe(course_dataroot, "train.steps=2", *more), tmp_path / "second")
+    assert_equal(trainer.model.state_dict(), weights(tmp_path / "first"))
+    alone = Trainer(small_recipe(course_dataroot, "train.steps=2"), tmp_path / "third")
+    assert len(trainer.train_set) > 2 * len(alone.train_set)  # of the added one no scene is held out
