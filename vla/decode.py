@@ -4,7 +4,7 @@ Logits that are not numbers choose nothing: what is said then is the middle of e
 caller can brake; nothing passes for a plan that is none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,34 +79,25 @@ def decode_actions(
     return ActionDecode(torch.stack(tokens, dim=1), total, torch.isfinite(total))
 
 
-def decode_parallel(
-    backbone: Backbone,
-    queries: Tensor,
+def choose_parallel(
+    hidden: Tensor,
     head: Tensor,
     slots: tuple[slice, slice],
-    cache: Cache,
-    layout: Layout,
     temperature: float,
     generator: torch.Generator | None,
 ) -> ActionDecode:
-    """All tokens from one pass over queries [2K, D] behind what the cache holds."""
-    B, steps = cache.shape.batch, len(queries)
-    cache.reserve(layout)
-    hidden = backbone.run(queries.expand(B, -1, -1), backbone.angles(layout), None, cache)
-    tokens, total = torch.empty(B, steps, dtype=torch.int64, device=hidden.device), hidden.new_zeros(B)
+    """All tokens at once from hidden states [B, 2K, D], each chosen without a look at the others."""
+    tokens, total = torch.empty(hidden.shape[:2], dtype=torch.int64, device=hidden.device), 0.0
     for first, slot in enumerate(slots):
         logits = F.linear(hidden[:, first::2], head[slot]).float()
         index, logprob = choose_valid(logits.flatten(0, 1), temperature, generator)
-        tokens[:, first::2] = index.view(B, -1) + slot.start
-        total = total + logprob.view(B, -1).sum(dim=1)
+        tokens[:, first::2] = index.view(len(hidden), -1) + slot.start
+        total = total + logprob.view(len(hidden), -1).sum(dim=1)
     return ActionDecode(tokens, total, torch.isfinite(total))
 
 
-def best_of(count: int, cache: Cache, say: Callable[[Cache], ActionDecode]) -> ActionDecode:
-    """The most likely of `count` plans that `say` draws behind one past, which is computed once; B = 1."""
-    if cache.shape.batch != 1:
-        raise InputError("best_of", "clips", cache.shape.batch, "one, behind which many plans are drawn")
-    said = say(cache.repeated(count))
+def likeliest(said: ActionDecode) -> ActionDecode:
+    """The most likely of B plans of one clip."""
     best = said.logprob.argmax().view(1)
     return ActionDecode(said.tokens[best], said.logprob[best], said.valid[best])
 

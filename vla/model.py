@@ -17,7 +17,7 @@ each action token is predicted from the position before it; or, with parallel ac
 the reason reads all that the plan is read from, and is not seen by it: who does not ask for it pays nothing.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from vla.auxiliary import AuxiliaryLosses, Seen
 from vla.backbone import Backbone
 from vla.cache import Cache
 from vla.config import ModelConfig
-from vla.decode import ActionDecode, SentenceGraph, best_of, decode_actions, decode_parallel, decode_sentence
+from vla.decode import ActionDecode, SentenceGraph, choose_parallel, decode_actions, decode_sentence, likeliest
 from vla.encoder import SceneEncoder, check_codes
 from vla.losses import Loss, action_loss, token_loss
 from vla.moe import Routing, balance_loss, router_z_loss
@@ -54,6 +54,16 @@ TOKENS = (
     "nothing",
     "missing",
 )  # are tokens, not maps
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What plan and reason are said from: all that was read, where their tokens will stand, and, for a plan that is
+    said at once, what was made of its queries [B, 2K, D]."""
+
+    cache: Cache
+    layout: Layout
+    hidden: Tensor | None
 
 
 class DrivingModel(nn.Module):
@@ -269,47 +279,46 @@ class DrivingModel(nn.Module):
         best: of one clip, draw that many and take the likeliest.
         reasons: sentences of which the likeliest says why; None: nobody asks.
         """
-        cache, layout = self.think(self.prefix(batch, allow_blind))
-        plan = self.say(cache, layout, temperature, generator, best)
-        return plan if reasons is None else self.tell(cache, layout, plan, reasons)
+        thought = self.think(self.prefix(batch, allow_blind))
+        plan = self.say(thought, temperature, generator, best)
+        return plan if reasons is None else self.tell(thought, plan, reasons)
 
-    def think(self, prefix: Tensor) -> tuple[Cache, Layout]:
-        """(what the backbone makes of a prefix, where the tokens of plan and reason will stand), for `say`, `tell`."""
+    def think(self, prefix: Tensor) -> Thought:
+        """What the backbone makes of a prefix, for `say` and `tell`."""
         layout = self.layout(prefix.device, reason=True)
-        cache = self.backbone.cache(len(prefix), len(layout), prefix)
-        self.backbone.remember(prefix, layout[: prefix.shape[1]], cache)
-        return cache, layout[prefix.shape[1] :]
+        return self.read(prefix, layout, self.backbone.cache(len(prefix), len(layout), prefix))
 
-    def say(
-        self, cache: Cache, layout: Layout, temperature: float, generator: torch.Generator | None, best: int = 1
-    ) -> ActionDecode:
-        """The plan that follows what the cache holds, of `best` the likeliest; layout of its tokens, or more."""
-        layout = layout[: self.config.action_tokens]
-        if best > 1:
-            return best_of(best, cache, lambda past: self.say(past, layout, temperature, generator))
-        if self.config.action_decoding == "parallel":
-            return decode_parallel(
-                self.backbone, self.action_queries, self.head.weight, self.slots, cache, layout, temperature, generator
-            )
-        return decode_actions(
-            self.backbone,
-            self.embedding,
-            self.head.weight,
-            self.slots,
-            self.plan_token,
-            cache,
-            layout,
-            temperature,
-            generator,
-        )
+    def read(self, prefix: Tensor, layout: Layout, cache: Cache) -> Thought:
+        """The same behind what a cache holds; layout of the prefix, plan and reason that follow it."""
+        L, hidden = prefix.shape[1], None
+        if self.config.action_decoding == "parallel":  # the plan's queries are read along: one pass
+            n = self.config.action_tokens
+            queries = self._deepened(self.action_queries.expand(len(prefix), -1, -1))
+            hidden = self.backbone(torch.cat([prefix, queries], dim=1), layout[: L + n], cache, last=n)
+        else:
+            self.backbone.remember(prefix, layout[:L], cache)
+        return Thought(cache, layout[L:], hidden)
 
-    def tell(self, cache: Cache, layout: Layout, plan: ActionDecode, reasons: SentenceGraph) -> ActionDecode:
-        """The plan that was said from the cache, with its likeliest reason; layout [2K + R] of both."""
+    def say(self, of: Thought, temperature: float, generator: torch.Generator | None, best: int = 1) -> ActionDecode:
+        """The plan, of `best` draws behind one clip the likeliest."""
+        if best > 1 and of.cache.shape.batch != 1:
+            raise InputError("best of many", "clips", of.cache.shape.batch, "one, behind which many plans are drawn")
+        if of.hidden is not None:
+            hidden = of.hidden if best == 1 else of.hidden.expand(best, -1, -1)
+            said = choose_parallel(hidden, self.head.weight, self.slots, temperature, generator)
+        else:
+            cache, layout = of.cache if best == 1 else of.cache.repeated(best), of.layout[: self.config.action_tokens]
+            parts = self.backbone, self.embedding, self.head.weight, self.slots, self.plan_token
+            said = decode_actions(*parts, cache, layout, temperature, generator)
+        return said if best == 1 else likeliest(said)
+
+    def tell(self, of: Thought, plan: ActionDecode, reasons: SentenceGraph) -> ActionDecode:
+        """The plan that was said, with its likeliest reason."""
         n = self.config.action_tokens
-        if cache.layout.phase[-1] == 0:  # the plan was drawn with copies of the cache
-            self.backbone.remember(self.said(plan.tokens), layout[:n], cache)
+        if of.cache.layout.phase[-1] == 0:  # the plan was drawn with copies of the cache
+            self.backbone.remember(self.said(plan.tokens), of.layout[:n], of.cache)
         parts = self.backbone, self.embedding, self.head.weight, reasons
-        said = decode_sentence(*parts, self.reason_token, self.pad_token, cache, layout[n:], 0.0, None)
+        said = decode_sentence(*parts, self.reason_token, self.pad_token, of.cache, of.layout[n:], 0.0, None)
         return replace(plan, reason=said)
 
     def rebalance(self, rate: float = 5e-3) -> dict[int, Tensor]:

@@ -20,7 +20,7 @@ from sensors.errors import InputError
 from vla.attention import Horizon, Layout
 from vla.cache import Cache
 from vla.decode import ActionDecode, SentenceGraph
-from vla.model import DrivingModel
+from vla.model import DrivingModel, Thought
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,24 @@ def at_once(
     begun = _instant(model)
     prefix = model.prefix(batch, allow_blind)
     seen = _instant(model)
-    cache, layout = model.think(prefix)
-    thought = _instant(model)
-    return _spoken(model, cache, layout, temperature, generator, best, reasons, [begun, seen, thought])
+    thought = model.think(prefix)
+    return _spoken(model, thought, temperature, generator, best, reasons, [begun, seen, _instant(model)])
 
 
 def _spoken(
     model: DrivingModel,
-    cache: Cache,
-    layout: Layout,
+    thought: Thought,
     temperature: float,
     generator: torch.Generator | None,
     best: int,
     reasons: SentenceGraph | None,
     instants: list[float],
 ) -> Tick:
-    """What follows once the model has thought; layout of plan and reason, instants: when seeing and thinking ended."""
-    decode = model.say(cache, layout, temperature, generator, best)
+    """What follows once the model has thought; instants: when it began, and when seeing and thinking ended."""
+    decode = model.say(thought, temperature, generator, best)
     instants = [*instants, _instant(model)]
     if reasons is not None:
-        decode = model.tell(cache, layout, decode, reasons)
+        decode = model.tell(thought, decode, reasons)
         instants.append(_instant(model))
     spans = zip(("see", "think", "say", "tell"), pairwise(instants), strict=False)
     return Tick(decode, {name: 1e3 * (b - a) for name, (a, b) in spans})
@@ -125,11 +123,8 @@ class Stream:
         last = self.step + steps - 1
         cache, layout = self._room(scene), self._layout_of(steps).to(scene.device)
         cache.begin(last)
-        read = torch.cat([scene, now], dim=1)
-        here, said = layout[: read.shape[1]], layout[read.shape[1] :]
-        model.backbone.remember(read, here, cache)
-        thought, self.step = _instant(model), last + 1
-        return _spoken(model, cache, said, temperature, generator, best, reasons, [begun, seen, thought])
+        thought, self.step = model.read(torch.cat([scene, now], dim=1), layout, cache), last + 1
+        return _spoken(model, thought, temperature, generator, best, reasons, [begun, seen, _instant(model)])
 
     def _layout_of(self, steps: int) -> Layout:
         """Where the tokens of the next `steps` steps stand, and those that speak of the last of them."""

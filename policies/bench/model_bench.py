@@ -24,7 +24,7 @@ from vla.attention import Layout
 from vla.backbone import Backbone, LanguageModel
 from vla.checkpoint import from_hf_qwen3_moe
 from vla.config import BackboneConfig, ModelConfig
-from vla.decode import Grammar, Part, decode_actions, decode_parallel, generate
+from vla.decode import Grammar, Part, choose_parallel, decode_actions, generate
 from vla.losses import linear_cross_entropy
 from vla.model import DrivingModel
 from vla.stream import Stream
@@ -251,7 +251,7 @@ def _parallel_works() -> tuple[Work, Work]:
     c = ModelConfig.tiny()
     model = DrivingModel(c).eval()
     x = torch.randn(1, 192, c.width, generator=torch.Generator().manual_seed(0))
-    queries, cache = x[0, :PLAN].clone(), model.backbone.cache(1, 192 + PLAN, x)
+    queries, cache = x[:, :PLAN].clone(), model.backbone.cache(1, 192 + PLAN, x)
     one_by_one = Layout.causal(PLAN, 192)
     at_once = replace(one_by_one, step=torch.full((PLAN,), 192))
     with torch.inference_mode():
@@ -265,7 +265,8 @@ def _parallel_works() -> tuple[Work, Work]:
 
     @torch.inference_mode()
     def mine() -> None:
-        decode_parallel(model.backbone, queries, model.head.weight, model.slots, cache, at_once, 0.0, None)
+        hidden = model.backbone(queries, at_once, cache)
+        choose_parallel(hidden, model.head.weight, model.slots, 0.0, None)
         cache.truncate(192)
 
     return plain, mine
