@@ -40,10 +40,10 @@ class _Store:
         self.data[:, :, start:end], self.scale[:, :, start:end] = quantise(x)
         return self.data[:, :, :end].to(x.dtype) * self.scale[:, :, :end]
 
-    def keep(self, index: Tensor) -> None:
-        self.data[:, :, : len(index)] = self.data[:, :, index]
-        if self.scale is not None:
-            self.scale[:, :, : len(index)] = self.scale[:, :, index]
+    def keep(self, index: Tensor | slice) -> None:
+        for stored in (self.data,) if self.scale is None else (self.data, self.scale):
+            kept = stored[:, :, index].clone()  # a slice of it would be written over while it is read
+            stored.narrow(2, 0, kept.shape[2]).copy_(kept)
 
     def repeated(self, count: int) -> "_Store":
         other = copy(self)
@@ -118,11 +118,14 @@ class Cache:
     def keep(self, which: Tensor) -> None:
         """Forget all tokens for which bool [M] is false; the others close up."""
         index = which.nonzero()[:, 0]
-        self.layout = self.layout[index]
+        self.layout, count = self.layout[index], len(index)
+        first = int(index[0]) if count else 0
+        if count and int(index[-1]) - first + 1 == count:  # one run, as a car that drives on keeps: copied at once
+            index = slice(first, first + count)
         for layer in self.layers:
             layer.keys.keep(index)
             layer.values.keep(index)
-            layer.length = len(index)
+            layer.length = count
 
     def begin(self, step: int) -> None:
         """Before the tokens of `step`: forget what does not last, and what the horizon no longer holds."""

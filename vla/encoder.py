@@ -232,31 +232,46 @@ class SceneEncoder(nn.Module):
         The first is `nothing`; what no camera delivered costs nothing, and is zeros.
         """
         B, T, N = batch.image_mask.shape
-        b, t, n = batch.image_mask.nonzero(as_tuple=True)
+        delivered = None if batch.image_mask.all() else batch.image_mask.nonzero(as_tuple=True)
         P, D = batch.rays_in_cam.shape[2], self.queries.shape[1]
         M = P if self.projector is None else self.projector.tokens(P)
-        empty = self.queries.new_zeros(B, T, N, M, D)
-        images = self.patches(batch, b, t, n, told) if len(b) else [None] * (len(self.deep) + 1)
-        full = [empty if one is None else empty.index_put((b, t, n), one.to(empty.dtype)) for one in images]
+        if delivered is None:
+            full = [one.to(self.queries.dtype) for one in self.patches(batch, None, told)]
+        else:
+            empty = self.queries.new_zeros(B, T, N, M, D)
+            images = self.patches(batch, delivered, told) if len(delivered[0]) else [None] * (len(self.deep) + 1)
+            full = [empty if one is None else empty.index_put(delivered, one.to(empty.dtype)) for one in images]
         return [torch.cat([self.nothing.expand(B, 1, D), one.view(B, T * N * M, D)], dim=1) for one in full]
 
-    def patches(self, batch: Batch, b: Tensor, t: Tensor, n: Tensor, told: Tensor | None) -> list[Tensor]:
-        """Tokens [I, M, D] of the images at clips b, steps t, cameras n, each int64 [I], as in `depths`."""
-        x = self.time(batch.time_s[b, t, n])[:, None].to(self.nothing.dtype)  # also where products are in another type
+    def patches(
+        self, batch: Batch, delivered: tuple[Tensor, Tensor, Tensor] | None, told: Tensor | None
+    ) -> list[Tensor]:
+        """Tokens [I, M, D] of images, as in `depths`; delivered: clip, step, camera, each int64 [I]; None: all."""
+        B, T = batch.image_mask.shape[:2]
+
+        def of(x: Tensor) -> Tensor:  # [B, T, N, ...] to [I, ...]; without a copy where everything is there
+            return x.flatten(0, 2) if delivered is None else x[delivered]
+
+        def at_every_step(x: Tensor) -> Tensor:
+            return of(x[:, None].expand(B, T, *x.shape[1:]))
+
+        x = self.time(of(batch.time_s))[:, None].to(self.nothing.dtype)  # also where products are in another type
         if self.stem is not None:
-            x = self.content_norm(self.stem(batch.images[b, t, n]).to(x.dtype)) + x
+            x = self.content_norm(self.stem(of(batch.images)).to(x.dtype)) + x
         if self.code_stem is not None:
-            x = self.content_norm(self.code_stem(batch.codes[b, t, n]).to(x.dtype)) + x
+            x = self.content_norm(self.code_stem(of(batch.codes)).to(x.dtype)) + x
         if told is not None:
-            x = x + (self.identity(n) * told[b, None])[:, None]
-        x = x + self.ray(batch.T_ego_now_from_cam[b, t, n], batch.rays_in_cam[b, n], batch.ray_mask[b, n])
+            names = self.identity.weight * told[:, None, None]
+            x = x + at_every_step(names)[:, None]
+        rays, ray_mask = at_every_step(batch.rays_in_cam), at_every_step(batch.ray_mask)
+        x = x + self.ray(of(batch.T_ego_now_from_cam), rays, ray_mask)
         cos_sin = None if self.angles is None else tuple(part.to(x.device) for part in self.angles)
         depths = []
         for layer in self.local:
             depths.append(x)
             x = layer(x, cos_sin)
         depths = [*depths[: len(self.deep)], x]
-        return depths if self.projector is None else [self.projector(one, batch.ray_mask[b, n]) for one in depths]
+        return depths if self.projector is None else [self.projector(one, ray_mask) for one in depths]
 
     def step_time_s(self, batch: Batch) -> Tensor:
         """[B, T]: mean capture time of the cameras that delivered; of all, as scheduled, where none did."""
@@ -272,6 +287,8 @@ class SceneEncoder(nn.Module):
         B, T, N = batch.image_mask.shape
         seen, each = batch.image_mask[..., None], tokens // T
         seen = seen & batch.ray_mask[:, None] if self.projector is None else seen.expand(B, T, N, each // N)
+        if T == 1 and seen.all():
+            return None
         step = torch.arange(T, device=seen.device)
         past = (step[:, None] >= step).repeat_interleave(len(self.queries), dim=0).repeat_interleave(each, dim=1)
         allowed = past & seen.reshape(B, 1, 1, tokens)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from sensors.errors import InputError
 from vla.config import BackboneConfig
 
-FEW_ROWS = 1024  # tokens times experts
+FEW_ROWS = 200  # tokens times experts
 
 
 class SwiGLU(nn.Module):
