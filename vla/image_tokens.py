@@ -23,6 +23,7 @@ STEM_PX = 4
 GROUPS = 8
 LEAST_USED, LEAST_PERPLEXITY, LEAST_PSNR_DB = 0.5, 0.1, 18.0  # a codebook below these has collapsed
 PEAK = 255.0
+SQUARED = 4.0  # weight of the squared error of pixels beside the absolute one
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ class ImageTokenizer(nn.Module):
             self.up = nn.Sequential(*up, nn.Conv2d(widths[0], 3 * STEM_PX**2, 3, 1, 1), nn.PixelShuffle(STEM_PX))
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """What becomes of uint8 images [B, T, H, W, 3], and what to minimise: L1 + L2 of pixels, the codes' losses."""
+        """What becomes of uint8 images [B, T, H, W, 3], and what to minimise: errors of pixels, the codes' losses."""
         target = self._checked(images).movedim(-1, 2) / PEAK
         z = self._latents(target)
         quantized = self.quantizer(z)
         made = self._images(quantized.vectors)
-        losses = {"pixels": F.l1_loss(made, target) + F.mse_loss(made, target), **quantized.losses}
+        losses = {"pixels": F.l1_loss(made, target) + SQUARED * F.mse_loss(made, target), **quantized.losses}
         return Reconstruction(made.movedim(2, -1), quantized.indices, z.detach().flatten(0, -2), losses)
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from sensors.errors import InputError
 COMMITMENT = 0.25
 ENTROPY_WEIGHT = 0.05  # of ibq: sharp for one vector, even over the batch
 EMA_DECAY, EMA_EPS = 0.99, 1e-5
-DEAD_SHARE = 0.03  # of an even share of the batch: below it for long, a code is dead
+DEAD_SHARE = 0.1  # of an even share of the batch: below it for long, a code is dead
 
 
 @dataclass(frozen=True)
