@@ -20,6 +20,10 @@ class InputError(ValueError):
         return (type(self), (self.where, self.field, self.came, self.expected, self.fix))
 
 
+class BrokenFile(InputError):
+    """A recorded file that can't be read though its tables speak of it; whoever has others may do without."""
+
+
 def unknown_name(where: object, field: str, came: object, names: Iterable[str]) -> InputError:
     """The error for a name that is none of these; it asks whether the nearest was meant."""
     names = list(names)

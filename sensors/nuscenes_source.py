@@ -20,7 +20,8 @@ import numpy as np
 
 from sensors.camera import Camera
 from sensors.clip import Clip, Future, VehicleState
-from sensors.errors import InputError
+from sensors.errors import BrokenFile, InputError
+from sensors.imu import ImuWindow
 from sensors.nuscenes_can import Bus, read_bus
 from sensors.nuscenes_extension import SceneExtension, read_extension
 from sensors.nuscenes_index import Capture, Keyframe, NuscenesIndex, RecordedScene
@@ -31,6 +32,13 @@ BUSES_KEPT = 256  # scenes; 0.2 MB each, and slow to parse
 BUS_MESSAGES = ("ms_imu", "pose", "steeranglefeedback")
 # Inside the entropy-coded part of a JPEG, FF is followed by 00 (a data byte FF) or D0..D7 (restart); FF FF is padding.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame header, which says the size
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
+}
 
 
 class _Recent:
@@ -53,7 +61,8 @@ class NuscenesSource:
 
     scenes         names, all of them by default
     steps          keyframes per clip, T
-    image_size     (width, height) px to which image and calibration are brought; None keeps the recorded size
+    image_size     (width, height) px to which image and calibration are brought; None keeps the recorded size.
+                   Images are decoded no larger than that takes, see `reduction`
     imu_window_us  how far back the clip's IMU window reaches
 
     Cameras are in the order of CAMERAS, clockwise from the front. Decoded images are kept for the `steps + 1` latest
@@ -106,9 +115,8 @@ class NuscenesSource:
                     images[t, n], mask[t, n] = image, True
             if k < 0:
                 time_us[t] += k * self._period_us(keyframes)
-        bus = self._bus(scene)
-        imu = bus.imu.window(now.now_us - self.imu_window_us, now.now_us)
-        vehicle, extension = bus.vehicle_at(now.now_us), self.extension(scene)
+        imu, vehicle = self.imu(scene, now.now_us), self.vehicle(scene, now.now_us)
+        extension = self.extension(scene)
         cue = extension.cue_at(now.now_us) if extension is not None else ("follow", "")
         car = (imu, vehicle, *cue)
         return Clip(now.now_us, now.T_world_from_ego_now, shown, images, mask, time_us, T_world_from_ego, *car)
@@ -123,6 +131,10 @@ class NuscenesSource:
     def extension(self, scene: str) -> SceneExtension | None:
         """What a simulated scene knows beyond nuScenes' tables; None for any other."""
         return self._extensions.get(scene, lambda: read_extension(self.index.dataroot, scene))
+
+    def imu(self, scene: str, now_us: int) -> ImuWindow:
+        """What the IMU says up to an instant; empty where there is none."""
+        return self._bus(scene).imu.window(now_us - self.imu_window_us, now_us)
 
     def vehicle(self, scene: str, now_us: int) -> VehicleState:
         """What the bus says of the car at an instant, NaN where it is silent."""
@@ -157,8 +169,11 @@ class NuscenesSource:
             return None
 
         def decode():
-            image = read_jpeg(path, camera.width, camera.height)
-            return image if self.image_size is None else camera.resize(*self.image_size, image)[0]
+            image = read_jpeg(path, camera.width, camera.height, self.image_size)
+            if self.image_size is None:
+                return image
+            reduced = camera.resize(image.shape[1], image.shape[0])[1]
+            return reduced.resize(*self.image_size, image)[0]
 
         return self._images.get(capture.token, decode)
 
@@ -166,47 +181,75 @@ class NuscenesSource:
         return self._buses.get(scene, lambda: read_bus(*(self.index.can_path(scene, m) for m in BUS_MESSAGES)))
 
 
-def read_jpeg(path: Path, width: int, height: int) -> np.ndarray:
-    """RGB uint8 [height, width, 3] of a file; see `decode_jpeg`."""
-    return decode_jpeg(path.read_bytes(), path, width, height)
+def read_jpeg(path: Path, width: int, height: int, wanted: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 of a file of width x height px; see `decode_jpeg`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BrokenFile(path, "file", error.strerror, "a readable JPEG") from error
+    return decode_jpeg(data, path, width, height, wanted)
 
 
-def decode_jpeg(data: bytes, where: object, width: int, height: int) -> np.ndarray:
-    """RGB uint8 [height, width, 3]; bytes that are cut off, no JPEG or of another size are an InputError.
+def decode_jpeg(
+    data: bytes, where: object, width: int, height: int, wanted: tuple[int, int] | None = None
+) -> np.ndarray:
+    """RGB uint8 [height, width, 3]; bytes that are cut off, no JPEG or of another size are a BrokenFile.
+
+    wanted: (width, height) that the image will be shrunk to; then it may come smaller already, see `reduction`.
 
     OpenCV fills what a cut file lacks with grey and says nothing, so the end of the image is looked for first. The
     orientation tag is ignored: the calibration speaks of the stored pixels.
     """
-    if not jpeg_is_complete(data):
-        raise InputError(where, "image", f"{len(data)} bytes without the end of a JPEG", "a complete JPEG")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    size = jpeg_size(data)
+    if size is None:
+        raise BrokenFile(where, "image", f"{len(data)} bytes without the end of a JPEG", "a complete JPEG")
+    if size != (width, height):
+        came, expected = f"{size[0]} x {size[1]} px", f"{width} x {height} px, as its calibration says"
+        raise BrokenFile(where, "image size", came, expected)
+    times = 1 if wanted is None else reduction(width, height, *wanted)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[times] | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise InputError(where, "image", f"{len(data)} bytes that do not decode", "a complete JPEG")
-    if image.shape[:2] != (height, width):
-        came, expected = f"{image.shape[1]} x {image.shape[0]} px", f"{width} x {height} px, as its calibration says"
-        raise InputError(where, "image size", came, expected)
+        raise BrokenFile(where, "image", f"{len(data)} bytes that do not decode", "a complete JPEG")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def jpeg_is_complete(data: bytes) -> bool:
-    """Whether a JPEG runs from its start to its end marker (ITU-T T.81, annex B).
+def reduction(width: int, height: int, wanted_width: int, wanted_height: int) -> int:
+    """By how much, 1, 2, 4 or 8, a JPEG may be reduced while it is decoded (ITU-T T.81: fewer coefficients of each
+    block), which costs a fraction of decoding all of it, if it is shrunk to the wanted size afterwards.
+
+    What is decoded is whole pixels in both directions, so that the calibration scales with it, and at least as large as
+    wanted; by 4 or 8 exactly as large, or twice: in between, pixels as coarse as that would be divided unevenly. Then
+    the result is on average within one grey level of decoding everything and shrinking that by its area.
+    """
+    for times in (8, 4, 2):
+        ratio = min(width / times / wanted_width, height / times / wanted_height)
+        exact = (width, height) == (times * wanted_width, times * wanted_height)
+        if width % times == 0 == height % times and (exact or ratio >= (1 if times == 2 else 2)):
+            return times
+    return 1
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) px of a JPEG that runs from its start to its end marker (ITU-T T.81, annex B), else None.
 
     Segments are skipped by their length, so a thumbnail's end marker doesn't count; what follows the end is ignored.
     """
     if data[:2] != b"\xff\xd8":
-        return False
-    at = 2
+        return None
+    at, size = 2, None
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # padding before a marker
             at += 1
             continue
+        if marker in _FRAMES and at + 9 <= len(data):
+            size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA:  # start of scan: entropy-coded data follow
             found = _NEXT_MARKER.search(data, at)
             if found is None:
-                return False
+                return None
             at = found.start()
             if data[at + 1] == 0xD9:
-                return True
-    return False
+                return size
+    return None

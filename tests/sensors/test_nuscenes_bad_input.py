@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sensors import nuscenes_source
-from sensors.errors import InputError
+from sensors.errors import BrokenFile, InputError
 from sensors.nuscenes_index import NuscenesIndex
-from sensors.nuscenes_source import CAMERAS, NuscenesSource, jpeg_is_complete
+from sensors.nuscenes_source import CAMERAS, NuscenesSource, jpeg_size
 from sensors.source import check_source
 
 DATAROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "nuscenes"
@@ -159,23 +159,23 @@ def test_bad_jpegs_are_rejected(copied, change, says):
     [path] = (copied / "samples" / "CAM_BACK").glob("*.jpg")
     rewrite(path, change)
     source = NuscenesSource(copied, VERSION, scenes=("scene-0061",))
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(BrokenFile, match=says) as error:
         source.clip("scene-0061", 0)
     assert path.name in str(error.value)
 
 
-def test_a_jpeg_is_complete_only_at_its_own_end_marker():
+def test_a_jpeg_size_only_at_its_own_end_marker():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     for flags in ((), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)):
         data = cv2.imencode(".jpg", pixels, flags)[1].tobytes()
-        assert jpeg_is_complete(data)
-        assert jpeg_is_complete(data + b"trailing")
-        assert not any(jpeg_is_complete(data[:n]) for n in range(len(data)))
+        assert jpeg_size(data) == (56, 40)
+        assert jpeg_size(data + b"trailing") == (56, 40)
+        assert not any(jpeg_size(data[:n]) for n in range(len(data)))
         # A thumbnail (with an end marker of its own) in an application segment must not count.
         segment = b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data
         with_thumbnail = data[:2] + segment + data[2:]
-        assert jpeg_is_complete(with_thumbnail)
-        assert not jpeg_is_complete(with_thumbnail[: len(with_thumbnail) - len(data) // 2])
+        assert jpeg_size(with_thumbnail) == (56, 40)
+        assert not jpeg_size(with_thumbnail[: len(with_thumbnail) - len(data) // 2])
 
 
 def test_the_orientation_tag_is_ignored(tmp_path):

@@ -11,14 +11,15 @@ from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
-from sensors.errors import InputError
+from sensors.errors import BrokenFile, InputError
 from sensors.frames import apply, interpolate_at, inverse, matrix
 from sensors.nuscenes_index import CAN_MESSAGES
-from sensors.nuscenes_source import CAMERAS, NuscenesSource
+from sensors.nuscenes_source import CAMERAS, NuscenesSource, decode_jpeg, reduction
 from sensors.source import check_source
 
 DATAROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "nuscenes"
 VERSION = "v1.0-mini"
+REDUCED_LEVELS = 1.0  # of 255, on average: what decoding at the scale needed may change
 needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason="real nuScenes data (shared/data/nuscenes) is not here")
 
 
@@ -207,8 +208,41 @@ def test_images_are_the_files_pixels(source):
         rgb = cv2.imread(str(path))[..., ::-1]
         np.testing.assert_array_equal(full.images[0, n], rgb)
         expected, camera = full.cameras[n].resize(400, 225, rgb)
-        np.testing.assert_array_equal(small.images[-1, n], expected)
+        assert np.abs(small.images[-1, n].astype(float) - expected).mean() < REDUCED_LEVELS
         np.testing.assert_array_equal(small.cameras[n].K, camera.K)
+
+
+def test_reduction_keeps_whole_pixels_and_enough_of_them():
+    assert reduction(1600, 900, 400, 225) == 4
+    assert reduction(1600, 900, 160, 96) == 4
+    assert reduction(1600, 900, 320, 192) == 2  # 400 x 225 would be enough, but coarse
+    assert reduction(1600, 900, 704, 256) == 2
+    assert reduction(1600, 900, 100, 50) == 4  # 900 px are no whole number of 8
+    assert reduction(1600, 896, 100, 50) == 8
+    assert reduction(1600, 900, 801, 450) == 1
+    assert reduction(401, 225, 100, 50) == 1
+
+
+def detailed(width: int, height: int) -> np.ndarray:
+    """A picture with as much detail at all scales as photographs have: their spectrum falls with the frequency."""
+    rng, image = np.random.default_rng(0), np.zeros((height, width, 3))
+    for octave in (1, 2, 4, 8, 16, 32, 64):
+        noise = rng.normal(scale=3 * octave**0.5, size=(height // octave + 1, width // octave + 1, 3))
+        image += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.clip(image + 128, 0, 255).astype(np.uint8)
+
+
+def test_a_reduced_jpeg_shows_what_the_whole_one_does():
+    """Every reduction, on a picture that needs no data set; see REDUCED_LEVELS."""
+    data = cv2.imencode(".jpg", detailed(800, 448), (cv2.IMWRITE_JPEG_QUALITY, 90))[1].tobytes()
+    whole = decode_jpeg(data, "here", 800, 448)
+    for wanted in ((400, 224), (160, 96), (200, 112), (80, 48), (100, 56), (50, 28)):
+        reduced = decode_jpeg(data, "here", 800, 448, wanted)
+        assert reduced.size < whole.size
+        one, other = (cv2.resize(each, wanted, interpolation=cv2.INTER_AREA).astype(float) for each in (reduced, whole))
+        assert np.abs(one - other).mean() < REDUCED_LEVELS, wanted
+    with pytest.raises(BrokenFile, match="800 x 448 px, expected 799 x 448"):
+        decode_jpeg(data, "here", 799, 448, (100, 56))
 
 
 @needs_data
