@@ -8,6 +8,7 @@ from policies.cli_parts import count, run_arguments
 from policies.inspection import inspect, write_inspection
 from policies.recipes import TokenizerRecipe, load_recipe, shipped
 from policies.runs import default_path
+from policies.stages import load_stages, make, shipped_stages
 from policies.train import train
 from policies.train_images import check_tokenizer, report_figures, train_images
 from sensors.errors import InputError
@@ -17,6 +18,9 @@ EPILOGS = {
   vla train tiny data.dataroot=data/course               ten minutes on two cores
   vla train my-recipe.yaml train.steps=100 --out runs/t  the same --out again resumes
   vla train image-tokens data.dataroot=data/town         codes for images""",
+    "make": """examples:
+  vla make tiny-town --out runs/tiny-town                the shipped policy from nothing, with its scores
+  vla make my-stages.yaml --out runs/mine                the same command again goes on where it was""",
     "check-tokenizer": """example:
   vla check-tokenizer runs/codes/checkpoint --dataroot data/town
 exit status 1: the codebook has collapsed, nothing should be trained on its codes""",
@@ -34,6 +38,10 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     words = "processes that share each batch (default 1); on a CPU one a core is faster than threads"
     sub.add_argument("--workers", type=count, default=1, help=words)
     run_arguments(sub)
+
+    sub = verb("make", _make, "record, train and score a policy: all stages of a file in turn")
+    sub.add_argument("stages", help=f"a YAML file or one of: {', '.join(shipped_stages())}")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="where all of it is made (default runs/<time>-make)")
 
     sub = verb("check-tokenizer", _check_tokenizer, "say what a codebook of images is worth on recorded scenes")
     sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that vla train wrote")
@@ -60,6 +68,11 @@ def _train(options: argparse.Namespace) -> int:
         report = train(recipe, out, progress, options.workers)
     print(f"report: {report}")
     return 0
+
+
+def _make(options: argparse.Namespace) -> int:
+    out = options.out or default_path("make")
+    return make(load_stages(options.stages, out), out)
 
 
 def _check_tokenizer(options: argparse.Namespace) -> int:
