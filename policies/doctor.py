@@ -12,6 +12,8 @@ import torch
 from sensors.errors import InputError
 from sensors.nuscenes_index import NuscenesIndex
 from sim.gl_device import gl_name
+from vla.precision import compute_dtype
+from vla.te_layers import engine, why_not
 
 CORE = ("numpy", "torch", "opencv-python-headless", "gymnasium", "safetensors", "PyYAML", "tqdm", "Jinja2", "av")
 CORE += ("threadpoolctl", "moderngl")
@@ -50,7 +52,7 @@ def examine(dataroot: Path | None, dataset_version: str) -> list[Finding]:
         findings.append(Finding(name, text, "ok" if found else "lack"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU (no CUDA device)"
     findings.append(Finding("device", cuda))
-    findings.append(_renderer())
+    findings += [_renderer(), _numbers()]
     rclpy = importlib.util.find_spec("rclpy") is not None
     text = "rclpy is there" if rclpy else "no rclpy; source a ROS 2 set-up, or install [ros]"
     findings.append(Finding("ROS 2", text, "ok" if rclpy else "lack"))
@@ -63,6 +65,13 @@ def _renderer() -> Finding:
         return Finding("renderer", f"gl by {gl_name()}; cv by OpenCV")
     except InputError as error:
         return Finding("renderer", f"cv by OpenCV; {error.came}. {error.fix}", "lack")
+
+
+def _numbers() -> Finding:
+    """What a training takes that leaves it open (`train.precision` and `train.dtype` auto)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, missing = compute_dtype("auto", device), why_not(engine(), "current", device)
+    return Finding("products", f"{dtype.name}: {dtype.why}; FP8: {missing or 'Transformer Engine is there'}")
 
 
 def _dataroot(dataroot: Path, dataset_version: str) -> list[Finding]:

@@ -4,6 +4,7 @@ hf_ratio.*    time of `Qwen3MoeForCausalLM` (its default experts and attention) 
 ratio.*       time of the plain way over ours, both ours
 parity.*      largest difference of logits, with and without a cache
 tick_ms.*     a clip of one step to a plan, four steps remembered
+bf16.*        time of a training step in fp32 over one in bf16, tiny, by clips in a batch (left out where quick)
 """
 
 import statistics
@@ -27,6 +28,7 @@ from vla.config import BackboneConfig, ModelConfig
 from vla.decode import Grammar, Part, choose_parallel, decode_actions, generate
 from vla.losses import linear_cross_entropy
 from vla.model import DrivingModel
+from vla.precision import compute_dtype
 from vla.stream import Stream
 
 THREADS = 2
@@ -64,7 +66,7 @@ def model_figures(quick: bool, say: Callable[[str], None]) -> dict[str, float]:
     torch.set_num_threads(THREADS)
     try:
         figures = {}
-        for part in (_beside_hf, _beside_ourselves, _tick):
+        for part in (_beside_hf, _beside_ourselves, _tick, *([] if quick else [_bf16])):
             figures |= part(rounds, say)
         return figures
     finally:
@@ -218,6 +220,30 @@ def _step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Work:
         optimizer.step()
 
     return work
+
+
+def _bf16(rounds: int, say: Callable[[str], None]) -> dict[str, float]:
+    """What `train.dtype` bf16 brings on this machine; below 1 it costs."""
+    say(f"train.dtype auto takes {compute_dtype('auto', torch.device('cpu'))}")
+    figures = {f"bf16.train_step.{clips}": ratio_of(*_bf16_works(clips), rounds // 5) for clips in (16, 32)}
+    for name, value in figures.items():
+        say(f"{name} {value:.2f}")
+    return figures
+
+
+def _bf16_works(clips: int) -> tuple[Work, Work]:
+    """Forward, backward and AdamW of tiny on clips of one step."""
+    c = replace(ModelConfig.tiny(), steps=1)
+    model, generator = DrivingModel(c), torch.Generator().manual_seed(0)
+    batch = to_batch([noise_clip(c, seed) for seed in range(clips)], c)
+    kinds = [torch.randint(s.start, s.stop, (clips, c.plan_steps), generator=generator) for s in c.action_slots]
+    tokens = torch.stack(kinds, dim=-1).flatten(1)
+
+    def loss(bf16: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model.loss(batch, tokens)[0]
+
+    return _step(model, lambda: loss(False)), _step(model, lambda: loss(True))
 
 
 def _same(theirs: Tensor, ours: Tensor, what: str) -> None:

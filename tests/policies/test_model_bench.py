@@ -1,6 +1,7 @@
 """The bench of the brain: how a ratio is taken, that both sides do the same, and which figures there are."""
 
 import pytest
+import torch
 
 from policies.bench import model_bench
 from policies.bench.model_bench import model_figures, ratio_of
@@ -39,6 +40,21 @@ def test_tick_is_timed_from_clip_to_plan():
     figures = model_bench._tick(1, said.append)
     assert 0 < figures["tick_ms.p50"] <= figures["tick_ms.p99"]
     assert "of 40" in said[0]
+
+
+def test_bf16_is_timed_beside_fp32_on_the_same_step(monkeypatch):
+    seen, loss = [], model_bench.DrivingModel.loss
+
+    def watched(self, batch, tokens):
+        seen.append((torch.is_autocast_enabled("cpu"), len(tokens), tokens.sum().item()))
+        return loss(self, batch, tokens)
+
+    monkeypatch.setattr(model_bench.DrivingModel, "loss", watched)
+    for work in model_bench._bf16_works(2):
+        work()
+    (plain, *rest), (cast, *same) = seen
+    assert (plain, cast) == (False, True)
+    assert rest == same
 
 
 @pytest.mark.slow

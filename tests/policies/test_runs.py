@@ -158,5 +158,5 @@ def test_networks_rejected(name, content, words, tmp_path, monkeypatch, capsys):
 def test_doctor_tells_what_is_there(course_dataroot, capsys):
     assert main(["doctor", "--dataroot", str(course_dataroot)]) == 0
     text = capsys.readouterr().out
-    for words in ("python", "torch", "OpenCV", "scene-1000", "72 images"):
+    for words in ("python", "torch", "OpenCV", "FP8", "scene-1000", "72 images"):
         assert words in text
