@@ -11,7 +11,7 @@ from policies.protocol import Policy
 from policies.runs import Run
 from policies.scores import table
 from policies.town_expert import TownExpert
-from policies.vla_policy import VlaPolicy
+from policies.vla_policy import SHIPPED, VlaPolicy
 from sensors.errors import InputError
 from sim.report.page import write_report
 
@@ -20,7 +20,9 @@ MADE = {made.name: made for made in (TownExpert, PurePursuit, ConstantVelocity, 
 
 def policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...], default: str | None, words: str) -> None:
     sub.add_argument("--policy", choices=names, default=default, help=f"who drives (default {words})")
-    sub.add_argument("--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla")
+    sub.add_argument(
+        "--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla (default: the shipped one)"
+    )
     sub.add_argument("--best-of", type=count, default=1, metavar="N", help="vla draws N plans, takes the likeliest")
 
 
@@ -67,11 +69,9 @@ seconds, hours = between(0.1, 86_400, "seconds"), between(0.001, 10_000, "hours"
 
 
 def make_policy(name: str, checkpoint: Path | None, best_of: int = 1, mask_cameras: bool = False) -> Policy:
-    """The policy of this name; `vla` needs a checkpoint, the others take none."""
+    """The policy of this name; `vla` takes the shipped checkpoint unless given one, the others take none."""
     if name == "vla":
-        if checkpoint is None:
-            raise InputError("--policy vla", "--checkpoint", "nothing", "a checkpoint folder", "vla train writes one.")
-        return VlaPolicy(checkpoint, allow_blind=mask_cameras, best_of=best_of)
+        return VlaPolicy(checkpoint or SHIPPED, allow_blind=mask_cameras, best_of=best_of)
     if checkpoint is not None:
         raise InputError("--checkpoint", "value", checkpoint, f"none, since --policy {name} has no weights")
     if best_of > 1:

@@ -65,6 +65,7 @@ class TrainingLoop:
             [{"params": decayed, "weight_decay": recipe.train.weight_decay}, {"params": rest, "weight_decay": 0.0}],
             lr=recipe.train.learning_rate,
             betas=OPTIMIZER_BETAS,
+            fused=True,  # one pass over each parameter: on a CPU a tenth of a small model's step
         )
 
     def _one_step(self) -> dict:

@@ -20,6 +20,7 @@ from vla.encoder import with_codes
 from vla.sentences import sentences_of
 from vla.stream import Stream, at_once
 
+SHIPPED = Path(__file__).parent / "tiny"  # the checkpoint that comes with the package; its MODEL_CARD.md tells of it
 DRAWN_AT = 1.0  # temperature at which the plans are drawn that the likeliest is taken of
 STREAMS = 8  # remembered: a car that plans more often than its clips step needs one for each plan within a step
 LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose their last digits

@@ -94,6 +94,7 @@ def _begin_process(begun: Synchronized, enough: Event) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[k % len(cores)]})
     os.environ["LP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threadpoolctl.threadpool_limits(1, "blas")
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,103 @@
+"""The policy that comes with the package: the weights of a training run and its model card, made of what was measured.
+
+python -m policies.ship runs/tiny-town/tiny runs/tiny-town/score policies/tiny
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from policies.scores import open_run, table
+from sensors.errors import InputError
+from sim.report.summary import read_summary
+from vla.checkpoint import load, save
+
+MOST_BYTES = 16_000_000
+CARD = "MODEL_CARD.md"
+INTRODUCTION = """# Model card: tiny
+
+The policy that `vla drive` takes unless told otherwise: it plans four seconds ahead from six cameras, the car's speed,
+IMU, and what the route asks for in words, and says why. Made by `python -m policies.ship`; every number below is copied
+by it from the runs named.
+"""
+LIMITS = """
+## Limits
+
+It has only ever seen the simulated towns of this package: their roads, signals, weather and road users, from their rig
+of six cameras. Nothing can be said of how it drives anywhere else, and it must not drive a vehicle among people. Its
+scores are those of the suite named above, no others; scenes beyond it are in no figure.
+
+Licence: Apache-2.0, as the package; no recorded data of others was used.
+"""
+
+
+def ship(trained: Path, driven: Path, out: Path) -> None:
+    """Weights of a training run, without the training's own state, and a card with the scores of a drive with them."""
+    training, drive = read_summary(trained / "summary.json"), open_run(driven).summary
+    made = load(trained / "checkpoint")
+    theirs = drive["config"].get("checkpoint")
+    if theirs is None or Path(theirs).resolve() != (trained / "checkpoint").resolve():
+        expected = f"a drive with {trained / 'checkpoint'}"
+        raise InputError(driven / "summary.json", "checkpoint", theirs, expected, "The card tells of these weights.")
+    extra = {name: training[name] for name in ("version", "git_commit")}
+    save(out, made.model, None, {"step": made.state["step"]}, extra)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    if size > MOST_BYTES:
+        raise InputError(out, "size", f"{size} bytes", f"at most {MOST_BYTES}", "Train a smaller model.")
+    (out / CARD).write_text(card(training, drive))
+
+
+def card(training: dict, drive: dict) -> str:
+    """The model card, in Markdown."""
+    figures = [f"| {name} | {value:.4g} |" for name, value in sorted(training["metrics"].items())]
+    suites = sorted({row["suite"] for row in drive["episodes"]})
+    episodes, failed = len(drive["episodes"]) // max(len(drive["policies"]), 1), drive["scenes"]["failed"]
+    of = f"{', '.join(suites)}, {episodes} episodes a policy, {failed} failed to run"
+    return "\n".join(
+        [
+            INTRODUCTION,
+            "## Scores",
+            "",
+            f"`{_command(drive)}`, commit {drive['git_commit'][:10]}: {of}.",
+            "",
+            "```text",
+            *table(drive),
+            "```",
+            "",
+            "## Training",
+            "",
+            f"`{_command(training)}`, commit {training['git_commit'][:10]}, version {training['version']}.",
+            "",
+            "| figure | value |",
+            "|---|---|",
+            *figures,
+            "",
+            "```yaml",
+            yaml.safe_dump(training["config"], sort_keys=False).strip(),
+            "```",
+            LIMITS,
+        ]
+    )
+
+
+def _command(summary: dict) -> str:
+    return shlex.join(summary["command"])
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        ship(*(Path(argument) for argument in arguments))
+    except InputError as error:
+        print(f"policies.ship: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
