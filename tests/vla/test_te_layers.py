@@ -111,19 +111,30 @@ def test_sizes_that_do_not_fit_stay_in_torch(install):
     assert all(size % 16 == 0 for made in engine.made for size in made[2:3])
 
 
+def learns_and_returns(path, device):
+    """A training step in te, then its checkpoint in plain torch: the same weights, the same states."""
+    config = ModelConfig(width=64, layers=2, heads=2, kv_heads=1, head_dim=32, dense_hidden=64, expert_hidden=32)
+    model = DrivingModel(config, seed=1).to(device)
+    layout, x = LAYOUT.to(device), torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    before = {name: p.clone() for name, p in model.backbone.named_parameters()}
+    use_precision(model.backbone, "te", "delayed")
+    optimizer = torch.optim.AdamW(model.backbone.parameters(), lr=1e-2)
+    model.backbone(x, layout).square().mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.backbone.named_parameters())
+    save(path, model)
+    loaded = load(path).model.to(device)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    use_precision(model.backbone, "torch")
+    assert torch.equal(model.eval().backbone(x, layout), loaded.backbone(x, layout))
+    model.load_state_dict(DrivingModel(config, seed=2).state_dict())  # in place: te sees it too
+    use_precision(model.backbone, "te")
+    assert not torch.allclose(model.backbone(x, layout), loaded.backbone(x, layout), atol=0.1)
+
+
 def test_a_checkpoint_of_te_is_one_of_torch(install, tmp_path):
     install()
-    config = ModelConfig(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, dense_hidden=48, expert_hidden=16)
-    model = DrivingModel(config, seed=1)
-    use_precision(model.backbone, "te", "delayed")
-    save(tmp_path / "te", model)
-    loaded = load(tmp_path / "te").model
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    with torch.no_grad():
-        model.backbone.layers[0].mlp.down.weight.zero_()
-    model.load_state_dict(loaded.state_dict())
-    states = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model.backbone(states, LAYOUT), loaded.backbone(states, LAYOUT))
+    learns_and_returns(tmp_path / "te", "cpu")
 
 
 def test_what_is_missing_is_said(monkeypatch, fresh_search):
@@ -212,10 +223,25 @@ def test_the_simulation_is_within_its_bound_of_torch(recipe):
     assert 1e-3 < error < FROM_TORCH
 
 
+@pytest.fixture
+def on_a_gpu():
+    missing = "no CUDA device" if not torch.cuda.is_available() else te_layers.engine()
+    if isinstance(missing, str):
+        pytest.skip(missing)
+
+
+@pytest.mark.gpu
+def test_a_checkpoint_of_te_on_a_gpu_is_one_of_torch(on_a_gpu, tmp_path):
+    learns_and_returns(tmp_path / "te", "cuda")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_te_on_a_gpu_is_near_torch_and_nearer_its_simulation(recipe, dtype, tmp_path):
+def test_te_on_a_gpu_is_near_torch_and_nearer_its_simulation(on_a_gpu, recipe, dtype):
+    why = te_layers.why_not(te_layers.engine(), recipe, torch.device("cuda"))
+    if why:
+        pytest.skip(why)
     model, x = make(WIDE)
     model, x, layout = model.cuda(), x.cuda(), LAYOUT.to("cuda")
     states, gradients = {}, {}
