@@ -61,7 +61,8 @@ class BackboneConfig:
             if field.type is float and (type(value) not in (int, float) or not abs(value) < float("inf")):
                 raise InputError(where, field.name, repr(value), "a finite number")
         self._divides(where, "kv_heads", self.kv_heads, "heads")
-        self._divides(where, "2 (rotary pairs)", 2, "head_dim")
+        if self.head_dim % 2:
+            raise InputError(where, "head_dim", self.head_dim, "an even number: rotary angles turn pairs")
         if self.experts_per_token > self.experts:
             raise InputError(where, "experts_per_token", self.experts_per_token, f"at most experts = {self.experts}")
         if self.dense_layers > self.layers:

@@ -69,9 +69,9 @@ class ConvStem(nn.Module):
         self.halvings = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(features))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2).to(self.halvings[0].weight.dtype) / 127.5 - 1.0
-        for halve in self.halvings[:-1]:
-            x = nn.functional.silu(halve(x))
+        x = images.permute(0, 3, 1, 2).to(self.halvings[0].weight.dtype).div_(127.5).sub_(1.0)
+        for halve in self.halvings[:-1]:  # memory for pictures is dear: nothing is made twice that no gradient needs
+            x = nn.functional.silu(halve(x), inplace=not torch.is_grad_enabled())
         return self.halvings[-1](x).flatten(2).transpose(1, 2)
 
 

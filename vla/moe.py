@@ -34,7 +34,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate).mul_(up))
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from policies.cli_parts import make_policy
 from policies.noise import noise_clip
 from policies.protocol import NOTHING, check_policy
+from policies.replay import replay_scene, surroundings_of
+from policies.runs import Run
 from policies.transforms import plan_from_tokens, stop_plan, to_batch
 from policies.vla_policy import VlaPolicy
 from sensors.clip import VehicleState
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
+from sim.report.summary import problems
 from sim.tracker import FALLBACK
 from vla.action_tokens import ActionTokenizer
 from vla.attention import Horizon
@@ -162,6 +166,19 @@ def test_logits_that_are_no_numbers_give_a_labelled_stop(checkpoint, drive):
             replace(plan, fallback=False).validate()
 
 
+def test_fallbacks_are_counted_and_stand_in_the_headline(checkpoint, course_dataroot, tmp_path):
+    source = NuscenesSource(str(course_dataroot), "v1.0-mini", steps=SMALL.steps, image_size=(64, 32))
+    policy, scene, run = VlaPolicy(checkpoint), source.scenes[0], Run.create("replay", tmp_path / "run", {}, [0])
+    with torch.no_grad():
+        policy._model.backbone.norm.weight.fill_(float("nan"))
+    with run.episode("broken", "vla", 0) as episode:
+        episode.log = replay_scene(policy, source, scene, surroundings_of(source, scene), False)
+    frames = len(source.frame_times_us(scene))
+    assert run.summary["episodes"][0]["fallbacks"] == frames
+    assert f"{frames} plans were FALLBACKS" in run.headline()
+    assert any(f"{frames} plans were fallbacks" in words for words in problems(run.summary))
+
+
 def test_a_stop_is_comfortable_and_keeps_the_bend():
     clip = replace(noise_clip(SMALL, 0), vehicle=VehicleState(6.0, 0.3, float("nan")))
     plan = stop_plan(clip, "because").validate()
@@ -184,6 +201,8 @@ def test_best_of_many_is_at_least_as_likely_and_repeatable(tmp_path, drive):
     assert usual.plan(drive[3], NOTHING).tokens == usual.plan(drive[3], NOTHING).tokens
     with pytest.raises(InputError, match="best_of"):
         VlaPolicy(tmp_path / "one", best_of=0)
+    with pytest.raises(InputError, match="constant-velocity draws no plans"):
+        make_policy("constant-velocity", None, best_of=2)
 
 
 def test_a_look_back_is_a_look_but_none_is_refused(checkpoint, drive):
