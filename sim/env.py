@@ -47,7 +47,7 @@ from sim.actions import get_action_mode
 from sim.faults import Faults, Sensing, get_sensing
 from sim.render_cv import Images
 from sim.render_gl import get_renderer
-from sim.scene import Scene, backdrop, scene_at
+from sim.scene import AS_IS, Moment, Otherwise, Scene, backdrop, scene_at
 from sim.sensing import EXPOSURE_BEFORE_US, imu_of_motion, nuscenes_rig
 from sim.vehicle import VehicleParams
 from sim.weather import WEATHERS, Weather
@@ -164,22 +164,37 @@ class CameraEnv(gymnasium.Env):
         images = dict(zip([c.name for c in self.cameras], self.capture().rgb, strict=True))
         return np.concatenate([np.concatenate([images[name] for name in row], axis=1) for row in MOSAIC])
 
-    def capture(self) -> Images:
-        """Colour, depth, semantic and instance of the images that are there now; colour is what an observation has."""
+    def capture(self, otherwise: Otherwise = AS_IS) -> Images:
+        """Colour, depth, semantic and instance of the images that are there now; colour is what an observation has.
+
+        otherwise: what is drawn otherwise than it is, so that one instant can be seen as it is and as it might be.
+        """
+        moment = self.moment().drawn(otherwise)
+        images = self._renderer.render(moment.scenes, moment.T_world_from_ego)
+        return replace(images, rgb=self._exposed(otherwise)) if self._faults else images
+
+    def moment(self) -> Moment:
+        """What there is to see now, to be drawn then or later; of faulty sensing the middle of the exposures."""
         if self._renderer is None:
             raise InputError(type(self).__name__, "cameras", False, "True, to see anything")
         if self._faults:
             middle = self._faults.shots.samples_us.shape[1] // 2
-            scenes, poses = self._faults.scenes(middle, self._scene), self._faults.shots.samples_T[:, middle]
-            return replace(self._renderer.render(scenes, poses), rgb=self._exposed())
+            return Moment(tuple(self._faults.scenes(middle, self._scene)), self._faults.shots.samples_T[:, middle])
         times_us = self.world.time_us - EXPOSURE_BEFORE_US
-        return self._renderer.render(self._scenes(times_us), self.world.poses_of_ego(times_us))
+        return Moment(tuple(self._scenes(times_us)), self.world.poses_of_ego(times_us))
+
+    def draw(self, moment: Moment) -> np.ndarray:
+        """The images uint8 [N, H, W, 3] of a moment of this environment, as ideal sensors see it."""
+        return self._renderer.render_rgb(moment.scenes, moment.T_world_from_ego)
 
     def _scenes(self, times_us: np.ndarray) -> list[Scene]:
         return [self._scene(int(time_us)) for time_us in times_us]
 
-    def _exposed(self) -> np.ndarray:
-        return self._faults.expose(self._renderer.render_rgb, self._scene, self.world.time_us)
+    def _exposed(self, otherwise: Otherwise = AS_IS) -> np.ndarray:
+        def render(scenes: Sequence[Scene], T_world_from_ego: np.ndarray) -> np.ndarray:
+            return self._renderer.render_rgb([otherwise.of(scene) for scene in scenes], T_world_from_ego)
+
+        return self._faults.expose(render, self._scene, self.world.time_us)
 
     def _sense(self, imu: ImuWindow) -> None:
         """The sensors go on by one control period."""

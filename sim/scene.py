@@ -7,8 +7,8 @@ Semantic ids (uint8): see SEMANTIC. Instance ids (int32): 0 ground and sky, 1...
 PROP_INSTANCE... the props, the faces of one of which follow each other.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Scene:
-    """One instant: backdrop, solids, the ground [M, 4, 2] under them that lies in their shadow, and the weather.
+    """One instant: backdrop, solids, the ground [M, 4, 2] in the shadow of the first M of them, and the weather.
 
     time_us  of the instant; rain falls by it
     """
@@ -62,6 +62,46 @@ class Scene:
     shadows_m: np.ndarray
     weather: Weather = field(default_factory=Weather)
     time_us: int = 0
+
+
+@dataclass(frozen=True)
+class Otherwise:
+    """What is drawn otherwise than it is; nothing by itself.
+
+    without  instances of the actors that are left out, and their shadows with them
+    lamps    instance -> the bits of sim.solids that shine on it, whatever shines on it now
+    added    actors that stand at their `pose` (x, y, yaw in the world)
+    """
+
+    without: frozenset[int] = frozenset()
+    lamps: Mapping[int, int] = field(default_factory=dict)
+    added: tuple[Actor, ...] = ()
+
+    def of(self, scene: Scene) -> Scene:
+        """The same instant drawn otherwise."""
+        was, poses = scene.moving, np.array([actor.pose for actor in self.added]).reshape(-1, 3)
+        kept = ~np.isin(was.instance, list(self.without))
+        lamps = [self.lamps.get(k, bits) for k, bits in zip(was.instance.tolist(), was.lamps.tolist(), strict=True)]
+        meshes = tuple(was.meshes[k] for k in np.flatnonzero(kept))
+        left = Solids(meshes, was.poses[kept], was.instance[kept], np.array(lamps, np.uint8)[kept])
+        dark = scene.shadows_m[kept[: len(scene.shadows_m)]]
+        dark = np.concatenate([dark, shadows(self.added, poses)])
+        return replace(scene, moving=Solids.join([left, actor_solids(self.added, poses)]), shadows_m=dark)
+
+
+AS_IS = Otherwise()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What N cameras see: camera n scenes[n], the world at its exposure, from the ego pose T_world_from_ego[n] [4, 4]."""
+
+    scenes: tuple[Scene, ...]
+    T_world_from_ego: np.ndarray
+
+    def drawn(self, otherwise: Otherwise) -> "Moment":
+        """The moment with all of its scenes otherwise."""
+        return replace(self, scenes=tuple(otherwise.of(scene) for scene in self.scenes))
 
 
 def backdrop(road: Road, seed: int) -> Backdrop:

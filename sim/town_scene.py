@@ -85,6 +85,12 @@ def town_scenes_at(world: TownWorld, back: Backdrop, times_us: Sequence[int], we
     return scenes
 
 
+def lamps_of_state(town: TownMap, light: str, state: str) -> dict[int, int]:
+    """Instance -> lamps of the heads of a traffic light in this state (SUMO's letters), as `Otherwise` takes them."""
+    heads = enumerate(town.signals)
+    return {SIGNAL_INSTANCE + k: LAMPS.get(state[head.index], 0) for k, head in heads if head.light == light}
+
+
 def _signals_near(world: TownWorld, at_m: np.ndarray) -> Solids:
     """The heads around a point, with the lamps that shine now."""
     signals = world.town_map.signals
