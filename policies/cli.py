@@ -20,6 +20,8 @@ from policies.cli_score import EPILOGS as SCORE_EPILOGS
 from policies.cli_score import add_score_verbs
 from policies.cli_train import EPILOGS as TRAIN_EPILOGS
 from policies.cli_train import add_train_verbs
+from policies.cli_vision import EPILOGS as VISION_EPILOGS
+from policies.cli_vision import add_vision_verb
 from policies.doctor import examine
 from policies.replay import MASK_FLAG, check_images, replay
 from policies.runs import Run
@@ -34,6 +36,7 @@ EPILOGS = {
   vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
   vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061""",
     **SCORE_EPILOGS,
+    **VISION_EPILOGS,
     **BENCH_EPILOGS,
     "doctor": """example:
   vla doctor --dataroot /data/nuscenes --version v1.0-mini""",
@@ -90,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run_arguments(sub)
 
+    add_vision_verb(verb)
     add_score_verbs(verb)
     add_bench_verb(verb)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from policies.blinded import DAMAGES, Blinded
 from policies.cli_parts import (
     close,
     config,
@@ -71,6 +72,8 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--weather", metavar="NAME", help=f"instead of the scenario's: {', '.join(WEATHERS)}")
     words = f"{TownExpert.name}, on the course {PurePursuit.name}"
     policy_arguments(sub, DRIVERS, None, words)
+    words = f"damaged cameras for a policy that looks: {', '.join(DAMAGES)}"
+    sub.add_argument("--cameras", choices=DAMAGES, metavar="NAME", help=words)
     sub.add_argument("--episodes", type=count, help=f"how many (default the suite, at most {MOST_EPISODES})")
     sub.add_argument(
         "--seed", type=whole, default=0, help="the first scenario of the suite, or the first seed (default 0)"
@@ -120,7 +123,8 @@ def _drive(options: argparse.Namespace) -> int:
         )
     if options.renderer == "gl":
         open_gl()
-    policies = with_baselines(make_policy(options.policy, options.checkpoint, options.best_of))
+    policy = make_policy(options.policy, options.checkpoint, options.best_of)
+    policies = with_baselines(Blinded(policy, options.cameras) if options.cameras else policy)
     if options.net is not None:  # a network without a route fails before anything is made
         world = TownWorld()
         world.reset(starts[0])
@@ -153,13 +157,18 @@ def starts_of(options: argparse.Namespace) -> list[int | Scenario]:
     else:
         suite = options.suite or "town-smoke"
         _known("vla drive", "--suite", suite, (*SUITES, COURSE))
-        length = suite_length(suite)
-        last = min(numbers.stop, length) if options.episodes is None else numbers.stop
-        if options.seed >= length or last > length:
-            came = f"scenarios {options.seed} to {last - 1} of {suite}"
-            raise InputError("vla drive", "--seed, --episodes", came, f"0 to {length - 1}")
-        found = [get_scenario(f"{suite}/{k}") for k in range(options.seed, last)]
+        found = of_suite(suite, options.seed, options.episodes, MOST_EPISODES)
     return [replace(each, weather=options.weather) if options.weather else each for each in found]
+
+
+def of_suite(suite: str, first: int, episodes: int | None, most: int) -> list[Scenario]:
+    """So many scenarios of a suite, `most` at most where nobody says how many; beyond its end is an InputError."""
+    length = suite_length(suite)
+    last = min(first + most, length) if episodes is None else first + episodes
+    if first >= length or last > length:
+        came = f"scenarios {first} to {last - 1} of {suite}"
+        raise InputError("suite", "--seed, --episodes", came, f"0 to {length - 1}")
+    return [get_scenario(f"{suite}/{k}") for k in range(first, last)]
 
 
 def _own(path: Path, seed: int) -> Scenario:

@@ -165,8 +165,8 @@ class Run:
         """Metrics of every policy that drove, from its logs; those of the first are the run's own.
 
         `names` are protocols of sim.metrics.protocols, without any the quick ones of these logs; what others scored
-        before stays. `each` maps a function over logs, perhaps on several cores. An episode's own figures are kept in
-        its row: {metric: [value, weight]}.
+        before stays, and so does what the summary has in `pairs`. `each` maps a function over logs, perhaps on several
+        cores. An episode's own figures are kept in its row: {metric: [value, weight]}.
         """
         rows = [row for row in self.summary["episodes"] if row["log"]]
         paths = [self.path / row["log"] for row in rows]
@@ -182,8 +182,8 @@ class Run:
         for policy in policies:
             mine = [row for row in self.summary["episodes"] if row["policy"] == policy]
             scored = [{k: (v, True, w) for k, (v, w) in row["scores"].items()} if row["log"] else None for row in mine]
-            flat = summarize(scored, metrics)
-            self.summary["policies"][policy] = flat
+            driven = summarize(scored, metrics) if mine else {}
+            self.summary["policies"][policy] = self.summary.get("pairs", {}).get(policy, {}) | driven
         self.summary["metrics"] = self.summary["policies"][policies[0]]
 
     def save(self) -> None:

@@ -36,9 +36,7 @@ def score_run(path: Path, names: Sequence[str]) -> Run:
     run = open_run(path)
     cores = len(os.sched_getaffinity(0))
     logs = sum(bool(row["log"]) for row in run.summary["episodes"])
-    policies = list(dict.fromkeys(row["policy"] for row in run.summary["episodes"]))
-    first = [policy for policy in run.summary["policies"] if policy in policies]
-    order = [*first, *(policy for policy in policies if policy not in first)]
+    order = list(dict.fromkeys([*run.summary["policies"], *(row["policy"] for row in run.summary["episodes"])]))
     if cores < 2 or logs < WORTH_A_POOL:
         run.score(order, names)
     else:

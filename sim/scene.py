@@ -94,7 +94,7 @@ AS_IS = Otherwise()
 
 @dataclass(frozen=True)
 class Moment:
-    """What N cameras see: camera n scenes[n], the world at its exposure, from the ego pose T_world_from_ego[n] [4, 4]."""
+    """What N cameras see: camera n scenes[n], the world at its exposure, from the ego pose T_world_from_ego[n]."""
 
     scenes: tuple[Scene, ...]
     T_world_from_ego: np.ndarray

@@ -91,6 +91,7 @@ def write_report(run_dir: Path, most_clips: int = MOST_CLIPS) -> Path:
         unfilmed=sum(failure.frame is not None for _, failure in rows) - len(clips),
         undrawn=drawn.refused,
         linked=films.refused,
+        pictures=[{**shown, "path": _media(run_dir, shown["path"], films)} for shown in summary.get("pictures", [])],
         curves=[training_curve(name, np.array(points)) for name, points in summary.get("curves", {}).items()],
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False, sort_keys=True),
     )

@@ -1,9 +1,10 @@
 """A run's summary.json, read and checked, and its figures as tables: what a metric is called, its n and interval.
 
 RUN/summary.json    command, config, version, git_commit, seeds, scenes {asked, finished, failed}, metrics {flat},
-                    optionally started, policies {name: {flat}} (the first is the run's own) and curves
-                    {name: [[step, value], ...]}, episodes [{name, policy, seed, log, video, sheets, ended_by, error}]
-                    with paths relative to RUN; log and video may be null
+                    optionally started, policies {name: {flat}} (the first is the run's own), curves
+                    {name: [[step, value], ...]}, pairs {policy: {flat}} (figures that no log has) and pictures
+                    [{path, words}], episodes [{name, policy, seed, log, video, sheets, ended_by, error}] with paths
+                    relative to RUN; log and video may be null
 RUN/episodes/*.npz  RUN/media/*.mp4, *.jpg
 """
 
@@ -24,7 +25,15 @@ SUMMARY_TYPES = {
     "episodes": list,
 }
 EPISODE_KEYS = ("name", "policy", "seed", "log", "video", "sheets", "ended_by", "error")
+PAIRS = {
+    "red_light": "light green or red",
+    "lead": "somebody ahead or nobody",
+    "obstacle": "lane free or not",
+    "turn": "one way or another",
+}
 LABELS = {  # metric: (words, unit)
+    **{f"pair.{kind}": (f"pairs told apart: {words}", "") for kind, words in PAIRS.items()},
+    **{f"blank.{kind}": (f"behind black cameras: {words}", "") for kind, words in PAIRS.items()},
     "time_on_course_s": ("time on course", "s"),
     "distance_m": ("distance", "m"),
     "collision_rate": ("collision rate", ""),
@@ -115,7 +124,9 @@ def problems(summary: dict) -> list[str]:
     missing = scenes["asked"] - scenes["finished"] - scenes["failed"]
     if missing > 0:
         words.append(f"{missing} of {scenes['asked']} scenes were never run.")
-    return words
+    for flat in summary.get("pairs", {}).values():
+        words += [f"No pair of {key.split('.')[1]} was asked." for key in flat if key.endswith(".n") and not flat[key]]
+    return list(dict.fromkeys(words))
 
 
 def policies_of(summary: dict) -> dict[str, dict]:
