@@ -23,9 +23,9 @@ LINE_SLACK_M = 1.0  # the bumper may come to stand this far beyond a stop line; 
 RED_SHARE = 0.5  # or: before a red light one drives at most this share of what one drives before a green one
 GREEN_MORE_M = 4.0  # before a green light the plan ends this much further on, at least
 LEAD_NEARER_M = 3.0  # behind somebody the plan ends this much earlier, at least
-OBSTACLE_SHARE = 0.7  # before an obstacle the plan is at most this share as long,
-OBSTACLE_NEARER_M = 2.0  # or ends before it, and this much earlier than without it, at least,
-ASIDE_M = 1.0  # or passes where it begins this far beside where it would have passed, at least
+OBSTACLE_NEARER_M = 2.0  # before an obstacle the plan ends this much earlier, at least,
+OBSTACLE_SHARE = 0.7  # and before it, or is at most this share as long;
+ASIDE_M = 1.0  # or it passes where the obstacle begins this far beside where it would have passed, at least
 Z_95 = 1.959964  # of the normal distribution: 95 % of it lie within so many standard deviations
 
 
@@ -50,7 +50,7 @@ def tells_obstacle(absent: Plan, present: Plan, gap_m: float, front_m: float) ->
     """Whether the second brakes for an obstacle gap_m ahead of the front bumper (front_m ahead of the axle), or
     passes beside it."""
     free_m, kept_m = driven_m(absent), driven_m(present)
-    if kept_m <= OBSTACLE_SHARE * free_m or (kept_m <= gap_m and free_m - kept_m >= OBSTACLE_NEARER_M):
+    if free_m - kept_m >= OBSTACLE_NEARER_M and (kept_m <= OBSTACLE_SHARE * free_m or kept_m <= gap_m):
         return True
     here, there = (_point_at(plan, gap_m + front_m) for plan in (absent, present))
     return here is not None and there is not None and float(np.hypot(*(there - here))) >= ASIDE_M
