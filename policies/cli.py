@@ -15,7 +15,16 @@ from policies.cli_bench import EPILOGS as BENCH_EPILOGS
 from policies.cli_bench import add_bench_verb
 from policies.cli_drive import EPILOGS as DRIVE_EPILOGS
 from policies.cli_drive import add_drive_verbs
-from policies.cli_parts import close, config, make_policy, policy_arguments, run_arguments, size, with_baselines
+from policies.cli_parts import (
+    close,
+    config,
+    learned_by,
+    make_policy,
+    policy_arguments,
+    run_arguments,
+    size,
+    with_baselines,
+)
 from policies.cli_score import EPILOGS as SCORE_EPILOGS
 from policies.cli_score import add_score_verbs
 from policies.cli_train import EPILOGS as TRAIN_EPILOGS
@@ -25,6 +34,7 @@ from policies.cli_vision import add_vision_verb
 from policies.doctor import examine
 from policies.replay import MASK_FLAG, check_images, replay
 from policies.runs import Run
+from policies.split import refuse_seen
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 
@@ -110,7 +120,10 @@ def _replay(options: argparse.Namespace) -> int:
     steps = max(policy.clip_steps for policy in policies)
     source = NuscenesSource(options.dataroot, options.version, scenes, steps, size)
     check_images(source, policies[0])
+    seen = learned_by(policies[0]).seen_in(source)
+    refuse_seen(seen, options.allow_seen, "vla replay")
     run = Run.create("replay", options.out, config(options), [0])
+    run.summary["seen_in_training"] = seen
     replay(run, policies, source, options.mask_cameras, not options.quiet)
     return close(run, policies)
 

@@ -13,6 +13,7 @@ from policies.cli_parts import (
     config,
     count,
     hours,
+    learned_by,
     make_policy,
     policy_arguments,
     run_arguments,
@@ -27,6 +28,7 @@ from policies.refilm import film_failures
 from policies.rollout import COURSE_S, drive
 from policies.runs import Run, default_path
 from policies.shoot import COURSE, NUMBERS, Recording, check_number
+from policies.split import refuse_seen
 from policies.town_expert import TownExpert
 from sensors.errors import InputError, unknown_name
 from sim.gl_device import open_gl
@@ -129,8 +131,11 @@ def _drive(options: argparse.Namespace) -> int:
         world = TownWorld()
         world.reset(starts[0])
         world.close()
+    seen = learned_by(policies[0]).seen_of(starts)
+    refuse_seen(seen, options.allow_seen, "vla drive")
     seeds = [start if on_course else start.seed for start in starts]
     run = Run.create("drive", options.out, config(options), seeds)
+    run.summary["seen_in_training"] = seen
     size, quiet = options.image_size, options.quiet
     # A policy that looks has threads of its own, and may be large.
     workers = options.workers or (1 if policies[0].needs_images else len(os.sched_getaffinity(0)))

@@ -10,6 +10,7 @@ from policies.expert import PurePursuit
 from policies.protocol import Policy
 from policies.runs import Run
 from policies.scores import table
+from policies.split import ALLOW_FLAG, Learned
 from policies.town_expert import TownExpert
 from policies.vla_policy import SHIPPED, VlaPolicy
 from sensors.errors import InputError
@@ -24,6 +25,8 @@ def policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...], defau
         "--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla (default: the shipped one)"
     )
     sub.add_argument("--best-of", type=count, default=1, metavar="N", help="vla draws N plans, takes the likeliest")
+    words = "score a policy on what it learned from; such a score says nothing of other places"
+    sub.add_argument(ALLOW_FLAG, action="store_true", help=words)
 
 
 def run_arguments(sub: argparse.ArgumentParser) -> None:
@@ -77,6 +80,11 @@ def make_policy(name: str, checkpoint: Path | None, best_of: int = 1, mask_camer
     if best_of > 1:
         raise InputError("--best-of", "value", best_of, f"nothing, since --policy {name} draws no plans")
     return MADE[name]()
+
+
+def learned_by(policy: Policy) -> Learned:
+    """The scenes that a policy learned from, as far as it is known."""
+    return policy.learned if isinstance(policy, VlaPolicy) else Learned({})
 
 
 def with_baselines(policy: Policy) -> list[Policy]:

@@ -11,8 +11,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from policies.recipes import DataConfig, Recipe
+from policies.split import Learned
 from policies.transforms import future_in_ego, looked_at, reaches, speed_at_now
-from sensors.augment import drop_cameras, mirror, mirror_poses, photometric, swap_sides
+from sensors.augment import (
+    crop,
+    drop_cameras,
+    mirror,
+    mirror_poses,
+    misplace_cameras,
+    photometric,
+    shift_clocks,
+    swap_sides,
+)
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -47,6 +58,7 @@ class TrainingSet:
 
     parts        sources, each with those of its scenes that count
     has_reasons  whether any scene knows reasons
+    learned      the scenes
     """
 
     def __init__(
@@ -59,6 +71,7 @@ class TrainingSet:
         if not self._items:
             expected, names = f"at least one frame with {self.time_s[-1]:g} s of future", [s.name for s, _ in parts]
             raise InputError(", ".join(names), "scenes", f"{len(places)} scenes without one", expected)
+        self.learned = Learned.of(places)
         extensions = (source.extension(scene) for source, scene in places)
         self.has_reasons = any(extension is not None and extension.reasons for extension in extensions)
 
@@ -77,25 +90,53 @@ class TrainingSet:
         around = surroundings(clip.T_world_from_ego_now, future.boxes_now, extension, clip.now_us)
         return Example(clip, plan, self._tokens(clip, plan), reason, *around)
 
-    def varied(self, index: int, rng: np.random.Generator, mirror_share: float, camera_dropout: float) -> Example:
-        """The example in another light, mirrored and without some of its cameras at these shares."""
-        e = self[index]
-        if rng.random() < mirror_share:
+    def varied(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Example:
+        """The example as the recipe varies it: in another light, mirrored, cropped, without some of its cameras, its
+        calibration and clocks in error."""
+        e, data = self[index], recipe.data
+        if rng.random() < recipe.train.mirror:
             clip, plan = mirror(e.clip), mirror_poses(e.plan)
             tokens, around = self._tokens(clip, plan), mirrored(e.around)
             e = Example(clip, plan, tokens, swap_sides(e.reason), around, e.known)
-        return replace(e, clip=drop_cameras(photometric(e.clip, rng), rng, camera_dropout))
+        clip = drop_cameras(photometric(e.clip, rng), rng, recipe.train.camera_dropout)
+        if data.crop:
+            clip = crop(clip, rng, data.crop)
+        if data.calibration_jitter_deg or data.calibration_jitter_m:
+            angle_rad = np.radians(data.calibration_jitter_deg)
+            clip = misplace_cameras(clip, rng, float(angle_rad), data.calibration_jitter_m)
+        if data.time_jitter_ms:
+            clip = shift_clocks(clip, rng, 1e3 * data.time_jitter_ms)
+        return replace(e, clip=clip)
 
-    def chances(self, balance: float) -> np.ndarray:
-        """How often each example is to be drawn [examples], sum 1: its situation, n examples strong, in proportion to
-        n ** (1 - balance). 0: as recorded; 1: every situation as often as any other.
+    def chances(self, data: DataConfig) -> np.ndarray | None:
+        """How often each example is to be drawn [examples], sum 1; None: all alike, as they were recorded.
 
-        A situation is what the route asks for, why the expert does what it does, and whether the car stands.
+        The rule: examples are divided by dataroot, these parts by modality (whether reasons and an IMU are known),
+        these by situation (what the route asks for, why the expert does what it does, whether the car stands); a
+        division whose balance b is 0 is left out. A part of n examples has a share of what it is a part of in
+        proportion to n ** (1 - b), a temperature of 1 / (1 - b). 0: as recorded; 1: every part as often as any other.
+        Within the last parts all examples are alike.
         """
-        situations = [_situation(*item) for item in self._items]
-        strong = Counter(situations)
-        chances = np.array([strong[situation] ** -balance for situation in situations])
-        return chances / chances.sum()
+        divisions = (
+            (data.balance_datasets, _dataset),
+            (data.balance_modalities, _modality),
+            (data.balance, _situation),
+        )
+        if not any(balance for balance, _ in divisions):
+            return None
+        wholes: list[tuple] = [()] * len(self)
+        chances = np.ones(len(self))
+        for balance, kind in divisions:
+            if not balance:
+                continue
+            parts = [(*whole, kind(*item)) for whole, item in zip(wholes, self._items, strict=True)]
+            weights, sums = {part: n ** (1 - balance) for part, n in Counter(parts).items()}, Counter()
+            for part, weight in weights.items():
+                sums[part[:-1]] += weight
+            chances *= [weights[part] / sums[part[:-1]] for part in parts]
+            wholes = parts
+        strong = Counter(wholes)
+        return chances / [strong[whole] for whole in wholes]
 
     def _planned(self, source: NuscenesSource, scene: str) -> list[int]:
         """Frames of a scene for which there is a whole plan."""
@@ -110,6 +151,15 @@ class TrainingSet:
 
     def _tokens(self, clip: Clip, plan: np.ndarray) -> np.ndarray:
         return self._tokenizer.encode(*self._tokenizer.labels(plan, speed_at_now(clip)))
+
+
+def _dataset(source: NuscenesSource, scene: str, frame: int) -> str:
+    return str(source.index.dataroot)
+
+
+def _modality(source: NuscenesSource, scene: str, frame: int) -> tuple[bool, bool]:
+    now_us, extension = int(source.frame_times_us(scene)[frame]), source.extension(scene)
+    return extension is not None and bool(extension.reason_at(now_us)), bool(len(source.imu(scene, now_us)))
 
 
 def _situation(source: NuscenesSource, scene: str, frame: int) -> tuple[str, str, bool]:

@@ -18,6 +18,15 @@ from vla.precision import DTYPES, FP8_RECIPES, PRECISIONS
 
 SHIPPED = Path(__file__).parent / "recipes"
 DEVICES = ("cpu", "cuda")
+MOST = {  # of what DataConfig says how far it goes
+    "balance": 1.0,
+    "balance_datasets": 1.0,
+    "balance_modalities": 1.0,
+    "crop": 0.9,
+    "calibration_jitter_deg": 30.0,
+    "calibration_jitter_m": 1.0,
+    "time_jitter_ms": 200.0,
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,12 @@ class DataConfig:
 
     image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, or a loss asks for.
     more_dataroots: others of the same version to learn from, all of their scenes.
-    balance: 0 .. 1, how far rare situations are drawn more often than they were recorded, see TrainingSet.chances.
+    balance, balance_datasets, balance_modalities: 0 .. 1, how far rare situations, small dataroots, and rare kinds of
+    clips (with or without reasons, IMU) are drawn more often than they were recorded, see TrainingSet.chances.
+    Of `sensors.augment`, and how far each goes; 0 leaves it out:
+    crop: largest share of width and height that is cut away.
+    calibration_jitter_deg, calibration_jitter_m: standard deviations of errors in where cameras are told to be.
+    time_jitter_ms: largest error of when they are told to have fired.
     """
 
     dataroot: str
@@ -35,6 +49,12 @@ class DataConfig:
     image_tokenizer: str = ""
     more_dataroots: tuple[str, ...] = ()
     balance: float = 0.0
+    balance_datasets: float = 0.0
+    balance_modalities: float = 0.0
+    crop: float = 0.0
+    calibration_jitter_deg: float = 0.0
+    calibration_jitter_m: float = 0.0
+    time_jitter_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,8 +121,9 @@ class Recipe:
             if getattr(self.train, key) not in allowed:
                 raise unknown_name(where, f"train.{key}", getattr(self.train, key), allowed)
         _check_training(self.train, self.data, where)
-        if not 0 <= self.data.balance <= 1:
-            raise InputError(where, "data.balance", self.data.balance, "a number in [0, 1]")
+        for key, most in MOST.items():
+            if not 0 <= getattr(self.data, key) <= most:
+                raise InputError(where, f"data.{key}", getattr(self.data, key), f"a number in [0, {most:g}]")
         for key in ("motion_dropout", "camera_dropout", "mirror"):
             if not 0 <= getattr(self.train, key) <= 1:
                 raise InputError(where, f"train.{key}", getattr(self.train, key), "a share in [0, 1]")

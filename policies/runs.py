@@ -201,5 +201,7 @@ class Run:
             return "NO SCENE was run"
         text = f"{scenes['finished']} of {scenes['asked']} scenes finished"
         text += f", {scenes['failed']} FAILED" if scenes["failed"] else ""
+        seen = len(self.summary.get("seen_in_training", []))
+        text += f", {seen} SEEN IN TRAINING" if seen else ""
         fallbacks = sum(row.get("fallbacks", 0) for row in self.summary["episodes"])
         return f"{text}, {fallbacks} plans were FALLBACKS" if fallbacks else text

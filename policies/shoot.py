@@ -32,13 +32,12 @@ from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
 from sim.env import CameraEnv, CourseEnv
 from sim.roads import Road
 from sim.rollout_log import EpisodeRecorder
-from sim.scenarios import Scenario, get_scenario
+from sim.scenarios import COURSE, Scenario, get_scenario
 from sim.stage import Stage, begin, why_ended
 from sim.town_env import TownEnv
 from sim.town_surroundings import drivable_mask
 from sim.tracker import PLAN_TIME_S, PlanTracker
 
-COURSE = "course"
 CUT = "enough keyframes"  # what a scene ends by that has all it should
 FILM_HZ = 2  # keyframes
 PERIODS_HZ = 10

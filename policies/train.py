@@ -11,6 +11,7 @@ import torch
 from policies.data import Example, TrainingSet
 from policies.recipes import Recipe
 from policies.runs import Run
+from policies.split import Learned
 from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.training_loop import TrainingLoop, split_scenes
 from policies.transforms import image_size, plan_from_tokens, to_batch
@@ -44,7 +45,9 @@ class Trainer(TrainingLoop):
         parts = [(source, learned), *((another, another.scenes) for another in more)]
         self.train_set = TrainingSet(parts, self.tokenizer, recipe.model)
         self.val_set = TrainingSet([(source, held_out)], self.tokenizer, recipe.model)
-        self.chances = np.cumsum(self.train_set.chances(data.balance)) if data.balance else None
+        self.learned = self.train_set.learned
+        chances = self.train_set.chances(data)
+        self.chances = None if chances is None else np.cumsum(chances)
         self.codes = _image_tokenizer(recipe, source, learned) if recipe.data.image_tokenizer else None
         self.auxiliary, self.device = None, torch.device(recipe.train.device)
         if recipe.losses.any:
@@ -52,9 +55,13 @@ class Trainer(TrainingLoop):
             self.auxiliary = AuxiliaryLosses(recipe.losses, recipe.model, images, recipe.seed).to(self.device)
         model = DrivingModel(recipe.model, recipe.seed)
         if recipe.train.start_from:
-            model.load_state_dict(load(Path(recipe.train.start_from), recipe.model).model.state_dict())
+            begun = load(Path(recipe.train.start_from), recipe.model)
+            model.load_state_dict(begun.model.state_dict())
+            self.learned |= Learned.from_json(begun.extra.get("learned", []))
+        self.learned.require_apart(self.val_set.learned, data.dataroot)
         model.to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
+        self.extra["learned"] = self.learned.to_json()
         self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
         self.scaling = scaling_state(model.backbone)
         self._kept |= {f"scaling.{name}": history for name, history in self.scaling.items()}
@@ -130,8 +137,8 @@ class Trainer(TrainingLoop):
 
     def _example(self, place: int, index: int) -> Example:
         """One example, varied as its place in the batch of this step has it, whichever replica learns from it."""
-        rng, config = np.random.default_rng([self.recipe.seed, self.step, 0, place]), self.recipe.train
-        return self.train_set.varied(index, rng, config.mirror, config.camera_dropout)
+        rng = np.random.default_rng([self.recipe.seed, self.step, 0, place])
+        return self.train_set.varied(index, rng, self.recipe)
 
     def _averaged(self, scalars: dict[str, torch.Tensor]) -> dict[str, float]:
         """Over the replicas."""

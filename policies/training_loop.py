@@ -56,6 +56,7 @@ class TrainingLoop:
     ):
         self.recipe, self.path, self.model, self.examples, self.step = recipe, path, model, examples, 0
         self.replicas = replicas or Replicas()
+        self.extra: dict = {}  # what else a checkpoint says of its making
         # What a resumed training needs beside model and moments; written and read in place.
         self._kept = {f"heads.{name}": p for name, p in heads.named_parameters()} if heads is not None else {}
         self._trained = dict(model.named_parameters()) | self._kept
@@ -117,7 +118,7 @@ class TrainingLoop:
 
     def save(self) -> None:
         state = {"step": self.step, "recipe": self.recipe.name, "seed": self.recipe.seed}
-        extra = {"version": package_version(), "git_commit": git_commit()}
+        extra = {"version": package_version(), "git_commit": git_commit()} | self.extra
         save(self.checkpoint_path, self.model, self._state(), state, extra)
 
     def _descend(self, loss: torch.Tensor) -> float:

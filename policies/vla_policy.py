@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from policies.protocol import Plan, Privileged
+from policies.split import Learned
 from policies.transforms import image_size, plan_from_tokens, stop_plan, to_batch
 from sensors.camera import Camera
 from sensors.clip import Clip
@@ -35,6 +36,7 @@ class VlaPolicy:
     """Decodes greedily, so the same clip gives the same plan; or, with best_of, takes the likeliest of so many draws.
 
     A model that reads codes has its tokenizer beside its checkpoint, as `image_tokenizer`, where training put it.
+    learned: the scenes that it learned from; none where its checkpoint does not say.
     allow_blind: accept a clip in which every camera is masked (else an InputError: a policy that drives by looking
     shall not drive unseeing by mistake).
 
@@ -62,7 +64,9 @@ class VlaPolicy:
     ):
         if best_of < 1:
             raise InputError("vla policy", "best_of", best_of, "at least 1")
-        self._model = load(checkpoint).model.eval().to(device)
+        loaded = load(checkpoint)
+        self._model = loaded.model.eval().to(device)
+        self.learned = Learned.from_json(loaded.extra.get("learned", []))
         self._device, self._allow_blind, self._best_of = device, allow_blind, best_of
         self.config = self._model.config
         self._codes = None

@@ -1,12 +1,18 @@
-"""Variations of a clip that keep its calibration true: what changes in the pictures changes in the geometry too."""
+"""Variations of a clip. Most keep its calibration true: what changes in the pictures changes in the geometry too.
+
+`misplace_cameras` and `shift_clocks` are the others: pictures stay and what is told of them is wrong by a little, as on
+a car whose cameras were knocked, or whose clocks differ. A policy that has seen such clips takes what it is told for
+what it is.
+"""
 
 from dataclasses import replace
 
 import cv2
 import numpy as np
 
+from sensors import frames
 from sensors.camera import Camera
-from sensors.clip import Clip, VehicleState
+from sensors.clip import FOVEA, Clip, VehicleState
 from sensors.imu import ImuWindow
 
 SIDES = (("left", "right"), ("LEFT", "RIGHT"))
@@ -60,6 +66,70 @@ def drop_cameras(clip: Clip, rng: np.random.Generator, share: float) -> Clip:
     dropped = rng.random(len(clip.cameras)) < share
     dropped[0] = False
     return clip.with_masked(np.broadcast_to(dropped, clip.image_mask.shape))
+
+
+def crop(clip: Clip, rng: np.random.Generator, most: float) -> Clip:
+    """Of each camera a window anywhere in its images, smaller by up to the share `most` in width and height, the same
+    at all steps, shown at the size that the images had; the camera is the one that sees so."""
+    height, width = clip.images.shape[2:4]
+    kept, places = 1 - most * rng.random(len(clip.cameras)), rng.random((len(clip.cameras), 2))
+    images, cameras = np.zeros_like(clip.images), []
+    for n, camera in enumerate(clip.cameras):
+        w, h = max(1, round(width * kept[n])), max(1, round(height * kept[n]))
+        x0, y0 = np.round(places[n] * (width - w, height - h)).astype(int)
+        window = (int(x0), int(y0), w, h)
+        for t in np.flatnonzero(clip.image_mask[:, n]):
+            cropped, smaller = camera.crop(*window, clip.images[t, n])
+            images[t, n] = smaller.resize(width, height, cropped)[0]
+        cameras.append(camera.crop(*window)[1].resize(width, height)[1])
+    return replace(clip, images=images, cameras=tuple(cameras))
+
+
+def misplace_cameras(clip: Clip, rng: np.random.Generator, angle_rad: float, offset_m: float) -> Clip:
+    """Each camera is told to be turned and moved from where it is: T_ego_from_cam E, with E's three angles and three
+    offsets drawn from normal distributions of these standard deviations. Images stay, so what is told is wrong."""
+    errors = {}
+    for body in _bodies(clip):
+        if body not in errors:
+            angles, offset = angle_rad * rng.standard_normal(3), offset_m * rng.standard_normal(3)
+            errors[body] = frames.matrix(offset, cv2.Rodrigues(angles)[0])
+    told = (camera.T_ego_from_cam @ errors[body] for camera, body in zip(clip.cameras, _bodies(clip), strict=True))
+    cameras = (replace(c, T_ego_from_cam=T_ego_from_cam) for c, T_ego_from_cam in zip(clip.cameras, told, strict=True))
+    return replace(clip, cameras=tuple(cameras))
+
+
+def shift_clocks(clip: Clip, rng: np.random.Generator, most_us: float) -> Clip:
+    """Each camera's clock is wrong by one offset of up to `most_us`, the same at all steps: it tells other times and,
+    consistently, the poses that the car had at those. Images stay, so they show the world of another instant.
+
+    The poses lie on the way through all those that the clip knows, and before the first of them on its continuation as
+    it began (reflected in its first pose, exact for a constant twist). No time becomes later than now, and none earlier
+    than that continuation reaches.
+    """
+    times = np.append(clip.time_us.ravel(), clip.now_us)
+    poses = np.concatenate([clip.T_world_from_ego.reshape(-1, 4, 4), clip.T_world_from_ego_now[None]])
+    track_us, first = np.unique(times, return_index=True)
+    track, span_us = poses[first], int(track_us[-1] - track_us[0])
+    draws = {body: rng.uniform(-most_us, most_us) for body in dict.fromkeys(_bodies(clip))}
+    wanted_us = np.round([draws[body] for body in _bodies(clip)]).astype(np.int64)
+    shift_us = np.clip(wanted_us, -span_us, clip.now_us - clip.time_us.max(axis=0))
+    time_us, moved = clip.time_us + shift_us, np.empty_like(clip.T_world_from_ego)
+    for place in np.ndindex(time_us.shape):
+        moved[place] = _continued(track_us, track, int(time_us[place]))
+    return replace(clip, time_us=time_us, T_world_from_ego=moved)
+
+
+def _continued(track_us: np.ndarray, track: np.ndarray, at_us: int) -> np.ndarray:
+    """Pose [4, 4] on a track or, before it, on its continuation by as much as it is long."""
+    if at_us >= track_us[0]:
+        return frames.interpolate_at(track_us, track, at_us)
+    ahead = frames.interpolate_at(track_us, track, int(2 * track_us[0] - at_us))
+    return track[0] @ frames.inverse(frames.inverse(track[0]) @ ahead)
+
+
+def _bodies(clip: Clip) -> list[str]:
+    """Names of the cameras as things on the car: a fovea is part of another one."""
+    return [camera.name.removesuffix(FOVEA) for camera in clip.cameras]
 
 
 def _mirror_camera(camera: Camera) -> Camera:

@@ -13,6 +13,7 @@ ROUTE_M = (320.0, 650.0)
 SHORT_ROUTE_M, HAZARD_ROUTE_M = (150.0, 320.0), (150.0, 700.0)
 MERGE_ROUTE_M = (600.0, 1100.0)  # the ramps are far apart
 HAZARD_LENGTH = 100
+COURSE = "course"  # not of a town: its episodes are seeds
 # Where a hazard can happen: two lanes side by side, a sidewalk, a light, a motorway, a roundabout.
 HAZARD_TOWNS = {
     "cut-in": ("grid", "ring"),

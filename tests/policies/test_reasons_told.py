@@ -49,7 +49,19 @@ def told(source: NuscenesSource, scene: str) -> SceneExtension:
     places = np.zeros((2, 2)), (), (), np.zeros((0, 3)), none, ()
     cues = times_us[:1], ("lane_left",), (INSTRUCTION,)
     return SceneExtension(
-        "course", "course", "clear", 0, 1.0, *places, *cues, from_us, SAID, future_s, plans, none, ()
+        "course",
+        "course",
+        "clear",
+        int(scene.removeprefix("scene-")),
+        1.0,
+        *places,
+        *cues,
+        from_us,
+        SAID,
+        future_s,
+        plans,
+        none,
+        (),
     ).validate()
 
 
@@ -78,7 +90,8 @@ def test_examples_have_the_reason_of_their_instant_mirrored_with_them(recipe):
     assert known.has_reasons
     assert (known[0].clip.instruction, known[0].reason) == (INSTRUCTION, SAID[0])
     assert {known[k].reason for k in range(len(known))} == set(SAID)
-    mirrored = known.varied(0, np.random.default_rng(0), mirror_share=1.0, camera_dropout=0.0)
+    always = replace(recipe, train=replace(recipe.train, mirror=1.0))
+    mirrored = known.varied(0, np.random.default_rng(0), always)
     assert mirrored.reason == "give way: vehicle from the right, 9 m"
     assert mirrored.clip.instruction == "Change to the lane on your right."
     assert mirrored.clip.command == "lane_right"

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from policies.recipes import SHIPPED, load_recipe
+from policies.recipes import MOST, SHIPPED, load_recipe
 from sensors.errors import InputError
 from vla.config import build
 
@@ -69,6 +69,14 @@ def test_losses_reject_a_recipe_that_lacks_what_they_need(overrides, words):
 def test_unknown_recipe_names_the_shipped_ones():
     with pytest.raises(InputError, match="tiny"):
         load_recipe("tyni", [])
+
+
+@pytest.mark.parametrize("key", MOST)
+def test_what_goes_too_far_is_rejected(key):
+    assert getattr(load_recipe("tiny", [f"data.{key}={MOST[key]}"]).data, key) == MOST[key]
+    for value in (-0.1, 1.01 * MOST[key], ".nan"):
+        with pytest.raises(InputError, match=rf"data\.{key}"):
+            load_recipe("tiny", [f"data.{key}={value}"])
 
 
 def test_files_reject_what_is_no_mapping(tmp_path):

@@ -1,18 +1,26 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from policies.cli import main
 from policies.recipes import load_recipe
+from policies.split import Learned
 from policies.train import Trainer, train
+from policies.vla_policy import VlaPolicy
 from policies.workers import companions
 from sensors.errors import InputError
+from sensors.nuscenes_source import NuscenesSource
+from sim.road_network import network_path
+from sim.scenarios import UNSEEN_TOWN, get_scenario
 from vla.checkpoint import load
 from vla.parallel import Replicas
 
@@ -222,10 +230,56 @@ def test_a_batch_that_workers_cannot_share_is_refused():
         Replicas(0, 3).share([1, 2, 3, 4])
 
 
+def other_seeds(dataroot: Path, to: Path) -> Path:
+    """The same recordings, of courses 100 further on by their names."""
+    shutil.copytree(dataroot, to)
+    table = to / "v1.0-mini" / "scene.json"
+    table.write_text(table.read_text().replace("scene-10", "scene-11"))
+    return to
+
+
 def test_training_goes_on_from_a_checkpoint_with_more_data(course_dataroot, tmp_path):
     train(small_recipe(course_dataroot, "train.steps=2"), tmp_path / "first", progress=False)
-    more = [f"train.start_from={tmp_path / 'first' / 'checkpoint'}", f"data.more_dataroots=[{course_dataroot}]"]
+    others = other_seeds(course_dataroot, tmp_path / "others")
+    start_from = f"train.start_from={tmp_path / 'first' / 'checkpoint'}"
+    with pytest.raises(InputError, match=r"held-out scenes: came scene-1002, learned from too"):
+        Trainer(small_recipe(course_dataroot, f"data.more_dataroots=[{course_dataroot}]"), tmp_path / "second")
+    with pytest.raises(InputError, match=r"held-out scenes: came scene-1001, learned from too"):
+        Trainer(small_recipe(course_dataroot, start_from, "data.val_scenes=2"), tmp_path / "second")
+    more = [start_from, f"data.more_dataroots=[{others}]"]
     trainer = Trainer(small_recipe(course_dataroot, "train.steps=2", *more), tmp_path / "second")
     assert_equal(trainer.model.state_dict(), weights(tmp_path / "first"))
     alone = Trainer(small_recipe(course_dataroot, "train.steps=2"), tmp_path / "third")
     assert len(trainer.train_set) > 2 * len(alone.train_set)  # of the added one no scene is held out
+    trainer.save()
+    policy = VlaPolicy(trainer.checkpoint_path)
+    assert policy.learned.seen_of([999, 1000, 1001, 1002, 1100, 1102]) == [
+        f"seed {k}" for k in (1000, 1001, 1100, 1102)
+    ]
+    assert policy.learned.seen_in(NuscenesSource(course_dataroot, "v1.0-mini")) == ["scene-1000", "scene-1001"]
+
+
+def test_a_score_on_what_was_learned_is_refused_unless_it_is_allowed(course_dataroot, tmp_path, capsys):
+    trainer = Trainer(small_recipe(course_dataroot), tmp_path)
+    trainer.save()
+    policy = ["--policy", "vla", "--checkpoint", str(trainer.checkpoint_path), "--quiet"]
+    replayed = ["replay", "--dataroot", str(course_dataroot), *policy]
+    for command in (["drive", "--suite", "course", "--seed", "1000", *policy], replayed):
+        assert main([*command, "--out", str(tmp_path / "run")]) == 2
+        assert "which the policy learned from, expected scenes unseen by it" in capsys.readouterr().err
+    assert main([*replayed, "--scene", "scene-1001", "--allow-seen", "--out", str(tmp_path / "seen")]) == 0
+    assert "1 SEEN IN TRAINING" in capsys.readouterr().out
+
+
+def test_what_a_policy_learned_is_known_again_in_towns():
+    learned = Learned({("", "grid", 1_000_000): "town-train/0", ("scene-0061", "singapore-onenorth", -1): "scene-0061"})
+    assert Learned.from_json(json.loads(json.dumps(learned.to_json()))) == learned
+    test = get_scenario("town-test/3")
+    assert test.town == UNSEEN_TOWN
+    assert learned.seen_of([get_scenario("town-train/0"), get_scenario("town-train/1"), test]) == ["town-train/0"]
+    there = Learned({("", UNSEEN_TOWN, 7): "mine"})
+    assert there.seen_of([test, get_scenario("town-test/0")]) == [
+        f"town-test/3 (in {UNSEEN_TOWN}, which was to be unseen)"
+    ]
+    own = replace(test, name="own/8", town=str(network_path(UNSEEN_TOWN)), seed=8)
+    assert there.seen_of([own, replace(own, seed=7)]) == ["own/8"]

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from sensors import frames
-from sensors.augment import MIRROR_EGO, drop_cameras, mirror, mirror_poses, photometric
+from sensors.augment import (
+    MIRROR_EGO,
+    crop,
+    drop_cameras,
+    mirror,
+    mirror_poses,
+    misplace_cameras,
+    photometric,
+    shift_clocks,
+)
 from sensors.camera import Camera
 from sensors.clip import Clip, VehicleState
 from sensors.imu import ImuWindow
@@ -82,6 +91,87 @@ def test_a_mirrored_point_is_seen_at_the_mirrored_pixel(n):
     assert valid_mirrored.all()
     np.testing.assert_allclose(uv_mirrored, np.stack([31 - uv[:, 0], uv[:, 1]], axis=1), atol=1e-9)
     np.testing.assert_array_equal(mirrored.images[:, n, :, 31 - 7], clip.images[:, n, :, 7])
+
+
+def look(directions_in_ego: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3]: a smooth world, far away, as it looks in each direction [..., 3]."""
+    waves = np.stack([directions_in_ego @ wave for wave in ((1.0, 2.0, 0.5), (-1.5, 0.4, 1.0), (0.3, -1.0, 2.0))], -1)
+    return (127.5 + 100 * np.sin(waves)).round().astype(np.uint8)
+
+
+def in_a_world(clip: Clip) -> Clip:
+    """The clip with images of that world."""
+    pictures = [look(camera.pixel_rays() @ camera.T_ego_from_cam[:3, :3].T) for camera in clip.cameras]
+    return replace(clip, images=np.tile(np.stack(pictures), (len(clip.images), 1, 1, 1, 1)))
+
+
+def assert_shows_the_world(clip: Clip, away: float = 3.0, flip: tuple[int, int, int] = (1, 1, 1)) -> None:
+    """Each pixel is what the world, mirrored by flip, looks like in the direction that the calibration gives it."""
+    for n, camera in enumerate(clip.cameras):
+        expected = look(camera.pixel_rays() @ camera.T_ego_from_cam[:3, :3].T * flip).astype(float)
+        off = np.abs(clip.images[:, n, 1:-1, 1:-1] - expected[1:-1, 1:-1])
+        assert off.max() <= away, camera.name
+
+
+def test_what_is_cropped_or_mirrored_shows_the_world_where_the_calibration_says():
+    clip, rng = in_a_world(some_clip(np.random.default_rng(6))), np.random.default_rng(7)
+    assert_shows_the_world(clip, 0.0)
+    assert_shows_the_world(mirror(clip), 0.5, (1, -1, 1))
+    cropped = crop(clip, rng, 0.6).validate()
+    assert_shows_the_world(cropped)
+    assert all(c.K[0, 0] > before.K[0, 0] for c, before in zip(cropped.cameras, clip.cameras, strict=True))
+    with pytest.raises(AssertionError):
+        assert_shows_the_world(replace(cropped, cameras=clip.cameras))
+    assert_same(crop(clip, rng, 0.0), clip)
+    masked = crop(clip.with_masked(np.array([[True, False, False]] * 2)), rng, 0.5).validate()
+    assert not masked.images[:, 0].any()
+
+
+def test_misplaced_cameras_are_told_to_be_where_they_are_not_by_as_much_as_asked():
+    clip = some_clip(np.random.default_rng(8)).with_fovea(32, 16)
+    rng, turned, moved = np.random.default_rng(9), [], []
+    for _ in range(200):
+        told = misplace_cameras(clip, rng, 0.02, 0.1).validate()
+        assert told.images is clip.images
+        errors = [
+            frames.inverse(camera.T_ego_from_cam) @ other.T_ego_from_cam
+            for camera, other in zip(clip.cameras, told.cameras, strict=True)
+        ]
+        np.testing.assert_allclose(errors[0], errors[3], atol=1e-12)  # the fovea looks through the same lens
+        turned += [np.arccos(np.clip((np.trace(E[:3, :3]) - 1) / 2, -1, 1)) for E in errors[:3]]
+        moved += [E[:3, 3] for E in errors[:3]]
+    assert np.sqrt(np.mean(np.square(turned))) == pytest.approx(0.02 * 3**0.5, rel=0.1)
+    assert np.std(moved) == pytest.approx(0.1, rel=0.1)
+
+
+def driven(time_us: np.ndarray, yaw_rate_radps: float) -> np.ndarray:
+    """Poses [..., 4, 4] at times of a car that keeps 10 m/s and a yaw rate."""
+    t = np.asarray(time_us) * 1e-6
+    turned = yaw_rate_radps * t
+    chord = 10.0 * t * np.sinc(turned / (2 * np.pi))
+    return frames.matrix_from_xy_yaw(chord * np.cos(turned / 2), chord * np.sin(turned / 2), turned)
+
+
+@pytest.mark.parametrize(("yaw_rate_radps", "away"), [(0.0, 1e-9), (0.3, 0.02)])
+def test_shifted_clocks_tell_where_the_car_was_at_the_times_that_they_tell(yaw_rate_radps, away):
+    clip = some_clip(np.random.default_rng(10))
+    time_us = clip.now_us - np.arange(6)[::-1].reshape(2, 3) * 30_000 - 2_000
+    poses, now = driven(time_us, yaw_rate_radps), driven(clip.now_us, yaw_rate_radps)
+    clip = replace(clip, time_us=time_us, T_world_from_ego=poses, T_world_from_ego_now=now).validate()
+    rng, shifts = np.random.default_rng(11), []
+    for _ in range(50):
+        told = shift_clocks(clip, rng, 40_000).validate()
+        shift_us = told.time_us - time_us
+        assert (shift_us == shift_us[0]).all()  # one offset a camera
+        shifts.append(shift_us[0])
+        np.testing.assert_allclose(told.T_world_from_ego, driven(told.time_us, yaw_rate_radps), atol=away)
+        assert told.images is clip.images
+    assert np.abs(shifts).max() <= 40_000
+    assert np.min(shifts) < -30_000 < 30_000 < np.max(shifts)
+    assert np.max([row[2] for row in shifts]) <= 2_000  # the newest image is of now or before
+    assert_same(shift_clocks(clip, rng, 0.0), clip)
+    one = shift_clocks(clip.last(1), rng, 40_000).validate()  # no further back than it is long
+    assert np.abs(one.time_us - time_us[1:]).max() <= 62_000
 
 
 def test_mirrored_poses_are_those_of_the_mirrored_clip():
