@@ -5,6 +5,7 @@ value by its dotted key; the value is read as YAML.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vla.precision import DTYPES, FP8_RECIPES, PRECISIONS
 
 SHIPPED = Path(__file__).parent / "recipes"
 DEVICES = ("cpu", "cuda")
+SCHEDULES, CLIP_BY = ("constant", "cosine", "wsd"), ("whole", "parts")
 MOST = {  # of what DataConfig says how far it goes
     "balance": 1.0,
     "balance_datasets": 1.0,
@@ -56,32 +58,89 @@ class DataConfig:
     calibration_jitter_m: float = 0.0
     time_jitter_ms: float = 0.0
 
+    def check(self, where: object) -> None:
+        """An InputError if a value is of no use."""
+        if self.val_scenes < 1:
+            raise InputError(where, "data.val_scenes", self.val_scenes, "at least 1 scene held out")
+        for key, most in MOST.items():
+            if not 0 <= getattr(self, key) <= most:
+                raise InputError(where, f"data.{key}", getattr(self, key), f"a number in [0, {most:g}]")
+
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """steps of batch_size clips; AdamW with linear warm-up and cosine decay; gradients clipped by norm.
+class LoopConfig:
+    """steps of batch_size examples; AdamW with warm-up; gradients clipped by norm. See `policies.descent` and `guard`.
 
-    camera_dropout: probability with which each camera but the one ahead is masked in a clip.
-    mirror: share of clips that are shown as in a mirror, left and right exchanged.
-    motion_dropout: share of clips in which all but the speed of what tells the car's own motion (yaw rate, steering,
-    IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that
-    sees its motion in every example learns to continue it and never looks at the road.
-    start_from: checkpoint of the same model whose weights it starts from, "" for none.
-    device: "cpu", or "cuda".
-    dtype: parameters are fp32; with "bf16" the products are not. "auto": what is faster, `vla.precision.compute_dtype`.
-    precision, fp8_recipe: in what numbers the backbone multiplies, and how 8 bits are scaled: `vla.precision`.
+    accumulate: micro-batches that a batch is learned from one after the other, to fit it into memory. Their gradients
+    sum to the batch's, but for losses that tell the clips of a micro-batch apart, and what is drawn for each.
+    schedule: constant, cosine, or wsd, which decays over the last decay_share of the steps.
+    clip_by: "whole" model, or its "parts": vision, text, heads, backbone.
+    ema: decay of the averaged weights, which are then those that a checkpoint's policy has; 0: the last ones.
+    most_skipped: steps in a row that may be skipped since loss or gradient are not finite.
+    spike, most_rewinds: a loss of so many times its running median sends the training back, at most so often; 0: never.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int = 50
-    weight_decay: float = 0.05
+    weight_decay: float = 0.0
     clip_norm: float = 1.0
+    checkpoint_every: int = 100
+    accumulate: int = 1
+    schedule: str = "cosine"
+    decay_share: float = 0.2
+    clip_by: str = "whole"
+    ema: float = 0.0
+    most_skipped: int = 5
+    spike: float = 0.0
+    most_rewinds: int = 3
+
+    def check(self, where: object) -> None:
+        """An InputError if a value is of no use."""
+        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "accumulate": 1}
+        for key, low in (least | {"most_skipped": 0, "most_rewinds": 0}).items():
+            if getattr(self, key) < low:
+                raise InputError(where, f"train.{key}", getattr(self, key), f"at least {low}")
+        if self.batch_size % self.accumulate:
+            fix = "Change one of them."
+            raise InputError(where, "train.batch_size", self.batch_size, f"a multiple of {self.accumulate}", fix)
+        if not 0 < self.learning_rate < 1:
+            raise InputError(where, "train.learning_rate", self.learning_rate, "a number in (0, 1)")
+        if self.clip_norm <= 0 or self.weight_decay < 0:
+            raise InputError(where, "train.clip_norm, weight_decay", "a negative number", "clip_norm > 0, decay >= 0")
+        for key, allowed in (("schedule", SCHEDULES), ("clip_by", CLIP_BY)):
+            if getattr(self, key) not in allowed:
+                raise unknown_name(where, f"train.{key}", getattr(self, key), allowed)
+        if not 0 < self.decay_share <= 1:
+            raise InputError(where, "train.decay_share", self.decay_share, "a share in (0, 1]")
+        if not 0 <= self.ema < 1:
+            raise InputError(where, "train.ema", self.ema, "a decay in [0, 1), such as 0.999")
+        if self.spike and not 1 < self.spike < math.inf:
+            raise InputError(where, "train.spike", self.spike, "0, or a factor above 1 such as 3")
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """As LoopConfig, for batches of batch_size clips.
+
+    camera_dropout: probability with which each camera but the one ahead is masked in a clip.
+    mirror: share of clips that are shown as in a mirror, left and right exchanged.
+    motion_dropout: share of clips in which all but the speed of what tells the car's own motion (yaw rate, steering,
+    IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that
+    sees its motion in every example learns to continue it and never looks at the road.
+    validate_every: steps between looks at the held-out scenes, 0: only at the end.
+    start_from: checkpoint of the same model whose weights it starts from, "" for none.
+    device: "cpu", or "cuda".
+    dtype: parameters are fp32; with "bf16" the products are not. "auto": what is faster, `vla.precision.compute_dtype`.
+    precision, fp8_recipe: in what numbers the backbone multiplies, and how 8 bits are scaled: `vla.precision`.
+    """
+
+    weight_decay: float = 0.05
     motion_dropout: float = 0.8
     camera_dropout: float = 0.0
     mirror: float = 0.0
-    checkpoint_every: int = 100
+    validate_every: int = 0
     start_from: str = ""
     device: str = "cpu"
     dtype: str = "fp32"
@@ -110,8 +169,9 @@ class Recipe:
             raise InputError(where, "model.steps", self.model.steps, "at least 2: losses.world predicts the next one")
         if self.losses.text and not self.model.text_tokens:
             raise InputError(where, "model.text_tokens", 0, "text, for losses.scene_text_nce and scene_text_siglip")
-        if self.losses.pairs and self.train.batch_size < 2:
-            raise InputError(where, "train.batch_size", self.train.batch_size, "at least 2 clips to tell apart")
+        if self.losses.pairs and self.train.batch_size < 2 * self.train.accumulate:
+            expected = "at least 2 clips to tell apart in each micro-batch"
+            raise InputError(where, "train.batch_size", self.train.batch_size, expected)
         for key, allowed in (
             ("device", DEVICES),
             ("dtype", DTYPES),
@@ -120,10 +180,10 @@ class Recipe:
         ):
             if getattr(self.train, key) not in allowed:
                 raise unknown_name(where, f"train.{key}", getattr(self.train, key), allowed)
-        _check_training(self.train, self.data, where)
-        for key, most in MOST.items():
-            if not 0 <= getattr(self.data, key) <= most:
-                raise InputError(where, f"data.{key}", getattr(self.data, key), f"a number in [0, {most:g}]")
+        self.train.check(where)
+        self.data.check(where)
+        if self.train.validate_every < 0:
+            raise InputError(where, "train.validate_every", self.train.validate_every, "at least 0")
         for key in ("motion_dropout", "camera_dropout", "mirror"):
             if not 0 <= getattr(self.train, key) <= 1:
                 raise InputError(where, f"train.{key}", getattr(self.train, key), "a share in [0, 1]")
@@ -134,18 +194,11 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TokenizerTrainConfig:
-    """As TrainConfig, for batches of batch_size single images. Every resample_every steps of the first two thirds, dead
+class TokenizerTrainConfig(LoopConfig):
+    """As LoopConfig, for batches of batch_size single images. Every resample_every steps of the first two thirds, dead
     codes are put where vectors lie."""
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int = 50
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
     resample_every: int = 20
-    checkpoint_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -160,28 +213,16 @@ class TokenizerRecipe:
 
     def validate(self, where: object = "recipe") -> "TokenizerRecipe":
         self.image_tokenizer.validate(where)
-        _check_training(self.train, self.data, where, "resample_every")
+        self.train.check(where)
+        self.data.check(where)
+        if self.train.resample_every < 1:
+            raise InputError(where, "train.resample_every", self.train.resample_every, "at least 1")
         if self.image_tokenizer.temporal_layers:
             raise InputError(where, "image_tokenizer.temporal_layers", self.image_tokenizer.temporal_layers, "0 here")
         return self
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
-
-
-def _check_training(train: TrainConfig | TokenizerTrainConfig, data: DataConfig, where: object, *more: str) -> None:
-    for key, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("checkpoint_every", 1)):
-        if getattr(train, key) < least:
-            raise InputError(where, f"train.{key}", getattr(train, key), f"at least {least}")
-    for key in more:
-        if getattr(train, key) < 1:
-            raise InputError(where, f"train.{key}", getattr(train, key), "at least 1")
-    if not 0 < train.learning_rate < 1:
-        raise InputError(where, "train.learning_rate", train.learning_rate, "a number in (0, 1)")
-    if train.clip_norm <= 0 or train.weight_decay < 0:
-        raise InputError(where, "train.clip_norm, weight_decay", "a negative number", "clip_norm > 0, decay >= 0")
-    if data.val_scenes < 1:
-        raise InputError(where, "data.val_scenes", data.val_scenes, "at least 1 scene held out")
 
 
 def shipped() -> list[str]:

@@ -1,14 +1,15 @@
 """Training of the driving model: clips of recorded scenes, the expert's action tokens. See `policies.training_loop`."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from policies.data import Example, TrainingSet
+from policies.descent import part_of
 from policies.recipes import Recipe
 from policies.runs import Run
 from policies.split import Learned
@@ -26,11 +27,23 @@ from vla.auxiliary import AuxiliaryLosses
 from vla.checkpoint import Loaded, load, load_image_tokenizer, save
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer
+from vla.losses import WHOLE, Counted, Loss
 from vla.model import DrivingModel
 from vla.moe import CollapseMonitor
 from vla.parallel import Replicas
 from vla.precision import compute_dtype, scaling_state, use_precision
 from vla.sentences import sentences_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is learned from at a time: clips, their action tokens, their reasons and surroundings where losses ask."""
+
+    batch: Batch
+    tokens: Tensor
+    told: Tensor | None
+    around: tuple[Tensor, Tensor] | None
+    count: Counted = WHOLE
 
 
 class Trainer(TrainingLoop):
@@ -69,15 +82,22 @@ class Trainer(TrainingLoop):
         self.monitor = CollapseMonitor(recipe.model)
         self._sentences = sentences_of(recipe.model) if recipe.model.reason_places else None
         if self.codes is not None:
-            save(tokenizer_beside(self.checkpoint_path), self.codes)
             self.codes.to(self.device)
 
     def _load(self, path: Path) -> Loaded:
         return load(path, self.recipe.model)
 
+    def _part_of(self, name: str) -> str:
+        return part_of(name)
+
+    def run(self, progress: bool = True) -> list[dict]:
+        if self.codes is not None and self.writes:
+            save(tokenizer_beside(self.checkpoint_path), self.codes)
+        return super().run(progress)
+
     def validate(self, batch_size: int = 8) -> dict[str, float]:
         """Loss and plan error on the held-out scenes, decoding greedily as at run time."""
-        self.model.eval()
+        model = self.result.eval()
         losses, errors, reasons = [], [], []
         graph = self._sentences.reason_graph.to(self.device) if self._sentences and self.val_set.has_reasons else None
         with torch.inference_mode():
@@ -85,51 +105,78 @@ class Trainer(TrainingLoop):
                 chosen = range(start, min(start + batch_size, len(self.val_set)))
                 examples = [self.val_set[k] for k in chosen]
                 batch, tokens = self._batch(examples)
-                loss, _ = self.model.loss(batch, tokens)
+                loss, _ = model.loss(batch, tokens)
                 losses += [loss.item()] * len(examples)
-                decoded = self.model.decode(batch, reasons=graph)
+                decoded = model.decode(batch, reasons=graph)
                 if graph is not None:
                     texts = (self._sentences.reason_text(row) for row in decoded.reason.tokens.tolist())
                     reasons += [(text, e.reason) for text, e in zip(texts, examples, strict=True) if e.reason]
                 for example, row in zip(examples, decoded.tokens.cpu().numpy(), strict=True):
                     plan = plan_from_tokens(row, example.clip, self.tokenizer).xyyaw_in_ego
                     errors.append(np.linalg.norm((plan - example.plan)[:, :2], axis=1))
+        self.model.train()
         within = self.val_set.time_s <= 3.0
         ade = float(np.mean([error[within].mean() for error in errors]))
         figures = {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
         return figures | _reason_figures(reasons)
 
-    def _one_step(self) -> dict:
-        start = time.perf_counter()
+    def _parts(self) -> list[Part]:
         examples = [self._example(*at) for at in self._share()]
+        pairs = zip(self._split(examples), self._split(self._motion_shown()), strict=True)
+        self._scaling_before = {name: history.clone() for name, history in self.scaling.items()}
+        return self._counted([self._part(*pair) for pair in pairs])
+
+    def _loss(self, part: Part) -> Loss:
+        # Every part drops the same experts, and so learns what the whole batch would.
+        dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.draw)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype.name == "bf16"):
+            return self.model.loss(
+                part.batch,
+                part.tokens,
+                part.told,
+                generator=dropped,
+                auxiliary=self.auxiliary,
+                around=part.around,
+                count=part.count,
+            )
+
+    def _after(self, taken: bool) -> dict:
+        self.replicas.total(layer.mlp.load for layer in self.model.backbone.layers if layer.routed)
+        if taken:
+            self.replicas.largest(self.scaling.values())
+            loads = self.model.rebalance()
+            self.monitor.require_spread(loads, f"{self.path} step {self.step}")
+        else:  # as if it had not been
+            loads = self.model.rebalance(0.0)
+            for name, history in self._scaling_before.items():
+                self.scaling[name].copy_(history)
+        busiest = {f"expert_load_{layer}": float(load.max() / load.mean()) for layer, load in loads.items()}
+        return {"busiest_expert": max(busiest.values(), default=1.0), **busiest}
+
+    def _part(self, examples: Sequence[Example], motion_shown: Tensor) -> Part:
         batch, tokens = self._batch(examples)
-        batch, told, around = self._hide_motion(batch), None, None
+        told = around = None
         if self._sentences and self.train_set.has_reasons:
             told = torch.tensor([self._sentences.reason(e.reason) for e in examples], device=self.device)
         if self.recipe.losses.surroundings:
             around = tuple(self._stacked([getattr(e, name) for e in examples]) for name in ("around", "known"))
-        loaded = time.perf_counter()
-        dropped = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype.name == "bf16"):
-            loss, scalars = self.model.loss(
-                batch, tokens, told, generator=dropped, auxiliary=self.auxiliary, around=around
-            )
-        norm = self._descend(loss)
-        self.replicas.total(layer.mlp.load for layer in self.model.backbone.layers if layer.routed)
-        self.replicas.largest(self.scaling.values())
-        loads = self.model.rebalance()
-        self.monitor.require_spread(loads, f"{self.path} step {self.step}")
-        self.step += 1
-        took = time.perf_counter() - start
-        return {
-            "step": self.step,
-            **self._averaged({"loss": loss.detach(), **scalars}),
-            "gradient_norm": norm,
-            "busiest_expert": max((float(load.max() / load.mean()) for load in loads.values()), default=1.0),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "step_s": round(took, 4),
-            "loader_share": round((loaded - start) / took, 4),
-        }
+        return Part(_hide_motion(batch, motion_shown.to(self.device)), tokens, told, around)
+
+    def _counted(self, parts: list[Part]) -> list[Part]:
+        """The parts with how much each counts beside the mean part of all replicas."""
+        pad = self.model.pad_token
+        counts = torch.tensor(
+            [
+                [0 if p.told is None else int((p.told != pad).sum()), 0 if p.around is None else int(p.around[1].sum())]
+                for p in parts
+            ],
+            dtype=torch.float64,
+        )
+        mean = counts.sum(dim=0)
+        self.replicas.total([mean])
+        mean /= len(parts) * self.replicas.count
+        weights = torch.where(mean > 0, counts / mean, 1.0).tolist()
+        return [replace(part, count=Counted(*row)) for part, row in zip(parts, weights, strict=True)]
 
     def _share(self) -> Sequence[tuple[int, int]]:
         """(place in the batch, example) of what this replica learns from in this step."""
@@ -137,14 +184,8 @@ class Trainer(TrainingLoop):
 
     def _example(self, place: int, index: int) -> Example:
         """One example, varied as its place in the batch of this step has it, whichever replica learns from it."""
-        rng = np.random.default_rng([self.recipe.seed, self.step, 0, place])
+        rng = np.random.default_rng([self.recipe.seed, self.draw, 0, place])
         return self.train_set.varied(index, rng, self.recipe)
-
-    def _averaged(self, scalars: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Over the replicas."""
-        values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in scalars.values()])
-        self.replicas.average([values])
-        return dict(zip(scalars, values.tolist(), strict=True))
 
     def _batch(self, examples: Sequence[Example]) -> tuple[Batch, torch.Tensor]:
         """What the model reads, and the action tokens that it is to say."""
@@ -159,22 +200,26 @@ class Trainer(TrainingLoop):
         """Examples of this step: in shuffled epochs, or drawn by their chances."""
         if self.chances is None:
             return super()._indices()
-        draws = np.random.default_rng([self.recipe.seed, self.step, 2]).random(self.recipe.train.batch_size)
+        draws = np.random.default_rng([self.recipe.seed, self.draw, 2]).random(self.recipe.train.batch_size)
         return np.searchsorted(self.chances, draws).clip(max=self.examples - 1).tolist()
 
-    def _hide_motion(self, batch: Batch) -> Batch:
-        """The batch with `motion_dropout` of its clips told only their speed of their motion, by (seed, step)."""
-        rng = np.random.default_rng([self.recipe.seed, self.step, 1])
-        draws = self.replicas.share(rng.random(self.recipe.train.batch_size))
-        shown = torch.from_numpy(draws >= self.recipe.train.motion_dropout)[:, None].to(self.device)
-        speed = torch.arange(batch.vehicle_mask.shape[1], device=self.device) == 0
-        last = torch.arange(batch.image_mask.shape[1], device=self.device) == batch.image_mask.shape[1] - 1
-        return replace(
-            batch,
-            vehicle_mask=batch.vehicle_mask & (shown | speed),
-            imu_mask=batch.imu_mask & shown,
-            image_mask=batch.image_mask & (shown | last)[..., None],
-        )
+    def _motion_shown(self) -> Tensor:
+        """bool [B] of this replica's clips: all but `motion_dropout` of them show the car's own motion."""
+        draws = np.random.default_rng([self.recipe.seed, self.draw, 1]).random(self.recipe.train.batch_size)
+        return torch.from_numpy(self.replicas.share(draws) >= self.recipe.train.motion_dropout)
+
+
+def _hide_motion(batch: Batch, shown: Tensor) -> Batch:
+    """The batch with those of its clips that are not shown, bool [B], told only their speed of their motion."""
+    shown, device = shown[:, None], batch.image_mask.device
+    speed = torch.arange(batch.vehicle_mask.shape[1], device=device) == 0
+    last = torch.arange(batch.image_mask.shape[1], device=device) == batch.image_mask.shape[1] - 1
+    return replace(
+        batch,
+        vehicle_mask=batch.vehicle_mask & (shown | speed),
+        imu_mask=batch.imu_mask & shown,
+        image_mask=batch.image_mask & (shown | last)[..., None],
+    )
 
 
 def _reason_figures(pairs: list[tuple[str, str]]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Training of an image tokenizer on the images of recorded scenes, and whether its codebook is worth its name."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sensors.nuscenes_source import NuscenesSource
 from sim.report.page import write_report
 from vla.checkpoint import Loaded, load_image_tokenizer
 from vla.image_tokens import CodebookReport, ImageTokenizer, check_codebook
+from vla.losses import Loss
 
 RESAMPLED_SHARE = 2 / 3  # of the steps: later codes are left to settle
 MOST_IMAGES, MOST_CHECKED = 12_000, 600  # kept in memory: to learn from, to check with
@@ -50,29 +50,20 @@ class ImageTrainer(TrainingLoop):
     def _load(self, path: Path) -> Loaded:
         return load_image_tokenizer(path, self.recipe.image_tokenizer)
 
-    def _one_step(self) -> dict:
-        config, start = self.recipe.train, time.perf_counter()
-        batch = self.images[self._indices()][:, None]
-        loaded = time.perf_counter()
-        out = self.model(batch)
-        loss = sum(out.losses.values())
-        norm = self._descend(loss)
-        dead = 0
-        if (self.step + 1) % config.resample_every == 0 and self.step < RESAMPLED_SHARE * config.steps:
-            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-            dead = self.model.quantizer.resample(out.z, generator)
-        self.step += 1
-        took = time.perf_counter() - start
-        return {
-            "step": self.step,
-            "loss": loss.item(),
-            **{f"loss_{name}": value.item() for name, value in out.losses.items()},
-            "gradient_norm": norm,
-            "dead_codes": dead,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "step_s": round(took, 4),
-            "loader_share": round((loaded - start) / took, 4),
-        }
+    def _parts(self) -> list[torch.Tensor]:
+        return self._split(self.images[self._indices()][:, None])
+
+    def _loss(self, part: torch.Tensor) -> Loss:
+        out = self.model(part)
+        self._vectors = out.z
+        return sum(out.losses.values()), {f"loss_{name}": value.detach() for name, value in out.losses.items()}
+
+    def _after(self, taken: bool) -> dict:
+        config, dead = self.recipe.train, 0
+        if taken and (self.step + 1) % config.resample_every == 0 and self.step < RESAMPLED_SHARE * config.steps:
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.draw)
+            dead = self.model.quantizer.resample(self._vectors, generator)
+        return {"dead_codes": dead}
 
 
 def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> Path:
@@ -86,7 +77,7 @@ def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> P
         name: [[record["step"], record[name]] for record in records]
         for name in ("loss", "loss_pixels", "gradient_norm", "learning_rate", "dead_codes")
     }
-    report = check_on(trainer.model.eval(), trainer.held_out)
+    report = check_on(trainer.result.eval(), trainer.held_out)
     run.summary["metrics"] = {
         "train.loss": float(np.mean([record["loss"] for record in records[-50:]])),
         "train.minutes": sum(record["step_s"] for record in records) / 60,

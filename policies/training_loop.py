@@ -1,29 +1,38 @@
 """What every training shares: one process or several replicas, a log of steps, checkpoints, resumed to the bit.
 
-A run directory holds `recipe.json`, `train.jsonl` (one line a step), and `checkpoint/`, replaced atomically every
+A run directory holds `recipe.json`, `train.jsonl` (`policies.train_log`), and `checkpoint/`, replaced atomically every
 `train.checkpoint_every` steps. Started again in the same directory with the same recipe, training goes on from there
 and ends with the same weights as an uninterrupted run: the order of the data depends only on (seed, epoch), the weights
 and the optimizer's moments are stored exactly.
+
+The model of a checkpoint is what a policy is to have: where the recipe asks for averaged weights it holds those at any
+time, and those that training goes on from are part of its state.
 """
 
 import json
 import math
-import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
+from policies.descent import Average, Clipping, learning_rate, named_sum
+from policies.guard import Guard
 from policies.recipes import DataConfig, Recipe, TokenizerRecipe
 from policies.runs import git_commit, package_version, write_json
+from policies.train_log import StepLog, View, read_steps, told_if_full
 from sensors.errors import InputError
 from vla.checkpoint import Loaded, exists, save
 from vla.config import build
+from vla.losses import Loss
 from vla.parallel import Replicas
 
 OPTIMIZER_BETAS = (0.9, 0.95)
+WEIGHTS = "weights."  # of those in a checkpoint's state that training goes on from, where its model is an average
 
 
 def split_scenes(scenes: tuple[str, ...], data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -39,10 +48,11 @@ def split_scenes(scenes: tuple[str, ...], data: DataConfig) -> tuple[tuple[str, 
 class TrainingLoop:
     """Model and optimizer of one recipe; `run` trains to the recipe's last step.
 
-    A subclass says what one step is (`_one_step`: trains, raises `step` by one, returns its record) and how its kind of
-    checkpoint is read (`_load`); `examples` is how many there are to draw from. `heads`: trained beside the model for
-    the sake of its losses; they are part of the training's state, not of the model that is kept. Of several replicas
-    the first one writes.
+    A subclass says what a step learns from (`_parts`: micro-batches), what their loss is (`_loss`), what there is to do
+    and to tell after a step (`_after`), and how its kind of checkpoint is read (`_load`); `examples` is how many there
+    are to draw from. Whatever a step draws depends on `draw`, its number but for batches that are passed over.
+    `heads`: trained beside the model for the sake of its losses; they are part of the training's state, not of the
+    model that is kept. Of several replicas the first one writes.
     """
 
     def __init__(
@@ -54,110 +64,219 @@ class TrainingLoop:
         heads: nn.Module | None = None,
         replicas: Replicas | None = None,
     ):
+        config = recipe.train
         self.recipe, self.path, self.model, self.examples, self.step = recipe, path, model, examples, 0
-        self.replicas = replicas or Replicas()
+        self.replicas, self.guard = replicas or Replicas(), Guard()
         self.extra: dict = {}  # what else a checkpoint says of its making
+        self.average = Average(model, config.ema) if config.ema else None
         # What a resumed training needs beside model and moments; written and read in place.
         self._kept = {f"heads.{name}": p for name, p in heads.named_parameters()} if heads is not None else {}
         self._trained = dict(model.named_parameters()) | self._kept
         decayed = [p for p in self._trained.values() if p.ndim > 1]
         rest = [p for p in self._trained.values() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": recipe.train.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-            lr=recipe.train.learning_rate,
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=config.learning_rate,
             betas=OPTIMIZER_BETAS,
             fused=True,  # one pass over each parameter: on a CPU a tenth of a small model's step
         )
+        self.clipping = Clipping(self._trained, self._part_of, config.clip_norm, config.clip_by == "parts")
 
-    def _one_step(self) -> dict:
+    def _parts(self) -> Sequence:
+        """What this replica learns from in this step, as `train.accumulate` parts of one size."""
+        raise NotImplementedError
+
+    def _loss(self, part: object) -> Loss:
+        raise NotImplementedError
+
+    def _after(self, taken: bool) -> dict:
+        """What there is to tell of a step, once it was taken or skipped."""
         raise NotImplementedError
 
     def _load(self, path: Path) -> Loaded:
         raise NotImplementedError
 
+    def _part_of(self, name: str) -> str:
+        """The part of the model that a parameter's gradient is measured with."""
+        return "model"
+
     @property
     def checkpoint_path(self) -> Path:
         return self.path / "checkpoint"
 
+    @property
+    def writes(self) -> bool:
+        return self.replicas.rank == 0
+
+    @property
+    def draw(self) -> int:
+        """Number of this step's draw of examples, and of all else that is drawn for it."""
+        return self.guard.draw(self.step)
+
+    @property
+    def result(self) -> nn.Module:
+        """The model that a policy is to have."""
+        return self.model if self.average is None else self.average.model
+
     def resume(self) -> bool:
         """Take up the run directory's checkpoint, if it has one; another recipe than the run's is an InputError."""
         recorded = self.path / "recipe.json"
-        if recorded.exists() and build(type(self.recipe), json.loads(recorded.read_text()), recorded) != self.recipe:
-            raise InputError(recorded, "recipe", "another recipe", "the one given now", "Use a new --out folder.")
-        log, writes = self.path / "train.jsonl", self.replicas.rank == 0
-        if writes:
-            write_json(recorded, self.recipe.to_dict())
+        if recorded.exists():
+            _require_same(build(type(self.recipe), json.loads(recorded.read_text()), recorded), self.recipe, recorded)
+        if self.writes:
+            with told_if_full(recorded):
+                write_json(recorded, self.recipe.to_dict())
         if not exists(self.checkpoint_path):
-            if writes:
-                log.unlink(missing_ok=True)
             return False
-        loaded = self._load(self.checkpoint_path)
-        self.model.load_state_dict(loaded.model.state_dict())
-        self.step = loaded.state["step"]
-        self._load_state(loaded.state_tensors)
-        if writes:
-            lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-            log.write_text("".join(lines[: self.step]))  # steps after the checkpoint are done again
+        self._take_up()
         return True
 
     def run(self, progress: bool = True) -> list[dict]:
         """Train to the last step; the records of all steps, also of those before a resumption."""
-        config, writes = self.recipe.train, self.replicas.rank == 0
+        config, due = self.recipe.train, False
         self.model.train()
-        bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", desc="train")
-        with (self.path / "train.jsonl" if writes else Path(os.devnull)).open("a") as log, bar:
+        if config.spike and not exists(self.checkpoint_path):
+            self.save()  # to go back to
+        view = View(config.steps, config.batch_size, progress)
+        with closing(StepLog(self.path if self.writes else None, self.step, self.guard.events)) as log:
             while self.step < config.steps:
                 record = self._one_step()
-                log.write(json.dumps(record) + "\n")
-                bar.update()
-                bar.set_postfix(loss=f"{record['loss']:.3f}", loader=f"{record['loader_share']:.0%}")
-                if writes and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
-                    log.flush()
+                log.write(record)
+                view.show(record, len(self.guard.events))
+                due = due or self.step % config.checkpoint_every == 0
+                if self.guard.spiked:
+                    self._rewind()
+                    log.go_back(self.step, self.guard.events)
+                    due = False
+                elif self.step == config.steps or (due and not self.guard.high):  # never in what may become a spike
                     self.save()
-        return [json.loads(line) for line in (self.path / "train.jsonl").read_text().splitlines()] if writes else []
+                    due = False
+        return read_steps(self.path / "train.jsonl") if self.writes else []
+
+    def _one_step(self) -> dict:
+        """Learn from the next batch; returns the step's record."""
+        start = time.perf_counter()
+        parts = self._parts()
+        loaded = time.perf_counter()
+        figures, norms = self._gradients(parts), self.clipping.norms()
+        at = {"loss": figures["loss"], **norms}
+        taken = self.guard.finite(at, self.recipe.train.most_skipped, f"{self.path} step {self.step}")
+        rate = self._rate()
+        if taken:
+            self._descend(norms, rate)
+            self.guard.watch(self.step, figures["loss"], self.recipe.train.spike)
+        told = self._after(taken)
+        if taken and self.average is not None:
+            self.average.update(self.model, self.step)
+        self.step += 1
+        took = time.perf_counter() - start
+        record = {"step": self.step, **figures, **norms, **told, "learning_rate": rate, "step_s": round(took, 4)}
+        record |= {"loader_share": round((loaded - start) / took, 4)} | ({} if taken else {"skipped": 1})
+        return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
 
     def save(self) -> None:
-        state = {"step": self.step, "recipe": self.recipe.name, "seed": self.recipe.seed}
-        extra = {"version": package_version(), "git_commit": git_commit()} | self.extra
-        save(self.checkpoint_path, self.model, self._state(), state, extra)
+        """Write the checkpoint, if it is this replica that does."""
+        if self.writes:
+            state = {"step": self.step, "recipe": self.recipe.name, "seed": self.recipe.seed}
+            extra = {"version": package_version(), "git_commit": git_commit(), "ema": self.recipe.train.ema}
+            state |= {"guard": self.guard.to_dict()}
+            save(self.checkpoint_path, self.result, self._state(), state, extra | self.extra)
 
-    def _descend(self, loss: torch.Tensor) -> float:
-        """One step down the gradient of a loss, at this step's rate; returns the gradient's norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+    def _take_up(self) -> None:
+        """Become as the checkpoint is."""
+        loaded = self._load(self.checkpoint_path)
+        weights, tensors = loaded.model.state_dict(), loaded.state_tensors
+        if self.average is not None:
+            self.average.model.load_state_dict(weights)
+            weights = {name: tensors[WEIGHTS + name] for name in weights}
+        self.model.load_state_dict(weights)
+        self.step, self.guard = loaded.state["step"], Guard(**loaded.state.get("guard", {}))
+        self._load_state(tensors)
+
+    def _rewind(self) -> None:
+        """Go back to the last checkpoint, which is then told what to pass over."""
+        spiked = self.guard
+        spiked.require_hope(self.recipe.train.most_rewinds, f"{self.path} step {self.step}")
+        self._take_up()
+        self.guard.after(spiked, self.step)
+        self.replicas.average([torch.zeros(1)])  # all have read it
+        self.save()
+
+    def _gradients(self, parts: Sequence) -> dict[str, float]:
+        """Make the batch's gradients from those of its parts; its loss and named figures."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total: dict[str, Tensor] = {}
+        for part in parts:
+            loss, named = self._loss(part)
+            (loss / len(parts)).backward()
+            total = named_sum(total, {"loss": loss.detach(), **named}, 1 / len(parts))
         self.replicas.average(p.grad for p in self._trained.values() if p.grad is not None)
-        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self.recipe.train.clip_norm)
-        if not torch.isfinite(norm):
-            raise InputError(self.path, f"step {self.step}", f"gradient norm {norm}", "finite", "Lower learning_rate.")
+        values = torch.stack([value.float() for value in total.values()])
+        self.replicas.average([values])
+        return dict(zip(total, values.tolist(), strict=True))
+
+    def _rate(self) -> float:
+        c = self.recipe.train
+        return learning_rate(c.schedule, c.learning_rate, self.step, c.steps, c.warmup_steps, c.decay_share)
+
+    def _descend(self, norms: dict[str, float], rate: float) -> None:
+        """One step down the gradients, which have these norms."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.clipping.clip(norms)
         self.optimizer.step()
-        return float(norm)
 
     def _indices(self) -> list[int]:
         """Examples of this step: consecutive places in an endless sequence of shuffled epochs."""
         n, size = self.examples, self.recipe.train.batch_size
-        places = range(self.step * size, (self.step + 1) * size)
+        places = range(self.draw * size, (self.draw + 1) * size)
         orders = {e: np.random.default_rng([self.recipe.seed, e]).permutation(n) for e in {p // n for p in places}}
         return [int(orders[place // n][place % n]) for place in places]
 
-    def _learning_rate(self) -> float:
-        config = self.recipe.train
-        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+    def _split(self, items: Sequence) -> list[Sequence]:
+        """This replica's share of a batch in `train.accumulate` parts of one size."""
+        count = self.recipe.train.accumulate
+        if len(items) % count:
+            fix = "Change train.batch_size, train.accumulate, or the number of workers."
+            raise InputError("train.accumulate", "parts", f"{len(items)} clips of a worker in {count}", "as many", fix)
+        size = len(items) // count
+        return [items[start : start + size] for start in range(0, len(items), size)]
 
-    def _state(self) -> dict[str, torch.Tensor]:
+    def _state(self) -> dict[str, Tensor]:
         moments = {
             f"{name}:{key}": value
             for name, p in self._trained.items()
             for key, value in self.optimizer.state.get(p, {}).items()
         }
-        return moments | {name: tensor.detach() for name, tensor in self._kept.items()}
+        weights = {} if self.average is None else {WEIGHTS + n: value for n, value in self.model.state_dict().items()}
+        return moments | weights | {name: tensor.detach() for name, tensor in self._kept.items()}
 
-    def _load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+    def _load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.optimizer.state.clear()
         with torch.no_grad():
             for name, tensor in self._kept.items():
                 tensor.copy_(tensors[name])
         for name, p in self._trained.items():
             if f"{name}:step" in tensors:
-                self.optimizer.state[p] = {k: tensors[f"{name}:{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+                moments = {key: tensors[f"{name}:{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[p] = {"step": tensors[f"{name}:step"], **moments}
+
+
+def _require_same(recorded: Recipe | TokenizerRecipe, given: Recipe | TokenizerRecipe, where: Path) -> None:
+    """An InputError that names the first key in which two recipes differ."""
+    old, new = (_flat(recipe.to_dict()) for recipe in (recorded, given))
+    for key in dict.fromkeys([*old, *new]):
+        if old.get(key) != new.get(key):
+            expected = f"{old.get(key)}, as this training was begun with"
+            fix = "Use a new --out folder for another recipe."
+            if key.startswith(("model.", "image_tokenizer.")):
+                fix = "Its weights are of another architecture: use a new --out folder."
+            raise InputError(where, f"another recipe: {key}", new.get(key), expected, fix)
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """By dotted keys."""
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

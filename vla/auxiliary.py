@@ -24,7 +24,19 @@ from sensors.surroundings import LAYERS, cell_centres
 from vla.config import ModelConfig
 from vla.encoder import FusionLayer, LocalLayer, RayEmbedding
 from vla.image_tokens import ImageTokenizerConfig
-from vla.losses import Loss, head_z_loss, info_nce, masked_loss, masked_tokens, siglip, surroundings_loss, world_loss
+from vla.losses import (
+    WHOLE,
+    Counted,
+    Loss,
+    counted,
+    head_z_loss,
+    info_nce,
+    masked_loss,
+    masked_tokens,
+    siglip,
+    surroundings_loss,
+    world_loss,
+)
 from vla.projectors import METRE_FREQUENCIES, Fourier
 
 PAIR_WIDTH, TOKEN_WIDTH = 128, 16
@@ -100,6 +112,7 @@ class Seen:
     head: Tensor
     slots: tuple[slice, slice]
     around: tuple[Tensor, Tensor] | None = None
+    count: Counted = WHOLE
 
 
 class CodeReader(nn.Module):
@@ -260,7 +273,8 @@ class AuxiliaryLosses(nn.Module):
                 loss, named = loss_of(seen, generator)
                 total, scalars = total + weight * loss, scalars | named
         if self.surroundings is not None:
-            loss, named = surroundings_loss(self.surroundings(seen.scene[:, -1]), *seen.around)
+            asked = surroundings_loss(self.surroundings(seen.scene[:, -1]), *seen.around)
+            loss, named = counted(asked, seen.count.surroundings)
             total, scalars = total + self.weights.surroundings * loss, scalars | named
         if self.trajectory is not None:
             all_have = seen.tokens.new_ones(len(seen.tokens), dtype=torch.bool)

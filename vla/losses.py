@@ -13,6 +13,7 @@ Letters: B batch, L tokens, T steps, P codes per step, D width, V vocabulary, R 
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,21 @@ from sensors.errors import InputError
 SPREAD_BINS = 1.0
 RARE_WEIGHT = 4.0
 Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How much one of the parts that a batch is learned from counts, beside the mean part, in losses that are means
+    over other things than clips: of reasons over their tokens, of surroundings over what is known of them.
+
+    With them the mean over the parts is the loss of the batch.
+    """
+
+    reason: float = 1.0
+    surroundings: float = 1.0
+
+
+WHOLE = Counted()  # the batch is not in parts
 
 
 ROWS = 256  # logits of so many positions exist at a time
@@ -116,6 +132,11 @@ def surroundings_loss(logits: Tensor, there: Tensor, known: Tensor) -> Loss:
     hits = there & known[..., None, None]
     found = ((logits.detach() > 0) & hits).sum() / hits.sum().clamp(min=1)
     return loss, {"loss_surroundings": loss.detach(), "found_around": found}
+
+
+def counted(loss: Loss, weight: float) -> Loss:
+    """The loss of a part of a batch and its named scalars, as much as the part counts."""
+    return weight * loss[0], {name: weight * value for name, value in loss[1].items()}
 
 
 def masked_tokens(tokens: Tensor, mask_token: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from vla.cache import Cache
 from vla.config import ModelConfig
 from vla.decode import ActionDecode, SentenceGraph, choose_parallel, decode_actions, decode_sentence, likeliest
 from vla.encoder import SceneEncoder, check_codes
-from vla.losses import Loss, action_loss, token_loss
+from vla.losses import WHOLE, Counted, Loss, action_loss, counted, token_loss
 from vla.moe import Routing, balance_loss, router_z_loss
 from vla.projectors import CalibrationProjector, ImuProjector, VehicleProjector
 
@@ -218,12 +218,13 @@ class DrivingModel(nn.Module):
         generator: torch.Generator | None = None,
         auxiliary: AuxiliaryLosses | None = None,
         around: tuple[Tensor, Tensor] | None = None,
+        count: Counted = WHOLE,
     ) -> Loss:
         """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K].
 
         reason_tokens: the expert's reasons int64 [B, R] by `vla.sentences`, those that are all <pad> do not count.
         generator: draws what the dropout of experts and of camera identities drops, where the config has it, and what
-        auxiliary losses draw; around: as `vla.auxiliary.Seen` has it, where one of them asks.
+        auxiliary losses draw; around: as `vla.auxiliary.Seen` has it, where one of them asks; count: of a batch's part.
         """
         self._check_tokens(batch, action_tokens)
         if reason_tokens is not None:
@@ -236,7 +237,7 @@ class DrivingModel(nn.Module):
         hidden, reasoned = states[:, -n - told :].split([n, told], dim=1)
         loss, scalars = action_loss(hidden, self.head.weight, action_tokens, self.slots)
         if reason_tokens is not None:
-            reason, more = self._reason_loss(reasoned, reason_tokens)
+            reason, more = counted(self._reason_loss(reasoned, reason_tokens), count.reason)
             loss, scalars = loss + REASON_WEIGHT * reason, scalars | more
         if routings:
             z_loss = router_z_loss(routings)
@@ -252,7 +253,7 @@ class DrivingModel(nn.Module):
                 tokens[:, : c.steps * c.scene_tokens, : c.width].unflatten(1, (c.steps, -1)) for tokens in (x, states)
             )
             words = batch.instruction if reason_tokens is None else torch.cat([batch.instruction, reason_tokens], dim=1)
-            seen = Seen(batch, scene, states, hidden, action_tokens, words, self.head.weight, self.slots, around)
+            seen = Seen(batch, scene, states, hidden, action_tokens, words, self.head.weight, self.slots, around, count)
             more, named = auxiliary(seen, generator)
             loss, scalars = loss + more, scalars | named
         return loss, scalars

@@ -83,6 +83,8 @@ def test_training_learns_scores_and_reports(course_dataroot, tmp_path):
 ALL_AT_ONCE = [
     "train.batch_size=2",
     "train.dtype=bf16",
+    "train.ema=0.9",
+    "train.clip_by=parts",
     "train.precision=fp8-sim",
     "train.fp8_recipe=delayed",
     "losses.scene_trajectory_nce=0.1",
@@ -159,14 +161,6 @@ def test_a_collapsed_router_stops_the_training_within_20_steps(course_dataroot, 
         trainer._one_step()
 
 
-def test_a_diverged_step_stops_the_training(course_dataroot, tmp_path):
-    trainer = Trainer(small_recipe(course_dataroot, "train.steps=2"), tmp_path)
-    with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("inf"))
-    with pytest.raises(InputError, match=r"step 0: came gradient norm|finite"):
-        trainer._one_step()
-
-
 def test_too_few_scenes_are_refused(course_dataroot, tmp_path):
     with pytest.raises(InputError, match="3 scenes, expected at least 4"):
         Trainer(small_recipe(course_dataroot, "data.val_scenes=3"), tmp_path)
@@ -179,8 +173,9 @@ def test_scenes_too_short_for_a_plan_are_refused(course_dataroot, tmp_path):
 
 @pytest.mark.timeout(120)
 def test_two_workers_learn_what_one_learns(course_dataroot, tmp_path):
-    recipe = small_recipe(course_dataroot, "train.steps=4", "train.camera_dropout=0.2", "data.balance=0.5")
-    for workers in (1, 2):
+    more = ["train.steps=4", "train.camera_dropout=0.2", "data.balance=0.5", "losses.surroundings=0.5"]
+    for workers in (1, 2):  # and one of them learns from a clip at a time what the other learns from all at once
+        recipe = small_recipe(course_dataroot, *more, f"train.accumulate={workers}")
         train(recipe, tmp_path / str(workers), progress=False, workers=workers)
     one, two = (
         [json.loads(line) for line in (tmp_path / str(k) / "train.jsonl").read_text().splitlines()] for k in (1, 2)
