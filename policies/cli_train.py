@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from policies.cli_parts import count, run_arguments
+from policies.dry_run import dry_run
 from policies.inspection import inspect, write_inspection
 from policies.recipes import TokenizerRecipe, load_recipe, shipped
 from policies.runs import default_path
@@ -17,6 +18,7 @@ EPILOGS = {
     "train": """examples:
   vla train tiny data.dataroot=data/course               ten minutes on two cores
   vla train my-recipe.yaml train.steps=100 --out runs/t  the same --out again resumes
+  vla train tiny-town --dry-run                          what it would cost
   vla train image-tokens data.dataroot=data/town         codes for images""",
     "make": """examples:
   vla make tiny-town --out runs/tiny-town                the shipped policy from nothing, with its scores
@@ -37,6 +39,8 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replace values, as in train.steps=10")
     words = "processes that share each batch (default 1); on a CPU one a core is faster than threads"
     sub.add_argument("--workers", type=count, default=1, help=words)
+    words = "say what it would cost in parameters, memory, tokens and time, measured in two steps; write nothing"
+    sub.add_argument("--dry-run", action="store_true", help=words)
     run_arguments(sub)
 
     sub = verb("make", _make, "record, train and score a policy: all stages of a file in turn")
@@ -59,6 +63,11 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
+    if options.dry_run:
+        if isinstance(recipe, TokenizerRecipe):
+            raise InputError("vla train", "--dry-run", options.recipe, "the recipe of a policy")
+        print(*dry_run(recipe, options.workers).lines(), sep="\n")
+        return 0
     out, progress = options.out or default_path("train"), not options.quiet
     if isinstance(recipe, TokenizerRecipe):
         if options.workers > 1:

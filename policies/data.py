@@ -78,6 +78,14 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self._items)
 
+    def situations(self) -> dict[str, int]:
+        """How many examples there are of each situation, in words, the most frequent first."""
+        counts = Counter(_situation(*item) for item in self._items)
+        return {
+            ", ".join(filter(None, (cue, reason, "standing" if stands else "under way"))): count
+            for (cue, reason, stands), count in counts.most_common()
+        }
+
     def __getitem__(self, index: int) -> Example:
         """The example as it was recorded."""
         source, scene, frame = self._items[index]

@@ -14,6 +14,7 @@ from policies.recipes import Recipe
 from policies.runs import Run
 from policies.split import Learned
 from policies.train_images import MOST_CHECKED, check_on, images_of
+from policies.train_log import curves, happened
 from policies.training_loop import TrainingLoop, split_scenes
 from policies.transforms import image_size, plan_from_tokens, to_batch
 from policies.vla_policy import tokenizer_beside
@@ -94,6 +95,10 @@ class Trainer(TrainingLoop):
         if self.codes is not None and self.writes:
             save(tokenizer_beside(self.checkpoint_path), self.codes)
         return super().run(progress)
+
+    def _looked(self) -> dict:
+        every = self.recipe.train.validate_every
+        return self.validate() if every and self.step % every == 0 and self.writes else {}
 
     def validate(self, batch_size: int = 8) -> dict[str, float]:
         """Loss and plan error on the held-out scenes, decoding greedily as at run time."""
@@ -249,11 +254,10 @@ def train(recipe: Recipe, out: Path, progress: bool = True, workers: int = 1) ->
     with companions(workers, _work, recipe, out) as meeting:
         trainer, records = _train(recipe, out, meeting, 0, workers, progress)
     run.summary["numbers"] = {"precision": asdict(trainer.precision), "dtype": asdict(trainer.dtype)}
-    run.summary["curves"] = {
-        name: [[record["step"], record[name]] for record in records]
-        for name in ("loss", "gradient_norm", "learning_rate", "busiest_expert", "loader_share")
-    }
-    last = records[-50:]
+    run.summary["curves"] = curves(records)
+    run.summary["events"] = happened(records, trainer.guard.events)
+    run.summary["situations"] = trainer.train_set.situations()
+    last = [record for record in records if record["loss"] is not None][-50:]
     run.summary["metrics"] = {
         "train.loss": float(np.mean([record["loss"] for record in last])),
         "train.step_s": float(np.median([record["step_s"] for record in records])),

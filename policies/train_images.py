@@ -8,6 +8,7 @@ import torch
 
 from policies.recipes import TokenizerRecipe
 from policies.runs import Run
+from policies.train_log import curves, happened
 from policies.training_loop import TrainingLoop, split_scenes
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -73,13 +74,11 @@ def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> P
     if trainer.resume():
         print(f"resuming at step {trainer.step} of {recipe.train.steps}")
     records = trainer.run(progress)
-    run.summary["curves"] = {
-        name: [[record["step"], record[name]] for record in records]
-        for name in ("loss", "loss_pixels", "gradient_norm", "learning_rate", "dead_codes")
-    }
+    run.summary["curves"] = curves(records)
+    run.summary["events"] = happened(records, trainer.guard.events)
     report = check_on(trainer.result.eval(), trainer.held_out)
     run.summary["metrics"] = {
-        "train.loss": float(np.mean([record["loss"] for record in records[-50:]])),
+        "train.loss": float(np.mean([r["loss"] for r in records[-50:] if r["loss"] is not None])),
         "train.minutes": sum(record["step_s"] for record in records) / 60,
         "train.images": len(trainer.images),
         **report_figures(report),

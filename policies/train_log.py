@@ -5,6 +5,7 @@ training goes back, the steps that it does again stand there once, as they were 
 """
 
 import json
+import math
 import sys
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from typing import TextIO
 from sensors.errors import InputError
 from sim.rollout_log import atomic_path
 
+CURVE_POINTS = 200
 SMOOTHED = 20  # steps that the view's figures are means of
 REDRAWN_S, LINE_EVERY_S = 0.5, 30.0  # on a terminal; elsewhere
 UP, CLEAR = "\x1b[{}F", "\x1b[J"
@@ -83,6 +85,24 @@ def read_steps(path: Path) -> list[dict]:
         except ValueError:
             break
     return [record for record in records if "event" not in record]
+
+
+def curves(records: list[dict]) -> dict[str, list[list[float]]]:
+    """[step, value] by name of all that the records of steps tell but `step`, thinned to means of consecutive ones."""
+    names = dict.fromkeys(name for record in records for name in record if name not in ("step", "skipped"))
+    drawn = {}
+    for name in names:
+        points = [[record["step"], record[name]] for record in records if record.get(name) is not None]
+        size = max(1, math.ceil(len(points) / CURVE_POINTS))
+        parts = [points[start : start + size] for start in range(0, len(points), size)]
+        drawn[name] = [[part[-1][0], sum(value for _, value in part) / len(part)] for part in parts]
+    return {name: points for name, points in drawn.items() if points}
+
+
+def happened(records: list[dict], events: list[dict]) -> list[dict]:
+    """What a report is to tell beside the curves: `events`, and the steps that were skipped, in order."""
+    skips = [{"event": "skip", "step": record["step"]} for record in records if "skipped" in record]
+    return sorted([*events, *skips], key=lambda event: event["step"])
 
 
 def _merged(records: list[dict], events: list[dict]) -> list[dict]:

@@ -96,6 +96,10 @@ class TrainingLoop:
     def _load(self, path: Path) -> Loaded:
         raise NotImplementedError
 
+    def _looked(self) -> dict:
+        """What a look at held-out examples after a step finds, where it is time for one."""
+        return {}
+
     def _part_of(self, name: str) -> str:
         """The part of the model that a parameter's gradient is measured with."""
         return "model"
@@ -140,7 +144,7 @@ class TrainingLoop:
         view = View(config.steps, config.batch_size, progress)
         with closing(StepLog(self.path if self.writes else None, self.step, self.guard.events)) as log:
             while self.step < config.steps:
-                record = self._one_step()
+                record = self._one_step() | self._looked()
                 log.write(record)
                 view.show(record, len(self.guard.events))
                 due = due or self.step % config.checkpoint_every == 0

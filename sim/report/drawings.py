@@ -13,7 +13,6 @@ from sim.report.pictures import CAR
 from sim.rollout_log import EpisodeLog
 
 PLANS_SHOWN = 24
-CURVE_POINTS = 200
 MARGIN_M, LEAST_SPAN_M = 12.0, 60.0
 MAP_TOLERANCE_M, TRACK_TOLERANCE_M = 0.08, 0.05  # lines are thinned to this before they are drawn
 AREA_TOLERANCE_M = 0.3
@@ -169,20 +168,4 @@ def _curve_over_time(kind: str, words: str, time_s: np.ndarray, values: np.ndarr
         "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in xy),
         "most": float(values.max()),
         "last": float(values[-1]),
-    }
-
-
-def training_curve(name: str, points: np.ndarray) -> dict:
-    """One curve of a training: (step, value) [M, 2] in a 100 x 30 view, thinned to means."""
-    parts = np.array_split(points, min(len(points), CURVE_POINTS))
-    xy = np.array([part.mean(axis=0) for part in parts])
-    low, high = xy.min(axis=0), xy.max(axis=0)
-    at = (xy - low) / np.maximum(high - low, 1e-12) * (100, -30) + (0, 30)
-    return {
-        "name": name.replace("_", " "),
-        "points": " ".join(f"{x:.2f},{y:.2f}" for x, y in at),
-        "low": float(low[1]),
-        "high": float(high[1]),
-        "last": float(xy[-1, 1]),
-        "steps": int(points[-1, 0]),
     }

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from sensors.errors import InputError
-from sim.report.drawings import bird_eye_plot, time_line, training_curve
+from sim.report.drawings import bird_eye_plot, time_line
 from sim.report.failure_clips import MOST_CLIPS, chosen, clip_path, write_clip
 from sim.report.failures import KINDS, Failure, failures, outcome
 from sim.report.summary import LABELS, inside, policies_of, problems, read_summary, score_table
 from sim.report.templates import write_page
+from sim.report.training import charts, events
 from sim.rollout_log import EpisodeLog, read_episode
 
 MIME = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".png": "image/png"}
@@ -73,7 +74,7 @@ def write_report(run_dir: Path, most_clips: int = MOST_CLIPS) -> Path:
         episode["sheets"] = [_media(run_dir, sheet, films) for sheet in row["sheets"]]
         if episode["drawn"] and not drawn.take(len(json.dumps(episode["drawn"]))):
             episode["drawn"] = None
-    table = score_table(summary)
+    table, (happened, unlisted) = score_table(summary), events(summary)
     return write_page(
         run_dir / "report.html",
         "page.html.j2",
@@ -92,7 +93,9 @@ def write_report(run_dir: Path, most_clips: int = MOST_CLIPS) -> Path:
         undrawn=drawn.refused,
         linked=films.refused,
         pictures=[{**shown, "path": _media(run_dir, shown["path"], films)} for shown in summary.get("pictures", [])],
-        curves=[training_curve(name, np.array(points)) for name, points in summary.get("curves", {}).items()],
+        charts=charts(summary.get("curves", {})),
+        happened=happened,
+        unlisted=unlisted,
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False, sort_keys=True),
     )
 

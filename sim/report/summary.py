@@ -2,9 +2,10 @@
 
 RUN/summary.json    command, config, version, git_commit, seeds, scenes {asked, finished, failed}, metrics {flat},
                     optionally started, policies {name: {flat}} (the first is the run's own), curves
-                    {name: [[step, value], ...]}, pairs {policy: {flat}} (figures that no log has) and pictures
-                    [{path, words}], episodes [{name, policy, seed, log, video, sheets, ended_by, error}] with paths
-                    relative to RUN; log and video may be null
+                    {name: [[step, value], ...]}, of a training also events [{event, step, ...}] and situations
+                    {name: examples}, pairs {policy: {flat}} (figures that no log has) and pictures [{path, words}],
+                    episodes [{name, policy, seed, log, video, sheets, ended_by, error}] with paths relative to RUN;
+                    log and video may be null
 RUN/episodes/*.npz  RUN/media/*.mp4, *.jpg
 """
 
