@@ -168,26 +168,29 @@ class NuscenesSource:
         if not path.is_file():
             return None
 
-        def decode():
-            image = read_jpeg(path, camera.width, camera.height, self.image_size)
-            if self.image_size is None:
-                return image
-            reduced = camera.resize(image.shape[1], image.shape[0])[1]
-            return reduced.resize(*self.image_size, image)[0]
-
-        return self._images.get(capture.token, decode)
+        return self._images.get(capture.token, lambda: picture(read_bytes(path), path, camera, self.image_size))
 
     def _bus(self, scene: str) -> Bus:
         return self._buses.get(scene, lambda: read_bus(*(self.index.can_path(scene, m) for m in BUS_MESSAGES)))
 
 
-def read_jpeg(path: Path, width: int, height: int, wanted: tuple[int, int] | None = None) -> np.ndarray:
-    """RGB uint8 of a file of width x height px; see `decode_jpeg`."""
+def read_bytes(path: Path) -> bytes:
+    """Of a file; one that cannot be read is a BrokenFile."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BrokenFile(path, "file", error.strerror, "a readable JPEG") from error
-    return decode_jpeg(data, path, width, height, wanted)
+
+
+def picture(data: bytes, where: object, camera: Camera, size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 [H, W, 3] of a camera's JPEG at (width, height) `size`, or its own; decoded no larger than needed.
+
+    Every source makes its images here, so that the same file gives the same pixels, wherever it comes from.
+    """
+    image = decode_jpeg(data, where, camera.width, camera.height, size)
+    if size is None:
+        return image
+    return camera.resize(image.shape[1], image.shape[0])[1].resize(*size, image)[0]
 
 
 def decode_jpeg(

@@ -22,7 +22,7 @@ from sensors.camera import Camera
 from sensors.clip import Clip, VehicleState
 from sensors.errors import InputError
 from sensors.imu import ImuWindow
-from sensors.nuscenes_source import decode_jpeg
+from sensors.nuscenes_source import picture
 
 STRIDE_US = 500_000  # between steps, as between the keyframes of nuScenes
 OFF_STRIDE_US = STRIDE_US // 4  # how far a step may be off it; the keyframes of nuScenes lie 0.4 to 0.6 s apart
@@ -52,8 +52,10 @@ def stamp_from_time_us(time_us: int) -> tuple[int, int]:
     return sec, micro * 1000
 
 
-def image_from_compressed(message, camera: Camera) -> np.ndarray:
-    """RGB uint8 [height, width, 3] of a CompressedImage that holds a whole JPEG of the camera's size, else InputError.
+def image_from_compressed(message, camera: Camera, size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 [H, W, 3] of a CompressedImage that holds a whole JPEG of the camera's size, else InputError.
+
+    size: (width, height) to resize it to, None: none.
 
     `format` is "jpeg" or, as image_transport writes it, "rgb8; jpeg compressed bgr8"; the JPEG itself says what its
     colours are, and the orientation tag is ignored, since the calibration speaks of the stored pixels.
@@ -62,7 +64,7 @@ def image_from_compressed(message, camera: Camera) -> np.ndarray:
     codec = message.format.rpartition(";")[2].split()[:1]
     if codec not in (["jpeg"], ["jpg"]):
         raise InputError(where, "format", repr(message.format), "jpeg", "Set the camera driver's image format to jpeg.")
-    return decode_jpeg(bytes(message.data), where, camera.width, camera.height)
+    return picture(bytes(message.data), where, camera, size)
 
 
 def camera_from_info(info, name: str, T_ego_from_cam: np.ndarray) -> Camera:

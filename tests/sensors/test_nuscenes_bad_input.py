@@ -188,7 +188,7 @@ def test_the_orientation_tag_is_ignored(tmp_path):
     path = tmp_path / "turned.jpg"
     path.write_bytes(data[:2] + segment + data[2:])
     assert cv2.imread(str(path))[0, 0, 0] < 50  # OpenCV does turn it, so the tag is well formed
-    assert nuscenes_source.read_jpeg(path, 24, 16)[0, 0, 0] > 150
+    assert nuscenes_source.decode_jpeg(path.read_bytes(), path, 24, 16)[0, 0, 0] > 150
 
 
 def test_a_stale_bus_signal_is_no_state(copied):
@@ -257,7 +257,7 @@ def test_a_keyframe_that_lacks_one_camera_masks_it(copied):
 def test_decoded_images_are_kept_and_bounded(copied, monkeypatch):
     source = NuscenesSource(copied, VERSION, steps=1, image_size=(80, 45))
     source.clip("scene-0061", 0)
-    monkeypatch.setattr(nuscenes_source, "read_jpeg", lambda *_: pytest.fail("decoded twice"))
+    monkeypatch.setattr(nuscenes_source, "picture", lambda *_: pytest.fail("decoded twice"))
     source.clip("scene-0061", 0)
     kept = nuscenes_source._Recent(3)
     for key in range(10):

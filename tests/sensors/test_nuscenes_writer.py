@@ -17,7 +17,7 @@ from sensors.errors import InputError
 from sensors.frames import quaternion_from_rotation, yaw
 from sensors.imu import ImuWindow
 from sensors.nuscenes_index import NuscenesIndex
-from sensors.nuscenes_source import CAMERAS, NuscenesSource, read_jpeg
+from sensors.nuscenes_source import CAMERAS, NuscenesSource, decode_jpeg
 from sensors.nuscenes_writer import NuscenesWriter
 from sensors.source import check_source
 
@@ -109,7 +109,7 @@ def test_devkit_reads_equal_values(recorded):
             assert record_["translation"] == T_world_from_ego[n, :3, 3].tolist()
             R = Quaternion(record_["rotation"]).rotation_matrix
             np.testing.assert_allclose(R, T_world_from_ego[n, :3, :3], rtol=0, atol=1e-12)
-            assert read_jpeg(Path(path), WIDTH, HEIGHT).shape == images[n].shape
+            assert decode_jpeg(Path(path).read_bytes(), path, WIDTH, HEIGHT).shape == images[n].shape
             assert devkit.get("sample_data", data["next"])["prev"] == data["token"] if k < 2 else data["next"] == ""
         found = {row["instance_token"]: devkit.get_box(row["token"]) for row in map(annotation(devkit), sample["anns"])}
         assert len(found) == len(seen)

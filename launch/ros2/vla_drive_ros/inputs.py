@@ -89,7 +89,7 @@ class Inputs:
             if message.header.frame_id != frame_id:
                 raise InputError(f"image of {name}", "header.frame_id", message.header.frame_id, frame_id)
             time_us = time_us_from_stamp(message.header.stamp, f"image of {name}")
-            image, _ = camera.resize(*self._image_size, image_from_compressed(message, camera))
+            image = image_from_compressed(message, camera, self._image_size)
         except InputError as error:
             return self._refuse(name, error)
         with self._lock:
