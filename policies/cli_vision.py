@@ -30,8 +30,8 @@ EPILOGS = {
   and the scores of its own drives, cameras as they are and damaged, beside baselines and the expert
 
 examples:
-  vla eval-vision --checkpoint runs/t/checkpoint            {EPISODES} drives to ask along, {DRIVEN} of its own
-  vla eval-vision --checkpoint runs/t/checkpoint --episodes 50 --closed-loop 0    pairs only
+  vla eval-vision                              the shipped one: {EPISODES} drives to ask along, {DRIVEN} of its own
+  vla eval-vision --checkpoint runs/t/checkpoint --episodes 50 --closed-loop 0   pairs only
   vla eval-vision --checkpoint runs/t/checkpoint --damage blank no-front no-back-left"""
 }
 
@@ -39,7 +39,7 @@ examples:
 def add_vision_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare it; `verb` makes one subcommand from (name, function, help)."""
     sub = verb("eval-vision", _eval_vision, "say whether a policy looks: minimal pairs, and what damaged cameras cost")
-    sub.add_argument("--checkpoint", type=Path, required=True, help="folder that vla train wrote")
+    sub.add_argument("--checkpoint", type=Path, help="folder that vla train wrote (default: the shipped one)")
     sub.add_argument("--suite", default="town-val", metavar="NAME", help=f"{', '.join(SUITES)} (default town-val)")
     sub.add_argument("--seed", type=whole, default=0, help="the first scenario of the suite (default 0)")
     words = f"drives of the expert's along which the policy is asked (default {EPISODES}, or all that the suite has)"
