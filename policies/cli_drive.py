@@ -131,7 +131,7 @@ def _drive(options: argparse.Namespace) -> int:
         world = TownWorld()
         world.reset(starts[0])
         world.close()
-    seen = learned_by(policies[0]).seen_of(starts)
+    seen = learned_by(policy).seen_of(starts)
     refuse_seen(seen, options.allow_seen, "vla drive")
     seeds = [start if on_course else start.seed for start in starts]
     run = Run.create("drive", options.out, config(options), seeds)

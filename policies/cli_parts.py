@@ -25,6 +25,10 @@ def policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...], defau
         "--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla (default: the shipped one)"
     )
     sub.add_argument("--best-of", type=count, default=1, metavar="N", help="vla draws N plans, takes the likeliest")
+    seen_argument(sub)
+
+
+def seen_argument(sub: argparse.ArgumentParser) -> None:
     words = "score a policy on what it learned from; such a score says nothing of other places"
     sub.add_argument(ALLOW_FLAG, action="store_true", help=words)
 

@@ -6,10 +6,21 @@ from pathlib import Path
 
 from policies.blinded import DAMAGES, Blinded
 from policies.cli_drive import of_suite
-from policies.cli_parts import config, count, make_policy, run_arguments, seconds, whole, with_baselines
+from policies.cli_parts import (
+    config,
+    count,
+    learned_by,
+    make_policy,
+    run_arguments,
+    seconds,
+    seen_argument,
+    whole,
+    with_baselines,
+)
 from policies.rollout import drive
 from policies.runs import Run
 from policies.scores import table
+from policies.split import refuse_seen
 from policies.town_expert import TownExpert
 from policies.vision import PAIRS_FILE, ask, not_asked
 from sensors.errors import InputError
@@ -50,6 +61,7 @@ def add_vision_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--damage", nargs="+", choices=DAMAGES, default=DAMAGED, metavar="NAME", help=words)
     sub.add_argument("--seconds", type=seconds, help="longest episode (default the scenario's)")
     sub.add_argument("--renderer", choices=RENDERERS, default="auto", help="as for vla drive")
+    seen_argument(sub)
     run_arguments(sub)
 
 
@@ -61,8 +73,11 @@ def _eval_vision(options: argparse.Namespace) -> int:
     if options.renderer == "gl":
         open_gl()
     policy, progress = make_policy("vla", options.checkpoint), not options.quiet
+    seen = learned_by(policy).seen_of(scenarios)
+    refuse_seen(seen, options.allow_seen, "vla eval-vision")
     damaged = [Blinded(policy, damage) for damage in dict.fromkeys(options.damage)]
     run = Run.create("eval-vision", options.out, config(options), [scenario.seed for scenario in scenarios])
+    run.summary["seen_in_training"] = seen
     ask(run, policy, scenarios, options.seconds, options.renderer, progress)
     drivers = [policy, *damaged, *with_baselines(policy)[1:]] if driven else [policy]
     if driven:

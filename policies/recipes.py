@@ -131,6 +131,7 @@ class TrainConfig(LoopConfig):
     sees its motion in every example learns to continue it and never looks at the road.
     validate_every: steps between looks at the held-out scenes, 0: only at the end.
     start_from: checkpoint of the same model whose weights it starts from, "" for none.
+    loader_workers: processes that make batches ahead of the training, see `policies.loader`; 0: the training itself.
     device: "cpu", or "cuda".
     dtype: parameters are fp32; with "bf16" the products are not. "auto": what is faster, `vla.precision.compute_dtype`.
     precision, fp8_recipe: in what numbers the backbone multiplies, and how 8 bits are scaled: `vla.precision`.
@@ -142,6 +143,7 @@ class TrainConfig(LoopConfig):
     mirror: float = 0.0
     validate_every: int = 0
     start_from: str = ""
+    loader_workers: int = 0
     device: str = "cpu"
     dtype: str = "fp32"
     precision: str = "torch"
@@ -182,8 +184,9 @@ class Recipe:
                 raise unknown_name(where, f"train.{key}", getattr(self.train, key), allowed)
         self.train.check(where)
         self.data.check(where)
-        if self.train.validate_every < 0:
-            raise InputError(where, "train.validate_every", self.train.validate_every, "at least 0")
+        for key in ("validate_every", "loader_workers"):
+            if getattr(self.train, key) < 0:
+                raise InputError(where, f"train.{key}", getattr(self.train, key), "at least 0")
         for key in ("motion_dropout", "camera_dropout", "mirror"):
             if not 0 <= getattr(self.train, key) <= 1:
                 raise InputError(where, f"train.{key}", getattr(self.train, key), "a share in [0, 1]")

@@ -43,6 +43,7 @@ def ship(trained: Path, driven: Path, out: Path) -> None:
         expected = f"a drive with {trained / 'checkpoint'}"
         raise InputError(driven / "summary.json", "checkpoint", theirs, expected, "The card tells of these weights.")
     extra = {name: training[name] for name in ("version", "git_commit")}
+    extra |= {name: made.extra[name] for name in ("learned",) if name in made.extra}
     save(out, made.model, None, {"step": made.state["step"]}, extra)
     size = sum(path.stat().st_size for path in out.iterdir())
     if size > MOST_BYTES:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.data import Example, TrainingSet
+from policies.data import TrainingSet
 from policies.descent import part_of
+from policies.loader import Feed, Made, in_parts, readable, stacked
 from policies.recipes import Recipe
 from policies.runs import Run
 from policies.split import Learned
@@ -20,6 +21,7 @@ from policies.transforms import image_size, plan_from_tokens, to_batch
 from policies.vla_policy import tokenizer_beside
 from policies.workers import companions
 from sensors.collate import Batch
+from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sensors.reasons import parse_reason
 from sim.report.page import write_report
@@ -60,8 +62,6 @@ class Trainer(TrainingLoop):
         self.train_set = TrainingSet(parts, self.tokenizer, recipe.model)
         self.val_set = TrainingSet([(source, held_out)], self.tokenizer, recipe.model)
         self.learned = self.train_set.learned
-        chances = self.train_set.chances(data)
-        self.chances = None if chances is None else np.cumsum(chances)
         self.codes = _image_tokenizer(recipe, source, learned) if recipe.data.image_tokenizer else None
         self.auxiliary, self.device = None, torch.device(recipe.train.device)
         if recipe.losses.any:
@@ -75,6 +75,7 @@ class Trainer(TrainingLoop):
         self.learned.require_apart(self.val_set.learned, data.dataroot)
         model.to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
+        self.feed = Feed(self.train_set, recipe, self.replicas)
         self.extra["learned"] = self.learned.to_json()
         self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
         self.scaling = scaling_state(model.backbone)
@@ -108,8 +109,11 @@ class Trainer(TrainingLoop):
         with torch.inference_mode():
             for start in range(0, len(self.val_set), batch_size):
                 chosen = range(start, min(start + batch_size, len(self.val_set)))
-                examples = [self.val_set[k] for k in chosen]
-                batch, tokens = self._batch(examples)
+                examples = readable(self.val_set, chosen)
+                if not examples:
+                    continue
+                batch = self._read(to_batch([e.clip for e in examples], self.recipe.model))
+                tokens = stacked([e.tokens for e in examples]).to(self.device)
                 loss, _ = model.loss(batch, tokens)
                 losses += [loss.item()] * len(examples)
                 decoded = model.decode(batch, reasons=graph)
@@ -120,14 +124,18 @@ class Trainer(TrainingLoop):
                     plan = plan_from_tokens(row, example.clip, self.tokenizer).xyyaw_in_ego
                     errors.append(np.linalg.norm((plan - example.plan)[:, :2], axis=1))
         self.model.train()
+        if not losses:
+            expected = "at least one held-out example whose files are whole"
+            raise InputError(self.recipe.data.dataroot, "files", f"{len(self.val_set)} broken ones", expected)
         within = self.val_set.time_s <= 3.0
         ade = float(np.mean([error[within].mean() for error in errors]))
         figures = {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
+        figures["val.broken"] = len(self.val_set) - len(losses)
         return figures | _reason_figures(reasons)
 
     def _parts(self) -> list[Part]:
-        examples = [self._example(*at) for at in self._share()]
-        pairs = zip(self._split(examples), self._split(self._motion_shown()), strict=True)
+        shown = in_parts(self._motion_shown(), self.recipe.train.accumulate)
+        pairs = zip(self.feed.parts(self.draw), shown, strict=True)
         self._scaling_before = {name: history.clone() for name, history in self.scaling.items()}
         return self._counted([self._part(*pair) for pair in pairs])
 
@@ -156,16 +164,14 @@ class Trainer(TrainingLoop):
             for name, history in self._scaling_before.items():
                 self.scaling[name].copy_(history)
         busiest = {f"expert_load_{layer}": float(load.max() / load.mean()) for layer, load in loads.items()}
-        return {"busiest_expert": max(busiest.values(), default=1.0), **busiest}
+        passed = {"broken": self.feed.skipped} if self.feed.skipped else {}
+        return {"busiest_expert": max(busiest.values(), default=1.0), **busiest, **passed}
 
-    def _part(self, examples: Sequence[Example], motion_shown: Tensor) -> Part:
-        batch, tokens = self._batch(examples)
-        told = around = None
-        if self._sentences and self.train_set.has_reasons:
-            told = torch.tensor([self._sentences.reason(e.reason) for e in examples], device=self.device)
-        if self.recipe.losses.surroundings:
-            around = tuple(self._stacked([getattr(e, name) for e in examples]) for name in ("around", "known"))
-        return Part(_hide_motion(batch, motion_shown.to(self.device)), tokens, told, around)
+    def _part(self, made: Made, motion_shown: Tensor) -> Part:
+        batch = _hide_motion(self._read(made.batch), motion_shown.to(self.device))
+        told = None if made.told is None else made.told.to(self.device)
+        around = None if made.around is None else tuple(each.to(self.device) for each in made.around)
+        return Part(batch, made.tokens.to(self.device), told, around)
 
     def _counted(self, parts: list[Part]) -> list[Part]:
         """The parts with how much each counts beside the mean part of all replicas."""
@@ -183,30 +189,10 @@ class Trainer(TrainingLoop):
         weights = torch.where(mean > 0, counts / mean, 1.0).tolist()
         return [replace(part, count=Counted(*row)) for part, row in zip(parts, weights, strict=True)]
 
-    def _share(self) -> Sequence[tuple[int, int]]:
-        """(place in the batch, example) of what this replica learns from in this step."""
-        return self.replicas.share(list(enumerate(self._indices())))
-
-    def _example(self, place: int, index: int) -> Example:
-        """One example, varied as its place in the batch of this step has it, whichever replica learns from it."""
-        rng = np.random.default_rng([self.recipe.seed, self.draw, 0, place])
-        return self.train_set.varied(index, rng, self.recipe)
-
-    def _batch(self, examples: Sequence[Example]) -> tuple[Batch, torch.Tensor]:
-        """What the model reads, and the action tokens that it is to say."""
-        batch = to_batch([example.clip for example in examples], self.recipe.model).to(self.device)
-        batch = batch if self.codes is None else with_codes(batch, self.codes)
-        return batch, self._stacked([example.tokens for example in examples])
-
-    def _stacked(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(self.device)
-
-    def _indices(self) -> list[int]:
-        """Examples of this step: in shuffled epochs, or drawn by their chances."""
-        if self.chances is None:
-            return super()._indices()
-        draws = np.random.default_rng([self.recipe.seed, self.draw, 2]).random(self.recipe.train.batch_size)
-        return np.searchsorted(self.chances, draws).clip(max=self.examples - 1).tolist()
+    def _read(self, batch: Batch) -> Batch:
+        """The batch on the device, with the codes of its images where the model reads them."""
+        batch = batch.to(self.device)
+        return batch if self.codes is None else with_codes(batch, self.codes)
 
     def _motion_shown(self) -> Tensor:
         """bool [B] of this replica's clips: all but `motion_dropout` of them show the car's own motion."""
@@ -263,6 +249,7 @@ def train(recipe: Recipe, out: Path, progress: bool = True, workers: int = 1) ->
         "train.step_s": float(np.median([record["step_s"] for record in records])),
         "train.minutes": sum(record["step_s"] for record in records) / 60,
         "train.examples": len(trainer.train_set),
+        "train.broken": sum(record.get("broken", 0) for record in records),
         **trainer.validate(),
     }
     run.summary["scenes"] = {"asked": 1, "finished": 1, "failed": 0}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from policies.loader import in_parts
 from policies.recipes import TokenizerRecipe
 from policies.runs import Run
 from policies.train_log import curves, happened
@@ -52,7 +53,7 @@ class ImageTrainer(TrainingLoop):
         return load_image_tokenizer(path, self.recipe.image_tokenizer)
 
     def _parts(self) -> list[torch.Tensor]:
-        return self._split(self.images[self._indices()][:, None])
+        return in_parts(self.images[self._indices()][:, None], self.recipe.train.accumulate)
 
     def _loss(self, part: torch.Tensor) -> Loss:
         out = self.model(part)

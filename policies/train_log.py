@@ -89,7 +89,7 @@ def read_steps(path: Path) -> list[dict]:
 
 def curves(records: list[dict]) -> dict[str, list[list[float]]]:
     """[step, value] by name of all that the records of steps tell but `step`, thinned to means of consecutive ones."""
-    names = dict.fromkeys(name for record in records for name in record if name not in ("step", "skipped"))
+    names = dict.fromkeys(name for record in records for name in record if name not in ("step", "skipped", "broken"))
     drawn = {}
     for name in names:
         points = [[record["step"], record[name]] for record in records if record.get(name) is not None]
@@ -123,12 +123,13 @@ class View:
         self.steps, self.batch_size, self.shown, self.out = steps, batch_size, shown, out
         self.live = shown and out.isatty()
         self.recent: deque[dict] = deque(maxlen=SMOOTHED)
-        self.skipped, self.rewinds, self._drawn, self._at = 0, 0, 0, -1e9
+        self.skipped, self.broken, self.rewinds, self._drawn, self._at = 0, 0, 0, 0, -1e9
 
     def show(self, record: dict, rewinds: int) -> None:
         """Take in the record of a step, and draw if it is time or the end."""
         self.recent.append(record)
         self.skipped, self.rewinds = self.skipped + ("skipped" in record), rewinds
+        self.broken += record.get("broken", 0)
         due = time.monotonic() - self._at >= (REDRAWN_S if self.live else LINE_EVERY_S)
         if not self.shown or not (due or record["step"] == self.steps):
             return
@@ -153,7 +154,7 @@ class View:
             f"loss     {self._mean('loss'):.4g}{self._listed('loss_')}",
             f"gradient {norms}, rate {last['learning_rate']:.2e}",
             *([f"experts  busiest x even{self._listed('expert_load_')}"] if "busiest_expert" in last else []),
-            f"events   {self.skipped} steps skipped, {self.rewinds} rewinds",
+            f"events   {self.skipped} steps skipped, {self.rewinds} rewinds, {self.broken} broken examples passed over",
         ]
 
     def _listed(self, prefix: str) -> str:

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from policies.descent import Average, Clipping, learning_rate, named_sum
 from policies.guard import Guard
+from policies.loader import shuffled
 from policies.recipes import DataConfig, Recipe, TokenizerRecipe
 from policies.runs import git_commit, package_version, write_json
 from policies.train_log import StepLog, View, read_steps, told_if_full
@@ -231,20 +231,8 @@ class TrainingLoop:
         self.optimizer.step()
 
     def _indices(self) -> list[int]:
-        """Examples of this step: consecutive places in an endless sequence of shuffled epochs."""
-        n, size = self.examples, self.recipe.train.batch_size
-        places = range(self.draw * size, (self.draw + 1) * size)
-        orders = {e: np.random.default_rng([self.recipe.seed, e]).permutation(n) for e in {p // n for p in places}}
-        return [int(orders[place // n][place % n]) for place in places]
-
-    def _split(self, items: Sequence) -> list[Sequence]:
-        """This replica's share of a batch in `train.accumulate` parts of one size."""
-        count = self.recipe.train.accumulate
-        if len(items) % count:
-            fix = "Change train.batch_size, train.accumulate, or the number of workers."
-            raise InputError("train.accumulate", "parts", f"{len(items)} clips of a worker in {count}", "as many", fix)
-        size = len(items) // count
-        return [items[start : start + size] for start in range(0, len(items), size)]
+        """Examples of this step."""
+        return shuffled(self.examples, self.recipe.train.batch_size, self.recipe.seed, self.draw)
 
     def _state(self) -> dict[str, Tensor]:
         moments = {

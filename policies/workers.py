@@ -47,7 +47,8 @@ def companions(count: int, work: Callable[..., None], *arguments: object) -> Ite
     with TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
         others = [
-            spawn.Process(target=_accompany, args=(share, work, rank, count, meeting, *arguments), daemon=True)
+            # No daemons: those may not have processes of their own.
+            spawn.Process(target=_accompany, args=(share, work, rank, count, meeting, *arguments))
             for rank in range(1, count)
         ]
         for other in others:
@@ -78,30 +79,35 @@ def companions(count: int, work: Callable[..., None], *arguments: object) -> Ite
 
 def _accompany(share: int, work: Callable[..., None], rank: int, *arguments: object) -> None:
     torch.set_num_threads(share)
-    cv2.setNumThreads(1)
-    threadpoolctl.threadpool_limits(1, "blas")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_when, args=(multiprocessing.parent_process().join,), daemon=True).start()
+    work_alone()
     work(rank, *arguments)
 
 
 def _begin_process(begun: Synchronized, enough: Event) -> None:
     """The k-th process has the k-th core to itself: threads of its own, Mesa's too, would only be in the others' way.
-    An interrupt is the parent's to answer. When there is enough, or the parent was killed, the scene under way is of no
-    use any more."""
+    When there is enough, the scene under way is of no use any more."""
     with begun.get_lock():
         k, begun.value = begun.value, begun.value + 1
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[k % len(cores)]})
     os.environ["LP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    work_alone()
+    _end_when(enough.wait)
+
+
+def work_alone() -> None:
+    """What a spawned process begins with: OpenCV and NumPy keep to one thread, an interrupt is the parent's to answer,
+    and when the parent is gone, whatever ended it, so is this process."""
     cv2.setNumThreads(1)
     threadpoolctl.threadpool_limits(1, "blas")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for over in (enough.wait, multiprocessing.parent_process().join):
-        threading.Thread(target=_end_when, args=(over,), daemon=True).start()
+    _end_when(multiprocessing.parent_process().join)
 
 
 def _end_when(over: Callable[[], object]) -> None:
-    over()
-    os._exit(0)
+    def wait() -> None:
+        over()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

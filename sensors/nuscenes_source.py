@@ -47,6 +47,9 @@ class _Recent:
     def __init__(self, capacity: int):
         self.capacity, self._values = capacity, OrderedDict()
 
+    def __reduce__(self):
+        return _Recent, (self.capacity,)  # another process makes its own
+
     def get(self, key, make):
         if key not in self._values:
             self._values[key] = make()

@@ -35,9 +35,9 @@ def test_a_terminal_sees_one_block_that_is_drawn_over_itself():
     assert "busiest x even (1 1.5)" in first
     view.show(record(2), 0)  # too soon to draw again
     assert out.getvalue() == first
-    view.show(record(4, skipped=1, loss=None), 2)
+    view.show(record(4, skipped=1, loss=None, broken=3), 2)
     assert f"\x1b[{first.count(chr(10))}F" in out.getvalue()
-    assert "1 steps skipped, 2 rewinds" in out.getvalue()
+    assert "1 steps skipped, 2 rewinds, 3 broken examples passed over" in out.getvalue()
 
 
 def test_elsewhere_there_are_plain_lines_and_quiet_says_nothing():
