@@ -12,6 +12,7 @@ import policies.guard
 import vla.checkpoint
 from policies.descent import Average, Clipping, learning_rate, part_of
 from policies.guard import Guard
+from policies.loader import Draws
 from policies.train import Trainer, train
 from policies.train_log import read_steps
 from sensors.errors import InputError
@@ -27,12 +28,13 @@ def gradients_of(trainer: Trainer) -> tuple[dict[str, float], dict[str, torch.Te
 
 
 def test_micro_batches_sum_to_the_gradient_of_the_batch(course_dataroot, tmp_path, monkeypatch):
-    example = Trainer._example
+    example = Draws._example
 
-    def some_say_why(self, place, index):  # so that the parts have unlike numbers of words
-        return replace(example(self, place, index), reason=REASON if place in (0, 1, 2) else "")
+    def some_say_why(self, draw, place, index):  # so that the parts have unlike numbers of words
+        found, broken = example(self, draw, place, index)
+        return replace(found, reason=REASON if place in (0, 1, 2) else ""), broken
 
-    monkeypatch.setattr(Trainer, "_example", some_say_why)
+    monkeypatch.setattr(Draws, "_example", some_say_why)
     made = []
     for count in (1, 2, 4):
         more = [f"train.accumulate={count}", "losses.surroundings=0.5", "model.expert_dropout=0.2"]
