@@ -99,7 +99,9 @@ class Trainer(TrainingLoop):
 
     def _looked(self) -> dict:
         every = self.recipe.train.validate_every
-        return self.validate() if every and self.step % every == 0 and self.writes else {}
+        if not every or self.step % every or not self.writes:
+            return {}
+        return {name: value for name, value in self.validate().items() if isinstance(value, float)}  # no counts
 
     def validate(self, batch_size: int = 8) -> dict[str, float]:
         """Loss and plan error on the held-out scenes, decoding greedily as at run time."""

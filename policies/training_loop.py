@@ -255,13 +255,14 @@ class TrainingLoop:
 
 
 def _require_same(recorded: Recipe | TokenizerRecipe, given: Recipe | TokenizerRecipe, where: Path) -> None:
-    """An InputError that names the first key in which two recipes differ."""
+    """An InputError that names a key in which two recipes differ, one of the architecture if there is one."""
     old, new = (_flat(recipe.to_dict()) for recipe in (recorded, given))
-    for key in dict.fromkeys([*old, *new]):
+    shape = ("model.", "image_tokenizer.")
+    for key in sorted(dict.fromkeys([*old, *new]), key=lambda key: not key.startswith(shape)):
         if old.get(key) != new.get(key):
             expected = f"{old.get(key)}, as this training was begun with"
             fix = "Use a new --out folder for another recipe."
-            if key.startswith(("model.", "image_tokenizer.")):
+            if key.startswith(shape):
                 fix = "Its weights are of another architecture: use a new --out folder."
             raise InputError(where, f"another recipe: {key}", new.get(key), expected, fix)
 

@@ -119,11 +119,12 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(course_dataroot, t
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(course_dataroot, tmp_path):
-    recipe = small_recipe(course_dataroot, "train.steps=30", "train.checkpoint_every=2")
+    more = ["train.steps=30", "train.checkpoint_every=2", "train.ema=0.9", "train.spike=3"]
+    recipe = small_recipe(course_dataroot, *more)
     train(recipe, tmp_path / "whole", progress=False)
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "policies.cli", "train", "tiny", *SMALL, f"data.dataroot={course_dataroot}"]
-    command += ["train.steps=30", "train.checkpoint_every=2", "--out", str(out), "--quiet"]
+    command += [*more, "--out", str(out), "--quiet"]
     root = Path(__file__).resolve().parents[2]
     for seen in (2, 9, 17):  # steps in the log at which it is shot
         process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
