@@ -27,7 +27,7 @@ from sensors.augment import (
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
-from sensors.surroundings import mirrored, surroundings
+from sensors.surroundings import in_images, mirrored, surroundings
 from vla.action_tokens import ActionTokenizer
 from vla.config import ModelConfig
 
@@ -43,6 +43,7 @@ class Example:
     tokens  int64 [2K]      the action tokens of that
     reason  why, in the words of `sensors.reasons`; "" where nobody said
     around, known           of `sensors.surroundings.surroundings`
+    shown, shown_known      of `sensors.surroundings.in_images`, for the model's patches
     """
 
     clip: Clip
@@ -51,6 +52,8 @@ class Example:
     reason: str
     around: np.ndarray
     known: np.ndarray
+    shown: np.ndarray
+    shown_known: np.ndarray
 
 
 class TrainingSet:
@@ -96,7 +99,8 @@ class TrainingSet:
         if plan is None:
             plan = future_in_ego(clip, future, self.time_s)
         around = surroundings(clip.T_world_from_ego_now, future.boxes_now, extension, clip.now_us)
-        return Example(clip, plan, self._tokens(clip, plan), reason, *around)
+        shown = in_images(clip, future.boxes_now, extension, *self._model.patch_grid)
+        return Example(clip, plan, self._tokens(clip, plan), reason, *around, *shown)
 
     def varied(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Example:
         """The example as the recipe varies it: in another light, mirrored, cropped, without some of its cameras, its
@@ -105,7 +109,8 @@ class TrainingSet:
         if rng.random() < recipe.train.mirror:
             clip, plan = mirror(e.clip), mirror_poses(e.plan)
             tokens, around = self._tokens(clip, plan), mirrored(e.around)
-            e = Example(clip, plan, tokens, swap_sides(e.reason), around, e.known)
+            e = replace(e, clip=clip, plan=plan, tokens=tokens, reason=swap_sides(e.reason), around=around)
+            e = replace(e, shown=mirrored(e.shown))
         clip = drop_cameras(photometric(e.clip, rng), rng, recipe.train.camera_dropout)
         if data.crop:
             clip = crop(clip, rng, data.crop)

@@ -36,14 +36,14 @@ class Made:
 
     batch, tokens  of B clips
     told           int64 [B, R]  tokens of the reasons, or None
-    around         the two of `sensors.surroundings.surroundings`, [B, ...] each, or None
+    around         the two of `sensors.surroundings.surroundings`, and of `in_images`, [B, ...] each, or None
     broken         (example, file) of those that others were taken for
     """
 
     batch: Batch
     tokens: Tensor
     told: Tensor | None
-    around: tuple[Tensor, Tensor] | None
+    around: tuple[Tensor, ...] | None
     broken: tuple[tuple[int, str], ...]
 
 
@@ -83,8 +83,9 @@ class Draws:
         examples, broken = zip(*(self._example(draw, *at) for at in share), strict=True)
         if model.reason_places and self.examples.has_reasons:
             told = torch.tensor([sentences_of(model).reason(e.reason) for e in examples])
-        if self.recipe.losses.surroundings:
-            around = stacked([e.around for e in examples]), stacked([e.known for e in examples])
+        if self.recipe.losses.around:
+            names = ("around", "known", "shown", "shown_known")
+            around = tuple(stacked([getattr(e, name) for e in examples]) for name in names)
         batch = to_batch([e.clip for e in examples], model)
         return Made(batch, stacked([e.tokens for e in examples]), told, around, sum(broken, ()))
 

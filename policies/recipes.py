@@ -167,6 +167,9 @@ class Recipe:
             expected = "a checkpoint" if not given else "none"
             fix = f"model.image_input is {reads}, losses.world {self.losses.world}, losses.masked {self.losses.masked}."
             raise InputError(where, "data.image_tokenizer", given or "nothing", expected, fix)
+        if self.losses.shown and (self.model.image_projector != "none" or self.data.crop):
+            came = f"with model.image_projector {self.model.image_projector} and data.crop {self.data.crop}"
+            raise InputError(where, "losses.shown", came, "none and 0: it asks of each patch of whole images")
         if self.losses.world and self.model.steps < 2:
             raise InputError(where, "model.steps", self.model.steps, "at least 2: losses.world predicts the next one")
         if self.losses.text and not self.model.text_tokens:

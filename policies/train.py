@@ -45,7 +45,7 @@ class Part:
     batch: Batch
     tokens: Tensor
     told: Tensor | None
-    around: tuple[Tensor, Tensor] | None
+    around: tuple[Tensor, ...] | None
     count: Counted = WHOLE
 
 

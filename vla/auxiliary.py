@@ -6,6 +6,7 @@ training's own state, not of the model that drives.
     scene_trajectory   which of a batch's trajectories belongs to which of its scenes, as the encoder saw them
     scene_text         which of its texts (instruction and reason) does
     surroundings       where others, the route and traffic lights are, seen from above, from the scene tokens
+    shown              which patches of an image show others or traffic lights, from what the local encoder made of each
     head_z             keeps the logits of actions from drifting
 
 The formulas stand in `vla.losses`. Letters: B clips, T steps, S scene tokens a step, D width of the backbone, E of the
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from sensors.collate import Batch
 from sensors.errors import InputError
-from sensors.surroundings import LAYERS, cell_centres
+from sensors.surroundings import IN_IMAGES, LAYERS, cell_centres
 from vla.config import ModelConfig
 from vla.encoder import FusionLayer, LocalLayer, RayEmbedding
 from vla.image_tokens import ImageTokenizerConfig
@@ -60,11 +61,17 @@ class LossConfig:
     scene_text_nce: float = 0.0
     scene_text_siglip: float = 0.0
     surroundings: float = 0.0
+    shown: float = 0.0
     head_z: float = 0.0
 
     @property
     def any(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def around(self) -> bool:
+        """Whether what stands around the car is asked for."""
+        return bool(self.surroundings or self.shown)
 
     @property
     def codes(self) -> bool:
@@ -100,7 +107,8 @@ class Seen:
     words int64 [B, W]    tokens of instruction and reason, and others that do not count
     head, slots           of the actions, see `vla.losses.action_loss`
     around                what `sensors.surroundings` says of now, bool [B, C, X, Y], and which layers it knows [B, C];
-                          None where nobody asks
+                          of the images [B, N, C', rows, columns], and which kinds [B, C']; None where nobody asks
+    patches [B, N, P, E]  of the newest images, as the scene tokens read them
     """
 
     batch: Batch
@@ -111,7 +119,8 @@ class Seen:
     words: Tensor
     head: Tensor
     slots: tuple[slice, slice]
-    around: tuple[Tensor, Tensor] | None = None
+    around: tuple[Tensor, ...] | None = None
+    patches: Tensor | None = None
     count: Counted = WHOLE
 
 
@@ -257,6 +266,9 @@ class AuxiliaryLosses(nn.Module):
             self.world = CodeReader(config, images.codes, images.factor) if w.world else None
             self.masked = CodeReader(config, images.codes, images.factor) if w.masked else None
             self.surroundings = SurroundingsReader(config) if w.surroundings else None
+            self.shown = nn.Linear(config.encoder_width, len(IN_IMAGES)) if w.shown else None
+            if self.shown is not None:
+                nn.init.constant_(self.shown.bias, RARE_LOGIT)
             self.trajectory = self.words = None
             nce, sigmoid = w.scene_trajectory_nce, w.scene_trajectory_siglip
             if nce or sigmoid:
@@ -273,9 +285,12 @@ class AuxiliaryLosses(nn.Module):
                 loss, named = loss_of(seen, generator)
                 total, scalars = total + weight * loss, scalars | named
         if self.surroundings is not None:
-            asked = surroundings_loss(self.surroundings(seen.scene[:, -1]), *seen.around)
+            asked = surroundings_loss(self.surroundings(seen.scene[:, -1]), *seen.around[:2], "surroundings")
             loss, named = counted(asked, seen.count.surroundings)
             total, scalars = total + self.weights.surroundings * loss, scalars | named
+        if self.shown is not None:
+            loss, named = self._shown(seen)
+            total, scalars = total + self.weights.shown * loss, scalars | named
         if self.trajectory is not None:
             all_have = seen.tokens.new_ones(len(seen.tokens), dtype=torch.bool)
             loss, named = self.trajectory(seen.scene[:, -1], seen.tokens, all_have)
@@ -288,6 +303,12 @@ class AuxiliaryLosses(nn.Module):
             loss = torch.stack(parts).mean()
             total, scalars = total + self.weights.head_z * loss, scalars | {"loss_head_z": loss.detach()}
         return total, scalars
+
+    def _shown(self, seen: Seen) -> Loss:
+        shown, known = seen.around[2:]
+        logits = self.shown(seen.patches).transpose(-1, -2).unflatten(-1, shown.shape[-2:]).flatten(0, 1)
+        known, by = known.repeat_interleave(shown.shape[1], dim=0), seen.batch.image_mask[:, -1].flatten()
+        return counted(surroundings_loss(logits, shown.flatten(0, 1), known, "shown", by), seen.count.surroundings)
 
     def _world(self, seen: Seen, generator: torch.Generator) -> Loss:
         batch, (clip, camera) = seen.batch, _one_camera(seen.batch, generator)

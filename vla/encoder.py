@@ -198,12 +198,20 @@ class SceneEncoder(nn.Module):
         self.deep_norm = nn.RMSNorm(width, eps=1e-6) if c.deepstack else None
         self.deep = nn.ModuleList(CrossAttention(width, heads) for _ in range(c.deepstack))
 
-    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """generator: draws, in training, which clips are not told which camera is which, where the config asks it."""
-        B, T, _ = batch.image_mask.shape
+    def forward(
+        self, batch: Batch, generator: torch.Generator | None = None, kept: list[Tensor] | None = None
+    ) -> Tensor:
+        """generator: draws, in training, which clips are not told which camera is which, where the config asks it.
+        kept: is given what is read of the newest images, [B, N, M, D]."""
+        B, T, N = batch.image_mask.shape
         if self.each_step and T > 1:
-            return self.forward(by_step(batch), generator).view(B, T, len(self.queries), -1)
+            scene = self.forward(by_step(batch), generator, kept).view(B, T, len(self.queries), -1)
+            if kept is not None:
+                kept[-1] = kept[-1].unflatten(0, (B, T))[:, -1]
+            return scene
         *shallow, memory = [self.memory_norm(depth) for depth in self.depths(batch, self.told(B, generator))]
+        if kept is not None:
+            kept.append(memory[:, 1:].unflatten(1, (T, N, -1))[:, -1])
         queries = self.ray.toward(self.anchors) + self.queries
         scene = (queries + self.time(self.step_time_s(batch))[..., None, :]).view(B, -1, queries.shape[-1])
         bias = self.fusion_bias(batch, memory.shape[1] - 1, scene.dtype)

@@ -121,17 +121,19 @@ def world_loss(hidden: Tensor, head: Tensor, codes: Tensor, seen: Tensor, slot: 
     return loss, scalars | {"copied_world": same.sum() / max(same.numel(), 1)}
 
 
-def surroundings_loss(logits: Tensor, there: Tensor, known: Tensor) -> Loss:
+def surroundings_loss(logits: Tensor, there: Tensor, known: Tensor, name: str, seen: Tensor | None = None) -> Loss:
     """Binary cross-entropy of each cell of each layer, [B, C, X, Y], over the layers that are known [B, C].
 
-    A cell where something stands weighs RARE_WEIGHT. `found_around`: share of those cells given more than one half.
+    A cell where something stands weighs RARE_WEIGHT, one of a row that is not `seen` [B] nothing. `found_...`: share of
+    the cells where something stands that are given more than one half.
     """
-    weight = torch.where(there, RARE_WEIGHT, 1.0) * known[..., None, None]
+    asked = known if seen is None else known & seen[:, None]
+    weight = torch.where(there, RARE_WEIGHT, 1.0) * asked[..., None, None]
     loss = F.binary_cross_entropy_with_logits(logits.float(), there.float(), weight, reduction="sum")
     loss = loss / (known.sum() * logits[0, 0].numel()).clamp(min=1)
-    hits = there & known[..., None, None]
+    hits = there & asked[..., None, None]
     found = ((logits.detach() > 0) & hits).sum() / hits.sum().clamp(min=1)
-    return loss, {"loss_surroundings": loss.detach(), "found_around": found}
+    return loss, {f"loss_{name}": loss.detach(), f"found_{name}": found}
 
 
 def counted(loss: Loss, weight: float) -> Loss:

@@ -136,20 +136,31 @@ class DrivingModel(nn.Module):
         for attention in [*(layer.attention for layer in self.encoder.fusion), *self.encoder.deep]:
             attention.kv.weight[: self.config.encoder_width] = attention.q.weight  # find the keys that resemble them
 
-    def prefix(self, batch: Batch, allow_blind: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    def prefix(
+        self,
+        batch: Batch,
+        allow_blind: bool = False,
+        generator: torch.Generator | None = None,
+        kept: list[Tensor] | None = None,
+    ) -> Tensor:
         """Embedded tokens [B, L, D] of what the car perceives, in the order of the module's docstring.
 
         With DeepStack they are [B, L, (1 + n) D], see `Backbone`. A batch that does not fit the config or holds NaN is
         an InputError; so is a clip without a single image, unless `allow_blind`.
         """
-        return torch.cat(self.perceive(batch, self.config.steps, allow_blind, generator), dim=1)
+        return torch.cat(self.perceive(batch, self.config.steps, allow_blind, generator, kept), dim=1)
 
     def perceive(
-        self, batch: Batch, steps: int, allow_blind: bool = False, generator: torch.Generator | None = None
+        self,
+        batch: Batch,
+        steps: int,
+        allow_blind: bool = False,
+        generator: torch.Generator | None = None,
+        kept: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(scene tokens of `steps` steps [B, steps S, D], tokens that speak of now [B, M, D]); rules as `prefix`."""
         self._check(batch, steps, allow_blind)
-        scene, *deep = self.encoder(batch, generator).flatten(1, 2).split(self.config.encoder_width, dim=-1)
+        scene, *deep = self.encoder(batch, generator, kept).flatten(1, 2).split(self.config.encoder_width, dim=-1)
         scene = self.scene(scene)
         if deep:
             scene = torch.cat([scene, *(linear(x) for linear, x in zip(self.deep, deep, strict=True))], dim=-1)
@@ -167,22 +178,15 @@ class DrivingModel(nn.Module):
         return nn.functional.pad(x, (0, len(self.deep) * x.shape[-1])) if len(self.deep) else x
 
     def hidden(
-        self,
-        batch: Batch,
-        action_tokens: Tensor,
-        allow_blind: bool = False,
-        routings: list[Routing] | None = None,
-        generator: torch.Generator | None = None,
-        reason_tokens: Tensor | None = None,
+        self, batch: Batch, action_tokens: Tensor, allow_blind: bool = False, reason_tokens: Tensor | None = None
     ) -> Tensor:
         """[B, 2K, D] that predicts each of action_tokens [B, 2K] from those before it (in parallel: from none).
 
         With reason_tokens [B, R] as `loss` takes them [B, 2K + R, D], the same for each of them.
         """
-        x = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens)
+        x = self.sequence(batch, action_tokens, allow_blind, reason_tokens=reason_tokens)
         last = action_tokens.shape[1] + (0 if reason_tokens is None else reason_tokens.shape[1])
-        layout = self.layout(x.device, reason_tokens is not None)
-        return self.backbone(x, layout, routings=routings, generator=generator, last=last)
+        return self.backbone(x, self.layout(x.device, reason_tokens is not None), last=last)
 
     def sequence(
         self,
@@ -191,9 +195,13 @@ class DrivingModel(nn.Module):
         allow_blind: bool = False,
         generator: torch.Generator | None = None,
         reason_tokens: Tensor | None = None,
+        kept: list[Tensor] | None = None,
     ) -> Tensor:
-        """Embedded tokens [B, L, D] of a clip and what its plan and reason are predicted from; rules as `prefix`."""
-        parts = [self.prefix(batch, allow_blind, generator), self.said(action_tokens)]
+        """Embedded tokens [B, L, D] of a clip and what its plan and reason are predicted from; rules as `prefix`.
+
+        kept: see `SceneEncoder.forward`.
+        """
+        parts = [self.prefix(batch, allow_blind, generator, kept), self.said(action_tokens)]
         if reason_tokens is not None:
             parts.append(self._follow(self.reason_token, reason_tokens))
         return torch.cat(parts, dim=1)
@@ -217,7 +225,7 @@ class DrivingModel(nn.Module):
         allow_blind: bool = False,
         generator: torch.Generator | None = None,
         auxiliary: AuxiliaryLosses | None = None,
-        around: tuple[Tensor, Tensor] | None = None,
+        around: tuple[Tensor, ...] | None = None,
         count: Counted = WHOLE,
     ) -> Loss:
         """(loss to minimise, named detached scalars) of the expert's action_tokens int64 [B, 2K].
@@ -230,7 +238,8 @@ class DrivingModel(nn.Module):
         if reason_tokens is not None:
             self._check_reason(batch, reason_tokens)
         routings: list[Routing] = []
-        x, n = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens), action_tokens.shape[1]
+        kept: list[Tensor] = []
+        x, n = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens, kept), action_tokens.shape[1]
         told = 0 if reason_tokens is None else reason_tokens.shape[1]
         layout, last = self.layout(x.device, told > 0), n + told if auxiliary is None else None
         states = self.backbone(x, layout, routings=routings, generator=generator, last=last)
@@ -253,7 +262,8 @@ class DrivingModel(nn.Module):
                 tokens[:, : c.steps * c.scene_tokens, : c.width].unflatten(1, (c.steps, -1)) for tokens in (x, states)
             )
             words = batch.instruction if reason_tokens is None else torch.cat([batch.instruction, reason_tokens], dim=1)
-            seen = Seen(batch, scene, states, hidden, action_tokens, words, self.head.weight, self.slots, around, count)
+            told = (words, self.head.weight, self.slots, around, kept[-1], count)
+            seen = Seen(batch, scene, states, hidden, action_tokens, *told)
             more, named = auxiliary(seen, generator)
             loss, scalars = loss + more, scalars | named
         return loss, scalars

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from sensors.errors import InputError
-from sensors.surroundings import COLUMNS, LAYERS, ROWS
+from sensors.surroundings import COLUMNS, IN_IMAGES, LAYERS, ROWS
 from vla.auxiliary import AuxiliaryLosses, CodeReader, LossConfig, TextTower
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
@@ -23,6 +23,7 @@ SCALARS = {  # what falls, by loss
     "scene_text_nce": "loss_nce_scene_text",
     "scene_text_siglip": "loss_siglip_scene_text",
     "surroundings": "loss_surroundings",
+    "shown": "loss_shown",
     "head_z": "loss_head_z",
 }
 
@@ -32,16 +33,19 @@ def examples(small, make_batch, make_tokens):
     return with_codes(make_batch(small, 0, 1, 2, 3), ImageTokenizer(IMAGES, 1)), make_tokens(small, 4)
 
 
-def some_surroundings(clips):
-    there = torch.rand(clips, len(LAYERS), ROWS, COLUMNS, generator=torch.Generator().manual_seed(3)) < 0.1
-    return there, torch.ones(clips, len(LAYERS), dtype=torch.bool)
+def some_surroundings(clips, small):
+    generator = torch.Generator().manual_seed(3)
+    there = torch.rand(clips, len(LAYERS), ROWS, COLUMNS, generator=generator) < 0.1
+    shown = torch.rand(clips, small.cameras, len(IN_IMAGES), *small.patch_grid, generator=generator) < 0.2
+    known = (torch.ones(clips, len(kinds), dtype=torch.bool) for kinds in (LAYERS, IN_IMAGES))
+    return there, next(known), shown, next(known)
 
 
 @pytest.mark.parametrize("name", SCALARS)
 def test_a_loss_reaches_the_encoder_and_falls(small, examples, name):
     (batch, tokens), weights = examples, LossConfig(**{name: 0.5})
     model, heads = DrivingModel(small), AuxiliaryLosses(weights, small, IMAGES)
-    around = some_surroundings(len(tokens))
+    around = some_surroundings(len(tokens), small)
 
     def losses():
         generator = torch.Generator().manual_seed(0)  # the same camera and the same masks each time
@@ -162,12 +166,12 @@ def test_losses_reject_what_they_cannot_use(small, examples):
         DrivingModel(small).loss(one, tokens[:1], generator=torch.Generator(), auxiliary=heads)
 
 
-def test_layers_that_are_not_known_are_not_asked_for():
+def test_layers_that_are_not_known_are_not_asked_for(small):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, len(LAYERS), ROWS, COLUMNS, generator=generator)
-    there, known = some_surroundings(2)
+    there = some_surroundings(2, small)[0]
     known = torch.tensor([[True] * len(LAYERS), [True, True, False, False, False]])
-    loss, scalars = surroundings_loss(logits, there, known)
+    loss, scalars = surroundings_loss(logits, there, known, "around")
     total, found, count = 0.0, 0, 0
     for b in range(2):
         for c in range(len(LAYERS)):
