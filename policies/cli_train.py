@@ -13,12 +13,14 @@ from policies.stages import load_stages, make, shipped_stages
 from policies.train import train
 from policies.train_images import check_tokenizer, report_figures, train_images
 from sensors.errors import InputError
+from vla.sizes import SIZES
 
 EPILOGS = {
     "train": """examples:
   vla train tiny data.dataroot=data/course               ten minutes on two cores
   vla train my-recipe.yaml train.steps=100 --out runs/t  the same --out again resumes
   vla train tiny-town --dry-run                          what it would cost
+  vla train tiny-town model.size=300m --dry-run          what a larger one would
   vla train image-tokens data.dataroot=data/town         codes for images""",
     "make": """examples:
   vla make tiny-town --out runs/tiny-town                the shipped policy from nothing, with its scores
@@ -36,7 +38,8 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare them; `verb` makes one subcommand from (name, function, help)."""
     sub = verb("train", _train, "train a policy or an image tokenizer from a recipe")
     sub.add_argument("recipe", help=f"a YAML file or one of: {', '.join(shipped())}")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replace values, as in train.steps=10")
+    words = f"replace values, as in train.steps=10; model.size=NAME exchanges the size: {', '.join(SIZES)}"
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
     words = "processes that share each batch (default 1); on a CPU one a core is faster than threads"
     sub.add_argument("--workers", type=count, default=1, help=words)
     words = "say what it would cost in parameters, memory, tokens and time, measured in two steps; write nothing"

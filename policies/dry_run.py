@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from policies.descent import part_of
+from policies.freezing import freeze
 from policies.noise import noise_clip
 from policies.recipes import Recipe
 from policies.train import Trainer
@@ -29,11 +30,14 @@ MEMORY = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Cost:
-    """parts: parameters; memory: bytes of each replica; dataset: examples of each situation, None without a dataroot;
-    step_s: None if the training does not fit here; on_noise: without loading, and without losses beside the plan's."""
+    """parts: parameters, learn: those that are not frozen; flop: of all steps together; memory: bytes of each replica;
+    dataset: examples of each situation, None without a dataroot; step_s: None if the training does not fit here;
+    on_noise: without loading, and without losses beside the plan's."""
 
     parts: dict[str, int]
+    learn: int
     active: int
+    flop: int
     memory: dict[str, int]
     tokens_a_step: int
     steps: int
@@ -47,9 +51,10 @@ class Cost:
         kept = [f"{name} {_short(size, 'B')}" for name, size in self.memory.items()]
         active = f"{_short(self.active)} of the backbone active for a token"
         lines = [
-            f"parameters  {_short(sum(self.parts.values()))}: {', '.join(parts)}; {active}",
+            f"parameters  {_short(sum(self.parts.values()))}: {', '.join(parts)}; {active}; {_short(self.learn)} learn",
             f"memory      {_short(sum(self.memory.values()), 'B')}: {', '.join(kept)}",
             f"tokens      {_short(self.tokens_a_step)} a step, {_short(self.tokens_a_step * self.steps)} in all",
+            f"arithmetic  {self.flop / self.steps:.3g} FLOP a step, {self.flop:.3g} in all, without auxiliary losses",
         ]
         if self.dataset is None:
             lines.append("dataset     not here")
@@ -57,7 +62,7 @@ class Cost:
             lines.append(f"dataset     {sum(self.dataset.values()):,} examples in {len(self.dataset)} situations")
             lines += [f"            {count:9,}  {name}" for name, count in self.dataset.items()]
         if self.step_s is None:
-            lines.append("time        not measured: it does not fit into the memory that is free here")
+            lines.append("time        not measured: train.device has not so much memory free here")
         else:
             how = "on noise, without loading and auxiliary losses" if self.on_noise else "loading included"
             total = duration(self.step_s * self.steps)
@@ -69,6 +74,7 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
     """The cost of a recipe for each of `workers` replicas, with two steps of one of them measured here."""
     with torch.device("meta"):
         model = DrivingModel(recipe.model, recipe.seed)
+    freeze(model, recipe.train.freeze, recipe.name)
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         parts[part_of(name)] = parts.get(part_of(name), 0) + parameter.numel()
@@ -76,7 +82,8 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
         heads = AuxiliaryLosses(recipe.losses, recipe.model, None, recipe.seed)
         parts["heads"] = sum(p.numel() for p in heads.parameters())
     count, config = sum(parts.values()), recipe.train
-    memory = {"weights": FLOAT * count, "gradients": FLOAT * count, "optimizer": ADAMW * count}
+    learn = count - sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    memory = {"weights": FLOAT * count, "gradients": FLOAT * learn, "optimizer": ADAMW * learn}
     if config.ema:
         memory["average"] = FLOAT * count
     size = 2 if compute_dtype(config.dtype, torch.device(config.device)).name == "bf16" else FLOAT
@@ -94,7 +101,8 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
     c = recipe.model
     reasons = bool(c.reason_places) and (dataset is None or trainer.train_set.has_reasons)
     tokens = len(model.layout("meta", reasons)) * config.batch_size
-    return Cost(parts, model.backbone.active_parameters, memory, tokens, config.steps, dataset, step_s, not there)
+    active, flop = model.backbone.active_parameters, arithmetic(c, model) * config.batch_size * config.steps
+    return Cost(parts, learn, active, flop, memory, tokens, config.steps, dataset, step_s, not there)
 
 
 def _noise_steps(recipe: Recipe) -> list[float]:
@@ -114,6 +122,26 @@ def _noise_steps(recipe: Recipe) -> list[float]:
         optimizer.zero_grad()
         took.append(time.perf_counter() - start)
     return took
+
+
+def arithmetic(c: ModelConfig, model: DrivingModel) -> int:
+    """FLOP of a training step for one clip that has all its images: 6 for each weight that a token or patch meets (2 to
+    multiply and add, twice that for the gradients of inputs and weights) and for each pair of numbers in attention.
+
+    A little less where weights are frozen; losses that only train come on top.
+    """
+    tokens = c.steps * c.scene_tokens + c.now_tokens + c.action_tokens + c.reason_places
+    W, images, scene = c.encoder_width, c.steps * c.cameras, c.steps * c.scene_tokens
+    patches = images * c.patches
+    reach = c.cameras * c.patches * (1 if c.fusion_reach == "step" else c.steps)
+    layer = 4 * W * W + 3 * W * c.encoder_hidden  # attention and gated hidden layer
+    read = 2 * W * W  # keys and values
+    met = tokens * (model.backbone.active_parameters + 2 * tokens * c.layers * c.heads * c.head_dim)
+    met += c.encoder_layers * patches * (layer + 2 * c.patches * W)
+    met += c.fusion_layers * (scene * (layer - read + 2 * reach * W) + patches * read)
+    for k, halve in enumerate(model.encoder.stem.halvings if model.encoder.stem is not None else (), 1):
+        met += images * halve.weight.numel() * (c.image_width >> k) * (c.image_height >> k)
+    return 6 * met
 
 
 def activations(recipe: Recipe) -> int:
@@ -146,6 +174,8 @@ def _stem(c: ModelConfig) -> int:
 
 def _free_bytes(device: str) -> int:
     if device == "cuda":
+        if not torch.cuda.is_available():
+            return 0
         return torch.cuda.mem_get_info()[0]
     lines = MEMORY.read_text().splitlines() if MEMORY.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 1 << 62)

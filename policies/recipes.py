@@ -1,7 +1,8 @@
 """Recipes: a YAML file becomes frozen dataclasses; unknown keys and wrong types are errors, the command line overrides.
 
 A recipe is one of the shipped names (`policies/recipes/*.yaml`) or a path. `vla train tiny train.steps=10` replaces one
-value by its dotted key; the value is read as YAML.
+value by its dotted key; the value is read as YAML. `model.size` names one of `vla.sizes`, from which the other keys of
+`model` differ.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from vla.auxiliary import LossConfig
 from vla.config import ModelConfig, build
 from vla.image_tokens import ImageTokenizerConfig
 from vla.precision import DTYPES, FP8_RECIPES, PRECISIONS
+from vla.sizes import SIZES
 
 SHIPPED = Path(__file__).parent / "recipes"
 DEVICES = ("cpu", "cuda")
@@ -132,6 +134,7 @@ class TrainConfig(LoopConfig):
     validate_every: steps between looks at the held-out scenes, 0: only at the end.
     start_from: checkpoint of the same model whose weights it starts from, "" for none.
     loader_workers: processes that make batches ahead of the training, see `policies.loader`; 0: the training itself.
+    freeze: names of parameters that stay as they are, see `policies.freezing`.
     device: "cpu", or "cuda".
     dtype: parameters are fp32; with "bf16" the products are not. "auto": what is faster, `vla.precision.compute_dtype`.
     precision, fp8_recipe: in what numbers the backbone multiplies, and how 8 bits are scaled: `vla.precision`.
@@ -144,6 +147,7 @@ class TrainConfig(LoopConfig):
     validate_every: int = 0
     start_from: str = ""
     loader_workers: int = 0
+    freeze: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "fp32"
     precision: str = "torch"
@@ -251,6 +255,8 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe | TokenizerRe
         raise InputError(path, "YAML", type(values).__name__, "a mapping of keys to values")
     for override in overrides:
         _override(values, override)
+    if isinstance(values.get("model"), dict):
+        values["model"] = _sized(values["model"], path)
     return build(TokenizerRecipe if "image_tokenizer" in values else Recipe, values, path).validate(path)
 
 
@@ -263,4 +269,16 @@ def _override(values: dict, override: str) -> None:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise InputError("override", key, f"{name} is a value", "a dotted path of mappings")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError("override", key, f"{text} ({str(error).splitlines()[0]})", "a value in YAML") from None
+
+
+def _sized(model: dict, where: object) -> dict:
+    """All keys of the size that it names, and its own instead where it has some."""
+    own = dict(model)
+    size = own.pop("size", "tiny")
+    if size not in list(SIZES):
+        raise unknown_name(where, "model.size", size, SIZES)
+    return SIZES[size] | own

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policies.data import TrainingSet
 from policies.descent import part_of
+from policies.freezing import freeze
 from policies.loader import Feed, Made, in_parts, readable, stacked
 from policies.recipes import Recipe
 from policies.runs import Run
@@ -53,7 +54,7 @@ class Trainer(TrainingLoop):
     """Model, optimizer and data of one recipe; `run` trains to the recipe's last step."""
 
     def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None):
-        size, data = image_size(recipe.model), recipe.data
+        size, data, self.device = image_size(recipe.model), recipe.data, _device(recipe)
         roots = (data.dataroot, *data.more_dataroots)
         source, *more = (NuscenesSource(root, data.version, None, recipe.model.steps, size) for root in roots)
         learned, held_out = split_scenes(source.scenes, data)
@@ -63,7 +64,7 @@ class Trainer(TrainingLoop):
         self.val_set = TrainingSet([(source, held_out)], self.tokenizer, recipe.model)
         self.learned = self.train_set.learned
         self.codes = _image_tokenizer(recipe, source, learned) if recipe.data.image_tokenizer else None
-        self.auxiliary, self.device = None, torch.device(recipe.train.device)
+        self.auxiliary = None
         if recipe.losses.any:
             images = self.codes.config if recipe.losses.codes else None
             self.auxiliary = AuxiliaryLosses(recipe.losses, recipe.model, images, recipe.seed).to(self.device)
@@ -73,6 +74,7 @@ class Trainer(TrainingLoop):
             model.load_state_dict(begun.model.state_dict())
             self.learned |= Learned.from_json(begun.extra.get("learned", []))
         self.learned.require_apart(self.val_set.learned, data.dataroot)
+        freeze(model, recipe.train.freeze, recipe.name)
         model.to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
         self.feed = Feed(self.train_set, recipe, self.replicas)
@@ -202,6 +204,13 @@ class Trainer(TrainingLoop):
         return torch.from_numpy(self.replicas.share(draws) >= self.recipe.train.motion_dropout)
 
 
+def _device(recipe: Recipe) -> torch.device:
+    if recipe.train.device == "cuda" and not torch.cuda.is_available():
+        fix = "Say train.device=cpu, or ask vla doctor what is missing."
+        raise InputError(f"recipe {recipe.name}", "train.device", "cuda", "a GPU that torch can use", fix)
+    return torch.device(recipe.train.device)
+
+
 def _hide_motion(batch: Batch, shown: Tensor) -> Batch:
     """The batch with those of its clips that are not shown, bool [B], told only their speed of their motion."""
     shown, device = shown[:, None], batch.image_mask.device
@@ -229,7 +238,8 @@ def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[st
     """The recipe's; a codebook that says nothing of these scenes is an InputError."""
     given = Path(recipe.data.image_tokenizer)
     tokenizer = load_image_tokenizer(given).model
-    check_on(tokenizer, images_of(source, scenes, MOST_CHECKED)).require_usable(given)
+    size = tokenizer.config.image_width, tokenizer.config.image_height
+    check_on(tokenizer, images_of(source, scenes, MOST_CHECKED, size)).require_usable(given)
     return tokenizer
 
 

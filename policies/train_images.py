@@ -23,12 +23,18 @@ MOST_IMAGES, MOST_CHECKED = 12_000, 600  # kept in memory: to learn from, to che
 CHECK_BATCH = 24
 
 
-def images_of(source: NuscenesSource, scenes: Sequence[str], most: int) -> torch.Tensor:
-    """uint8 [M, H, W, 3]: what the cameras delivered at keyframes, evenly over the scenes, about `most` at most."""
+def images_of(
+    source: NuscenesSource, scenes: Sequence[str], most: int, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """uint8 [M, H, W, 3]: what the cameras delivered at keyframes, evenly over the scenes, about `most` at most.
+
+    size: (width, height) px that they are brought to; None: as the source has them.
+    """
     frames = [(scene, frame) for scene in scenes for frame in range(len(source.frame_times_us(scene)))]
     cameras = len(source.clip(*frames[0]).cameras) if frames else 1
     taken = np.linspace(0, len(frames) - 1, min(len(frames), max(most // cameras, 1))).round().astype(int)
     clips = (source.clip(*frames[k]) for k in taken)
+    clips = clips if size is None else (clip.resize(*size) for clip in clips)
     kept = [clip.images[-1][clip.image_mask[-1]] for clip in clips]
     if not sum(map(len, kept)):
         expected = "scenes with camera files"

@@ -71,7 +71,7 @@ class TrainingLoop:
         self.average = Average(model, config.ema) if config.ema else None
         # What a resumed training needs beside model and moments; written and read in place.
         self._kept = {f"heads.{name}": p for name, p in heads.named_parameters()} if heads is not None else {}
-        self._trained = dict(model.named_parameters()) | self._kept
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad} | self._kept
         decayed = [p for p in self._trained.values() if p.ndim > 1]
         rest = [p for p in self._trained.values() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(

@@ -236,7 +236,9 @@ class Pairs(nn.Module):
         """Of scene [B, S, D] and int64 [B, W] of those clips that have some, bool [B]; weighed. Fewer than 2: 0."""
         first = {tuple(tokens[i].tolist()): i for i in reversed(there.nonzero().flatten().tolist())}
         if len(first) < 2 <= len(scene):
-            return scene.new_zeros(()), {name: scene.new_zeros(()) for name in self.names}
+            # With gradients, of zero: replicas average those of the same parameters, whatever clips each of them has.
+            nothing = 0.0 * sum(parameter.sum() for parameter in self.parameters())
+            return nothing, {name: scene.new_zeros(()) for name in self.names}
         chosen = sorted(first.values())
         a, b = self.scene(scene[chosen].mean(dim=1)), self.other(tokens[chosen])
         total, scalars = scene.new_zeros(()), {}

@@ -321,7 +321,9 @@ def build(cls: type, values: dict, where: object, prefix: str = ""):
 def _typed(kind: object, value: object, where: object, key: str):
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where, f"{key}.")
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(where, key, f"{value!r} ({type(value).__name__})", "a list, as in [a, b]")
         return tuple(_typed(typing.get_args(kind)[0], item, where, f"{key}[{k}]") for k, item in enumerate(value))
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
         try:

@@ -147,8 +147,9 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, rate: float) -> None:
-        """bias += rate sign(mean load - load), then count afresh; a softmax router has no bias to move."""
-        if not self.softmax:
+        """bias += rate sign(mean load - load), then count afresh; a softmax router has no bias to move, and that of a
+        router that is frozen stays."""
+        if not self.softmax and self.router.weight.requires_grad:
             self.bias += rate * (self.load.mean() - self.load).sign()
         self.load.zero_()
 

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from test_train import SMALL, small_recipe
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from policies.cli import main
-from policies.dry_run import activations, dry_run
+from policies.dry_run import activations, arithmetic, dry_run
 from policies.noise import noise_clip
 from policies.recipes import load_recipe
 from policies.transforms import to_batch
+from vla.auxiliary import AuxiliaryLosses, LossConfig
 from vla.model import DrivingModel
 
 
@@ -40,6 +43,27 @@ def test_activations_are_counted_as_torch_keeps_them(more):
     generator = torch.Generator().manual_seed(0)
     kept = kept_for_gradients(model, lambda: model.loss(batch, tokens, told, generator=generator)[0])
     assert 4 * activations(recipe) == pytest.approx(kept, rel=0.15)
+
+
+@pytest.mark.parametrize("reach", ["past", "step"])
+def test_arithmetic_is_counted_as_torch_does_it(reach):
+    dense = ["model.dense_layers=4", f"model.fusion_reach={reach}", "model.steps=2", "data.dataroot=none"]
+    recipe = load_recipe("tiny", dense)  # torch does not count the products of experts
+    c, model = recipe.model, DrivingModel(recipe.model)
+    batch = to_batch([noise_clip(c, 0)], c)
+    tokens = torch.tensor([slot.start for slot in c.action_slots]).repeat(1, c.action_tokens // 2)
+    told = torch.full((1, c.reason_places), model.text.start)
+    heads, generator = AuxiliaryLosses(LossConfig(head_z=1.0), c, None), torch.Generator()  # it reads all places
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # of others it counts no attention
+        model.loss(batch, tokens, told, generator=generator, auxiliary=heads)[0].backward()
+    assert arithmetic(c, model) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_what_is_frozen_needs_no_moments():
+    cost = dry_run(load_recipe("moe-10b", ["train.freeze=[backbone.,head.]"]))
+    assert 0 < cost.learn < 0.2 * sum(cost.parts.values())
+    assert cost.memory["optimizer"] == 2 * cost.memory["gradients"] == 8 * cost.learn
+    assert cost.step_s is None
 
 
 def test_the_cost_of_a_training_with_its_data(course_dataroot, tmp_path, monkeypatch):

@@ -1,10 +1,15 @@
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
+from policies.dry_run import arithmetic
+from policies.freezing import freeze
 from policies.recipes import MOST, SHIPPED, load_recipe
 from sensors.errors import InputError
-from vla.config import build
+from vla.config import ModelConfig, build
+from vla.model import DrivingModel
 
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
@@ -13,8 +18,47 @@ SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 def test_shipped_recipes_load_and_say_their_cost(name):
     recipe = load_recipe(name, [])
     assert recipe.name == name
-    header = (SHIPPED / f"{name}.yaml").read_text().splitlines()[:8]
-    assert any("minutes" in line for line in header if line.startswith("#"))
+    text = (SHIPPED / f"{name}.yaml").read_text()
+    cost = next(line for line in text.splitlines() if line.startswith("# cost "))
+    assert "minutes" in cost or "hours" in cost
+    assert "\n# data " in text
+    assert "\n# score " in text
+    assert load_recipe(name, ["train.steps=7"]).train.steps == 7
+    with pytest.raises(InputError, match=r"Did you mean train\.steps"):
+        load_recipe(name, ["train.stepz=7"])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("align", 3.81e6),
+        ("pretrain", 3.81e6),
+        ("instruct", 3.81e6),
+        ("town-300m", 304e6),
+        ("nuscenes-300m", 304e6),
+        ("moe-10b", 9.92e9),
+    ],
+)
+def test_models_of_shipped_recipes_have_their_size_and_cost_what_the_header_says(name, parameters):
+    recipe = load_recipe(name, [])
+    with torch.device("meta"):  # nothing is allocated
+        model = DrivingModel(recipe.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=0.005)
+    freeze(model, recipe.train.freeze, name)
+    smaller = load_recipe(name, ["model.size=tiny"]).model
+    assert (smaller.width, smaller.cameras) == (ModelConfig.tiny().width, recipe.model.cameras)
+    if said := re.search(r"counts ([\d.e]+) FLOP", (SHIPPED / f"{name}.yaml").read_text()):
+        clips = recipe.train.steps * recipe.train.batch_size
+        assert float(said[1]) == pytest.approx(clips * arithmetic(recipe.model, model), rel=0.03)
+    else:
+        assert parameters < 1e7
+
+
+def test_three_stages_are_of_one_model_and_only_align_and_instruct_freeze():
+    align, pretrain, instruct = (load_recipe(name, []) for name in ("align", "pretrain", "instruct"))
+    assert align.model == pretrain.model == instruct.model
+    assert align.train.freeze == ("backbone.", "embedding.", "instruction_order", "head.")
+    assert (pretrain.train.freeze, instruct.train.freeze) == ((), ("encoder.",))
 
 
 def test_overrides_replace_one_value():
@@ -43,6 +87,11 @@ def test_overrides_replace_one_value():
         ("train.device=tpu", "train.device: came tpu"),
         ("losses.worlds=1", "Did you mean losses.world?"),
         ("losses.head_z=-1", "losses.head_z: came -1.0, expected a weight of at least 0"),
+        ("train.freeze=encoder.", "train.freeze: came 'encoder.' (str), expected a list"),
+        ("train.freeze=[3]", "train.freeze[0]: came 3"),
+        ("train.freeze=[*.weight]", "expected a value in YAML"),
+        ("model.size=300M", "model.size: came 300M, expected one of tiny, 300m, 10b-a2.5b. Did you mean 300m?"),
+        ("model.size=[300m]", "model.size: came ['300m']"),
         ("losses.masked=1", "data.image_tokenizer: came nothing, expected a checkpoint"),
     ],
 )
@@ -64,6 +113,14 @@ def test_losses_reject_a_recipe_that_lacks_what_they_need(overrides, words):
     with pytest.raises(InputError) as error:
         load_recipe("tiny", overrides)
     assert words in str(error.value)
+
+
+def test_a_size_is_what_the_other_keys_of_the_model_differ_from():
+    assert load_recipe("tiny", ["model.size=tiny"]) == load_recipe("tiny", [])
+    larger = load_recipe("tiny", ["model.size=300m", "model.width=384", "model.heads=6", "model.kv_heads=2"]).model
+    of_size = ModelConfig.of_size("300m")
+    assert (larger.steps, of_size.steps) == (1, 4)  # the recipe's own
+    assert replace(larger, steps=4, width=768, heads=12, kv_heads=4) == of_size
 
 
 def test_unknown_recipe_names_the_shipped_ones():

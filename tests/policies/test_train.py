@@ -22,6 +22,7 @@ from sensors.nuscenes_source import NuscenesSource
 from sim.road_network import network_path
 from sim.scenarios import UNSEEN_TOWN, get_scenario
 from vla.checkpoint import load
+from vla.model import DrivingModel
 from vla.parallel import Replicas
 
 SMALL = [
@@ -89,6 +90,7 @@ ALL_AT_ONCE = [
     "train.fp8_recipe=delayed",
     "losses.scene_trajectory_nce=0.1",
     "losses.scene_text_siglip=0.1",
+    "train.freeze=[encoder.,backbone.layers.*.attention.]",
 ]
 
 
@@ -162,6 +164,12 @@ def test_a_collapsed_router_stops_the_training_within_20_steps(course_dataroot, 
         trainer._one_step()
 
 
+def test_a_gpu_that_is_not_there_is_refused(course_dataroot, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"train\.device: came cuda, expected a GPU"):
+        Trainer(small_recipe(course_dataroot, "train.device=cuda"), tmp_path)
+
+
 def test_too_few_scenes_are_refused(course_dataroot, tmp_path):
     with pytest.raises(InputError, match="3 scenes, expected at least 4"):
         Trainer(small_recipe(course_dataroot, "data.val_scenes=3"), tmp_path)
@@ -175,6 +183,7 @@ def test_scenes_too_short_for_a_plan_are_refused(course_dataroot, tmp_path):
 @pytest.mark.timeout(120)
 def test_two_workers_learn_what_one_learns(course_dataroot, tmp_path):
     more = ["train.steps=4", "train.camera_dropout=0.2", "data.balance=0.5", "losses.surroundings=0.5"]
+    more += ["train.freeze=[scene.,backbone.layers.0.]"]
     for workers in (1, 2):  # and one of them learns from a clip at a time what the other learns from all at once
         recipe = small_recipe(course_dataroot, *more, f"train.accumulate={workers}")
         train(recipe, tmp_path / str(workers), progress=False, workers=workers)
@@ -185,9 +194,12 @@ def test_two_workers_learn_what_one_learns(course_dataroot, tmp_path):
     for mine, theirs in zip(one, two, strict=True):
         for name in ("loss", "loss_action", "gradient_norm", "busiest_expert"):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5), name
-    alone, shared = weights(tmp_path / "1"), weights(tmp_path / "2")
+    alone, shared, before = weights(tmp_path / "1"), weights(tmp_path / "2"), DrivingModel(recipe.model, 0).state_dict()
     for name, value in alone.items():
         torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-4)
+    stayed = {name for name in shared if torch.equal(shared[name], before[name])}
+    frozen = {name for name in shared if name.startswith(("scene.", "backbone.layers.0."))}
+    assert stayed - {"vehicle.signals.0.missing"} == frozen  # no clip lacks its speed
 
 
 def test_replicas_share_the_largest_number(monkeypatch):

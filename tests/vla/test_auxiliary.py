@@ -99,6 +99,8 @@ def test_clips_without_text_and_with_the_same_do_not_count(small, examples, kind
     assert loss_of(twice, torch.cat([scene, 1 - scene]))[0] == loss  # the first of the same text counts
     none, zeros = loss_of(batch.instruction[:2], scene[:2])
     assert none == zeros[name] == 0
+    none.backward()
+    assert all(parameter.grad is not None for parameter in heads.words.parameters())
     assert zeros.keys() == named.keys()
     reason = torch.full((4, small.reason_places), model.pad_token)
     reason[:, 0], reason[:, 1] = small.vocabulary.range_of("text").start + torch.arange(4), model.end_token
