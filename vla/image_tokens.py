@@ -119,7 +119,7 @@ class ImageTokenizer(nn.Module):
         losses = {"pixels": F.l1_loss(made, target) + SQUARED * F.mse_loss(made, target), **quantized.losses}
         return Reconstruction(made.movedim(2, -1), quantized.indices, z.detach().flatten(0, -2), losses)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a model that reads codes keeps them for its gradients
     def encode(self, images: Tensor) -> Tensor:
         """Codes int64 [B, T, h, w] of uint8 images [B, T, H, W, 3]."""
         return self.quantizer(self._latents(self._checked(images).movedim(-1, 2) / PEAK)).indices
