@@ -2,7 +2,8 @@
 format, by whichever process is asked to.
 
 A student that only ever saw perfect driving does not know how to come back to the lane, so scenes of the course start
-displaced, and short bursts of noise on the curvature push the car off everywhere; the expert's answer is in the
+displaced, and short bursts of noise on the curvature push the car off everywhere; in a town bursts of acceleration as
+well, or its speed would tell why it is driven as it is, better than any picture; the expert's answer is in the
 recording. A drive that does not end well, or breaks a rule, is discarded.
 
 A student may drive for part of the time, in turns with the expert, who says at every keyframe what it would do there
@@ -47,7 +48,8 @@ JPEG_QUALITY = 90
 EPOCH_US, HOUR_US = 1_577_836_800_000_000, 3_600_000_000  # scene n is driven n hours into 2020
 START_LATERAL_M, START_HEADING_RAD = 0.5, 0.08
 BURST_EVERY_S, BURST_S = (3.0, 6.0), (0.3, 0.7)
-BURST_CURVATURE_1PM, TOWN_BURST_CURVATURE_1PM = 0.04, 0.015
+BURST_CURVATURE_1PM, TOWN_BURST_CURVATURE_1PM = (-0.04, 0.04), (-0.015, 0.015)
+TOWN_PUSH_EVERY_S, TOWN_PUSH_S, TOWN_PUSH_MPS2 = (4.0, 9.0), (0.5, 1.5), (-2.5, 1.5)
 STUDENT_SHARE, TURN_S = 0.75, (4.0, 16.0)  # of a student's turns, and how long one lasts
 IMU_KEYS = ("imu_time_us", "imu_accel_mps2", "imu_gyro_radps")
 NUMBERS = tuple(n for n in range(1, 10_000) if n not in NO_CAN_BUS)  # nuScenes scene names have four digits
@@ -97,17 +99,26 @@ class Discarded(Exception):
 
 
 class Bursts:
-    """Curvature to add at a time: zero but for short bursts at random intervals (noise as in Laskey et al. 2017)."""
+    """What to add to a command at a time: zero but for short bursts at random intervals (as in Laskey et al. 2017).
 
-    def __init__(self, rng: np.random.Generator, most_1pm: float = BURST_CURVATURE_1PM):
-        self._rng, self._most_1pm = rng, most_1pm
-        self._until_s, self._next_s, self._value = 0.0, rng.uniform(*BURST_EVERY_S), 0.0
+    between: the least and the most that one adds
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        between: tuple[float, float] = BURST_CURVATURE_1PM,
+        every_s: tuple[float, float] = BURST_EVERY_S,
+        length_s: tuple[float, float] = BURST_S,
+    ):
+        self._rng, self._between, self._every_s, self._length_s = rng, between, every_s, length_s
+        self._until_s, self._next_s, self._value = 0.0, rng.uniform(*every_s), 0.0
 
     def at(self, time_s: float) -> float:
         if time_s >= self._next_s:
-            self._value = self._rng.uniform(-self._most_1pm, self._most_1pm)
-            self._until_s = time_s + self._rng.uniform(*BURST_S)
-            self._next_s = self._until_s + self._rng.uniform(*BURST_EVERY_S)
+            self._value = self._rng.uniform(*self._between)
+            self._until_s = time_s + self._rng.uniform(*self._length_s)
+            self._next_s = self._until_s + self._rng.uniform(*self._every_s)
         return self._value if time_s < self._until_s else 0.0
 
 
@@ -192,6 +203,8 @@ class _Take:
         self.episode, self.keyframes = episode, 0
         self.observation, self.stage = begin(env, start, displaced)
         self.bursts = Bursts(rng, BURST_CURVATURE_1PM if on_course else TOWN_BURST_CURVATURE_1PM)
+        town = (TOWN_PUSH_MPS2, TOWN_PUSH_EVERY_S, TOWN_PUSH_S)
+        self.pushes = None if on_course else Bursts(np.random.default_rng([seed, 5]), *town)
         self.notes = None if on_course else _Notes(self.stage, later_us)
         self.student = _student(recording.student) if recording.student else None
         self.turns = Turns(np.random.default_rng([seed, 4]))
@@ -229,7 +242,8 @@ class _Take:
             else:
                 self.sweeps.append(observation)
             command = tracker.command(pose, now_us, speed_mps)
-            action = (command.accel_mps2, command.curvature_1pm + self.bursts.at(step * 0.1))
+            pushed = self.pushes.at(step * 0.1) if self.pushes else 0.0
+            action = (command.accel_mps2 + pushed, command.curvature_1pm + self.bursts.at(step * 0.1))
             self.log.frame(now_us, frames.xy_yaw(pose), speed_mps, action, boxes, (), stage.red_lanes(), cue)
             if planned:
                 self.log.plan(followed.time_s, followed.in_world(pose), followed.tokens, followed.reason)

@@ -114,7 +114,7 @@ def test_two_processes_measure_at_once(actions: str) -> None:
         assert len(result["steps_per_s"]) == 3
         assert min(result["steps_per_s"]) > 10
         assert len(result["reset_s"]) == 2
-        assert np.isclose(sum(result["step_ms"]), 150, rtol=0.5)
+        assert sum(result["step_ms"]) > 100  # of three windows of 50 ms; more on a machine that does other things
 
 
 def test_images_are_looked_at(actions: str) -> None:

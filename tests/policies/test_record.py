@@ -12,7 +12,15 @@ from small_recording import SCENE_STEPS, SCENES, SMALL_IMAGE
 from policies.cli import main
 from policies.record import record
 from policies.runs import Run
-from policies.shoot import Bursts, Recording, drivable_mask_of_course, scene_name
+from policies.shoot import (
+    TOWN_PUSH_EVERY_S,
+    TOWN_PUSH_MPS2,
+    TOWN_PUSH_S,
+    Bursts,
+    Recording,
+    drivable_mask_of_course,
+    scene_name,
+)
 from sensors.nuscenes_source import NuscenesSource
 from sensors.nuscenes_writer import NuscenesWriter
 from sensors.source import check_source
@@ -112,11 +120,16 @@ def test_the_map_raster_is_the_road(tmp_path):
     assert inside.any()
 
 
-def test_bursts_are_short_rare_and_of_both_signs():
-    bursts = Bursts(np.random.default_rng(0))
+@pytest.mark.parametrize("town", [False, True])
+def test_bursts_are_short_rare_and_of_both_signs(town):
+    how = (TOWN_PUSH_MPS2, TOWN_PUSH_EVERY_S, TOWN_PUSH_S) if town else ()
+    bursts = Bursts(np.random.default_rng(0), *how)
     values = np.array([bursts.at(0.1 * k) for k in range(3000)])
     assert 0.05 < np.mean(values != 0) < 0.25
     assert values.min() < 0 < values.max()
+    if town:
+        assert TOWN_PUSH_MPS2[0] <= values.min() < 0.8 * TOWN_PUSH_MPS2[0]
+        assert 0.8 * TOWN_PUSH_MPS2[1] < values.max() <= TOWN_PUSH_MPS2[1]
 
 
 @pytest.mark.parametrize(
