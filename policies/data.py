@@ -42,18 +42,15 @@ class Example:
     plan    float64 [K, 3]  x, y, yaw in the ego frame, at TrainingSet.time_s
     tokens  int64 [2K]      the action tokens of that
     reason  why, in the words of `sensors.reasons`; "" where nobody said
-    around, known           of `sensors.surroundings.surroundings`
-    shown, shown_known      of `sensors.surroundings.in_images`, for the model's patches
+    around  the two of `sensors.surroundings.surroundings` and the two of `in_images`, for the model's patches; empty
+            where no loss asks
     """
 
     clip: Clip
     plan: np.ndarray
     tokens: np.ndarray
     reason: str
-    around: np.ndarray
-    known: np.ndarray
-    shown: np.ndarray
-    shown_known: np.ndarray
+    around: tuple[np.ndarray, ...] = ()
 
 
 class TrainingSet:
@@ -91,6 +88,9 @@ class TrainingSet:
 
     def __getitem__(self, index: int) -> Example:
         """The example as it was recorded."""
+        return self._recorded(index, asked_around=False)
+
+    def _recorded(self, index: int, asked_around: bool) -> Example:
         source, scene, frame = self._items[index]
         clip, extension = looked_at(source.clip(scene, frame), self._model), source.extension(scene)
         future, plan, reason = source.future(scene, frame), None, ""
@@ -98,19 +98,21 @@ class TrainingSet:
             plan, reason = extension.plan_at(clip.now_us), extension.reason_at(clip.now_us)
         if plan is None:
             plan = future_in_ego(clip, future, self.time_s)
-        around = surroundings(clip.T_world_from_ego_now, future.boxes_now, extension, clip.now_us)
-        shown = in_images(clip, future.boxes_now, extension, *self._model.patch_grid)
-        return Example(clip, plan, self._tokens(clip, plan), reason, *around, *shown)
+        around = ()
+        if asked_around:
+            above = surroundings(clip.T_world_from_ego_now, future.boxes_now, extension, clip.now_us)
+            around = (*above, *in_images(clip, future.boxes_now, extension, *self._model.patch_grid))
+        return Example(clip, plan, self._tokens(clip, plan), reason, around)
 
     def varied(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Example:
         """The example as the recipe varies it: in another light, mirrored, cropped, without some of its cameras, its
         calibration and clocks in error."""
-        e, data = self[index], recipe.data
+        e, data = self._recorded(index, recipe.losses.around), recipe.data
         if rng.random() < recipe.train.mirror:
             clip, plan = mirror(e.clip), mirror_poses(e.plan)
-            tokens, around = self._tokens(clip, plan), mirrored(e.around)
-            e = replace(e, clip=clip, plan=plan, tokens=tokens, reason=swap_sides(e.reason), around=around)
-            e = replace(e, shown=mirrored(e.shown))
+            # Grids have two sides; which layers are known, one number each, has none.
+            around = tuple(mirrored(each) if each.ndim > 1 else each for each in e.around)
+            e = Example(clip, plan, self._tokens(clip, plan), swap_sides(e.reason), around)
         clip = drop_cameras(photometric(e.clip, rng), rng, recipe.train.camera_dropout)
         if data.crop:
             clip = crop(clip, rng, data.crop)

@@ -84,8 +84,7 @@ class Draws:
         if model.reason_places and self.examples.has_reasons:
             told = torch.tensor([sentences_of(model).reason(e.reason) for e in examples])
         if self.recipe.losses.around:
-            names = ("around", "known", "shown", "shown_known")
-            around = tuple(stacked([getattr(e, name) for e in examples]) for name in names)
+            around = tuple(stacked(each) for each in zip(*(e.around for e in examples), strict=True))
         batch = to_batch([e.clip for e in examples], model)
         return Made(batch, stacked([e.tokens for e in examples]), told, around, sum(broken, ()))
 

@@ -238,7 +238,7 @@ class DrivingModel(nn.Module):
         if reason_tokens is not None:
             self._check_reason(batch, reason_tokens)
         routings: list[Routing] = []
-        kept: list[Tensor] = []
+        kept: list[Tensor] | None = None if auxiliary is None else []
         x, n = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens, kept), action_tokens.shape[1]
         told = 0 if reason_tokens is None else reason_tokens.shape[1]
         layout, last = self.layout(x.device, told > 0), n + told if auxiliary is None else None
@@ -262,8 +262,8 @@ class DrivingModel(nn.Module):
                 tokens[:, : c.steps * c.scene_tokens, : c.width].unflatten(1, (c.steps, -1)) for tokens in (x, states)
             )
             words = batch.instruction if reason_tokens is None else torch.cat([batch.instruction, reason_tokens], dim=1)
-            told = (words, self.head.weight, self.slots, around, kept[-1], count)
-            seen = Seen(batch, scene, states, hidden, action_tokens, *told)
+            known = (words, self.head.weight, self.slots, around, kept[-1], count)
+            seen = Seen(batch, scene, states, hidden, action_tokens, *known)
             more, named = auxiliary(seen, generator)
             loss, scalars = loss + more, scalars | named
         return loss, scalars
