@@ -11,6 +11,7 @@ from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
+from policies.bench.nuscenes_jobs import detailed
 from sensors.errors import BrokenFile, InputError
 from sensors.frames import apply, interpolate_at, inverse, matrix
 from sensors.nuscenes_index import CAN_MESSAGES
@@ -221,15 +222,6 @@ def test_reduction_keeps_whole_pixels_and_enough_of_them():
     assert reduction(1600, 896, 100, 50) == 8
     assert reduction(1600, 900, 801, 450) == 1
     assert reduction(401, 225, 100, 50) == 1
-
-
-def detailed(width: int, height: int) -> np.ndarray:
-    """A picture with as much detail at all scales as photographs have: their spectrum falls with the frequency."""
-    rng, image = np.random.default_rng(0), np.zeros((height, width, 3))
-    for octave in (1, 2, 4, 8, 16, 32, 64):
-        noise = rng.normal(scale=3 * octave**0.5, size=(height // octave + 1, width // octave + 1, 3))
-        image += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.clip(image + 128, 0, 255).astype(np.uint8)
 
 
 def test_a_reduced_jpeg_shows_what_the_whole_one_does():
