@@ -5,13 +5,14 @@ import pytest
 import ros_message_stand_ins as fake
 from small_scene import SPEED_MPS, START_US, make_cameras, pose_at
 from vla_drive_ros.inputs import Inputs
-from vla_drive_ros.interface import optical_frame
 from vla_drive_ros.recording import ImuSample, Picture, calibration_of, events
 
 from sensors import frames
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
-from sensors.ros2_source import Limits, OdometrySample, StaleInput
+from sensors.ros2_messages import OdometrySample
+from sensors.ros2_source import Limits, StaleInput
+from sensors.ros2_topics import optical_frame
 
 LIMITS = Limits(camera_age_us=700_000)
 

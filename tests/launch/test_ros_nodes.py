@@ -14,7 +14,8 @@ import pytest
 from small_scene import HEIGHT, SPEED_MPS, START_US, WIDTH, pose_at
 from vla_drive_ros import interface
 
-from sensors.ros2_source import time_us_from_stamp
+from sensors import ros2_topics
+from sensors.ros2_messages import time_us_from_stamp
 from vla.checkpoint import save
 from vla.config import ModelConfig
 from vla.model import DrivingModel
@@ -171,7 +172,7 @@ def test_plans_carry_the_clips_time_and_lie_where_the_car_will_be(tmp_path, fast
             assert START_US <= at_us[0] <= START_US + 25_000_000
             came = [[p.pose.position.x, p.pose.position.y] for p in path.poses]
             np.testing.assert_allclose(came, pose_at(at_us[1:])[:, :2, 3], atol=1e-3)
-        for topic in interface.INPUTS:
+        for topic in ros2_topics.INPUTS:
             assert subscribed[topic.name] == [topic.type]
         for topic in interface.OUTPUTS:
             assert published[topic.name.replace("~", f"/{interface.DRIVER}")] == [topic.type]

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from vla_drive_ros import interface
 
+from sensors import ros2_topics
+
 ROOT = Path(__file__).resolve().parents[2]
 ROS2 = ROOT / "launch" / "ros2"
 README = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
@@ -121,7 +123,7 @@ def test_defaults_lie_in_their_ranges():
 
 def test_readme_table_is_the_interface():
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| (in|out) \| ([^|]+) \|", README, re.MULTILINE)
-    assert rows == [(t.name, t.type, t.direction, t.qos) for t in (*interface.INPUTS, *interface.OUTPUTS)]
+    assert rows == [(t.name, t.type, t.direction, t.qos) for t in (*ros2_topics.INPUTS, *interface.OUTPUTS)]
 
 
 def test_readme_says_what_it_must():

@@ -7,7 +7,7 @@ import numpy as np
 
 from sensors import frames
 from sensors.camera import Camera
-from sensors.ros2_source import info_fields, stamp_from_time_us
+from sensors.ros2_messages import info_fields, stamp_from_time_us
 
 
 def header(time_us: int, frame_id: str) -> Message:

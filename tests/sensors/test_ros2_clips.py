@@ -8,15 +8,8 @@ from hypothesis import strategies as st
 from sensors import frames
 from sensors.camera import Camera
 from sensors.errors import InputError
-from sensors.ros2_source import (
-    OFF_STRIDE_US,
-    STRIDE_US,
-    ClipAssembler,
-    Limits,
-    OdometrySample,
-    StaleInput,
-    Stream,
-)
+from sensors.ros2_messages import OdometrySample
+from sensors.ros2_source import OFF_STRIDE_US, STRIDE_US, ClipAssembler, Limits, StaleInput, Stream
 
 quick = settings(deadline=None, derandomize=True, max_examples=40)
 NOW_US = 1_700_000_000_000_000

@@ -29,10 +29,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Imu
 from policies.baselines import ConstantVelocity
 from policies.protocol import NOTHING, Plan, Policy
 from policies.vla_policy import VlaPolicy
+from sensors import ros2_topics
 from sensors.clip import ROUTE_COMMANDS, Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import CAMERAS
-from sensors.ros2_source import Limits, StaleInput, read_calibration
+from sensors.ros2_calibration import read_calibration
+from sensors.ros2_source import Limits, StaleInput
 from vla_drive_ros import interface, messages
 from vla_drive_ros.inputs import Inputs, StreamReport
 from vla_drive_ros.process import declare, run
@@ -147,14 +149,14 @@ class DriverNode(LifecycleNode):
             self._subscriptions_of_inputs.append(made)
 
         for camera in CAMERAS:
-            hear(CameraInfo, interface.info_topic(camera), lambda m, name=camera: inputs.take_info(name, m))
+            hear(CameraInfo, ros2_topics.info_topic(camera), lambda m, name=camera: inputs.take_info(name, m))
             hear(
                 CompressedImage,
-                interface.image_topic(camera),
+                ros2_topics.image_topic(camera),
                 lambda m, name=camera: inputs.take_image(name, m, *self._instant()),
             )
-        hear(Imu, interface.IMU, lambda m: inputs.take_imu(m, *self._instant()), IMU_DEPTH)
-        hear(Odometry, interface.ODOMETRY, lambda m: inputs.take_odometry(m, *self._instant()), ODOMETRY_DEPTH)
+        hear(Imu, ros2_topics.IMU, lambda m: inputs.take_imu(m, *self._instant()), IMU_DEPTH)
+        hear(Odometry, ros2_topics.ODOMETRY, lambda m: inputs.take_odometry(m, *self._instant()), ODOMETRY_DEPTH)
 
     def _forget(self) -> None:
         for subscription in self._subscriptions_of_inputs:

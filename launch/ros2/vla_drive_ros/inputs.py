@@ -8,17 +8,15 @@ from sensors.camera import Camera
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import CAMERAS
-from sensors.ros2_source import (
-    Calibration,
-    ClipAssembler,
-    Limits,
-    StaleInput,
+from sensors.ros2_calibration import Calibration
+from sensors.ros2_messages import (
     camera_from_info,
     image_from_compressed,
     imu_from_message,
     odometry_from_message,
     time_us_from_stamp,
 )
+from sensors.ros2_source import ClipAssembler, Limits, StaleInput
 
 
 @dataclass(frozen=True)

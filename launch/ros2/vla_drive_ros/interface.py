@@ -1,42 +1,13 @@
-"""What the nodes offer: their topics and parameters, as data. Nothing here needs ROS."""
+"""What the nodes offer: their names, outputs and parameters, as data; what they hear is `sensors.ros2_topics`. Nothing
+here needs ROS."""
 
 from dataclasses import dataclass
 
-from sensors.nuscenes_source import CAMERAS
+from sensors.ros2_topics import Topic
 
 DRIVER, REPLAY = "driver_node", "replay_node"
-IMU, ODOMETRY, CLOCK = "/imu/data", "/localization/kinematic_state", "/clock"
-TRAJECTORY, DIAGNOSTICS = "~/output/trajectory", "/diagnostics"
+CLOCK, TRAJECTORY, DIAGNOSTICS = "/clock", "~/output/trajectory", "/diagnostics"
 
-
-def image_topic(camera: str) -> str:
-    return f"/{camera.lower()}/image_raw/compressed"
-
-
-def info_topic(camera: str) -> str:
-    return f"/{camera.lower()}/camera_info"
-
-
-def optical_frame(camera: str) -> str:
-    return f"{camera.lower()}_optical_frame"
-
-
-@dataclass(frozen=True)
-class Topic:
-    """`qos` is what the driver asks for or offers. Sensor data: best effort, volatile; whoever offers more fits too."""
-
-    name: str
-    type: str
-    direction: str
-    qos: str
-
-
-INPUTS = (
-    *(Topic(image_topic(name), "sensor_msgs/msg/CompressedImage", "in", "sensor data") for name in CAMERAS),
-    *(Topic(info_topic(name), "sensor_msgs/msg/CameraInfo", "in", "sensor data") for name in CAMERAS),
-    Topic(IMU, "sensor_msgs/msg/Imu", "in", "sensor data"),
-    Topic(ODOMETRY, "nav_msgs/msg/Odometry", "in", "sensor data"),
-)
 OUTPUTS = (
     Topic(TRAJECTORY, "nav_msgs/msg/Path", "out", "reliable, 1"),
     Topic(DIAGNOSTICS, "diagnostic_msgs/msg/DiagnosticArray", "out", "reliable, 10"),

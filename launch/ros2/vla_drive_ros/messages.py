@@ -11,8 +11,8 @@ from std_msgs.msg import Header
 from policies.protocol import Plan
 from sensors import frames
 from sensors.camera import Camera
-from sensors.ros2_source import info_fields, stamp_from_time_us
-from vla_drive_ros.interface import optical_frame
+from sensors.ros2_messages import info_fields, stamp_from_time_us
+from sensors.ros2_topics import optical_frame
 
 NOT_MEASURED = -1.0  # first element of a covariance, sensor_msgs/Imu
 

@@ -11,8 +11,9 @@ from sensors.camera import Camera
 from sensors.nuscenes_can import Bus, read_bus
 from sensors.nuscenes_index import NuscenesIndex, RecordedScene
 from sensors.nuscenes_source import BUS_MESSAGES, CAMERAS
-from sensors.ros2_source import Calibration, OdometrySample
-from vla_drive_ros.interface import optical_frame
+from sensors.ros2_calibration import Calibration
+from sensors.ros2_messages import OdometrySample
+from sensors.ros2_topics import optical_frame
 
 ODOMETRY_PERIOD_US = 20_000
 DIFFERENCE_US = 100_000  # each way, for speed and yaw rate where no bus was recorded

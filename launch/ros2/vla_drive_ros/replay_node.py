@@ -17,6 +17,7 @@ from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CameraInfo, CompressedImage, Imu
 
 from policies.runs import write_json
+from sensors import ros2_topics
 from sensors.errors import InputError
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import CAMERAS
@@ -46,10 +47,10 @@ class ReplayNode(Node):
         self._events, self._next = events(index, scene), 0
         self._rate, self._stop = self._value("rate"), stop
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._images = {n: self.create_publisher(CompressedImage, interface.image_topic(n), 10) for n in CAMERAS}
-        self._infos = {n: self.create_publisher(CameraInfo, interface.info_topic(n), latched) for n in CAMERAS}
-        self._imu = self.create_publisher(Imu, interface.IMU, 100)
-        self._odometry = self.create_publisher(Odometry, interface.ODOMETRY, 100)
+        self._images = {n: self.create_publisher(CompressedImage, ros2_topics.image_topic(n), 10) for n in CAMERAS}
+        self._infos = {n: self.create_publisher(CameraInfo, ros2_topics.info_topic(n), latched) for n in CAMERAS}
+        self._imu = self.create_publisher(Imu, ros2_topics.IMU, 100)
+        self._odometry = self.create_publisher(Odometry, ros2_topics.ODOMETRY, 100)
         self._clock_publisher = self.create_publisher(ClockMessage, interface.CLOCK, 10)
         self.get_logger().info(f"{scene.name}: {len(self._events)} messages, {self._length_s():.1f} s")
         self._start = time.monotonic() + self._value("start_delay_s")

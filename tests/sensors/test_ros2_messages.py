@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from sensors import frames
 from sensors.camera import Camera
 from sensors.errors import InputError
-from sensors.ros2_source import (
-    Calibration,
+from sensors.ros2_calibration import Calibration, read_calibration
+from sensors.ros2_messages import (
     camera_from_info,
     image_from_compressed,
     imu_from_message,
     odometry_from_message,
-    read_calibration,
     stamp_from_time_us,
     time_us_from_stamp,
 )

@@ -1,0 +1,38 @@
+"""The topics that a car offers the driver: names, types, quality of service, rates and frames, as data."""
+
+from dataclasses import dataclass
+
+from sensors.nuscenes_source import CAMERAS
+
+IMU, ODOMETRY = "/imu/data", "/localization/kinematic_state"
+WORLD_FRAME, EGO_FRAME = "map", "base_link"
+
+
+def image_topic(camera: str) -> str:
+    return f"/{camera.lower()}/image_raw/compressed"
+
+
+def info_topic(camera: str) -> str:
+    return f"/{camera.lower()}/camera_info"
+
+
+def optical_frame(camera: str) -> str:
+    return f"{camera.lower()}_optical_frame"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """`qos` is what the driver asks for or offers. Sensor data: best effort, volatile; whoever offers more fits too."""
+
+    name: str
+    type: str
+    direction: str
+    qos: str
+
+
+INPUTS = (
+    *(Topic(image_topic(name), "sensor_msgs/msg/CompressedImage", "in", "sensor data") for name in CAMERAS),
+    *(Topic(info_topic(name), "sensor_msgs/msg/CameraInfo", "in", "sensor data") for name in CAMERAS),
+    Topic(IMU, "sensor_msgs/msg/Imu", "in", "sensor data"),
+    Topic(ODOMETRY, "nav_msgs/msg/Odometry", "in", "sensor data"),
+)
