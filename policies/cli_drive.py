@@ -56,6 +56,7 @@ EPILOGS = {
     "record": """examples:
   vla record --out data/town --suite town-train --hours 1            six cameras at 10 Hz in the town, resumable
   vla record --out data/light --suite town-train --hours 5 --hz 2    keyframes only: a fifth of the space
+  vla record --out data/might --suite town-train --imagined          moments that might have been, of lights and others
   vla record --out data/course --steps 2000                          a plain loop of road, 2,000 steps at 2 Hz
   vla record --out data/small --steps 80 --scene-steps 20 --image-size 320x192""",
 }
@@ -102,6 +103,8 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--seed", type=whole, help="the first scenario of the suite (default 0), or course (1000)")
     words = "a policy that drives in turns with the expert, who says what it would do (DAgger)"
     sub.add_argument("--student", type=Path, metavar="CHECKPOINT", help=words)
+    words = "instead of each moment of the drive one that might have been: lights, others, speed, way drawn anew"
+    sub.add_argument("--imagined", action="store_true", help=words)
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     sub.add_argument("--image-size", type=size, metavar="WxH", help="default 400x225; course 160x96")
     sub.add_argument("--renderer", choices=RENDERERS, default="auto", help="as for vla drive")
@@ -195,15 +198,19 @@ def _record(options: argparse.Namespace) -> int:
     _known("vla record", "--suite", options.suite, (COURSE, *SUITES))
     if options.renderer == "gl":
         open_gl()
+    if options.imagined and (on_course or options.hz == 10 or options.student):
+        came, fix = "with the course, 10 Hz or a student", "Add --suite town-train, and leave the others out."
+        raise InputError("vla record", "--imagined", came, "moments of the expert's drives through a town", fix)
     recording = Recording(
         dataroot=options.out or default_path("record"),
         version=options.version,
         suite=options.suite,
-        hz=options.hz or (2 if on_course else 10),
+        hz=options.hz or (2 if on_course or options.imagined else 10),
         image_size=options.image_size or ((160, 96) if on_course else (400, 225)),
         keyframes=options.scene_steps or (40 if on_course else None),
         renderer=options.renderer,
         student=str(options.student or ""),
+        imagined=options.imagined,
     )
     first = options.seed if options.seed is not None else FIRST_COURSE if on_course else 0
     number = first if on_course else NUMBERS[min(first, len(NUMBERS) - 1)]

@@ -25,7 +25,7 @@ from sim.scenarios import suite_length
 KEYFRAMES_HZ = 2
 MAX_IN_VAIN = 20
 COMMIT_EVERY_S, COMMIT_SHARE = 30.0, 0.05  # tables are written anew at each commit: so often, or for this share of time
-SAME = ("suite", "hz", "image_size", "keyframes", "student")  # of all scenes of a dataroot
+SAME = ("suite", "hz", "image_size", "keyframes", "student", "imagined")  # of all scenes of a dataroot
 
 
 def record(

@@ -6,11 +6,14 @@ displaced, and short bursts of noise on the curvature push the car off everywher
 well, or its speed would tell why it is driven as it is, better than any picture; the expert's answer is in the
 recording. A drive that does not end well, or breaks a rule, is discarded.
 
+An imagined recording holds, instead of moments of the drive, moments that might have been at the same place, see
+`policies.imagine`; then it does not matter how the drive ends.
+
 A student may drive for part of the time, in turns with the expert, who says at every keyframe what it would do there
 (Ross et al. 2011, DAgger): the recording then holds the situations that the student gets into, to the end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,26 +21,28 @@ import cv2
 import numpy as np
 
 from policies.expert import PurePursuit
+from policies.imagine import drawn, imagine
 from policies.protocol import NOTHING, Plan, Policy, Privileged
 from policies.rollout import REPLAN_EVERY
 from policies.runs import Episode, kept, new_row
+from policies.scene_notes import SceneNotes
 from policies.town_expert import TownExpert
 from policies.vla_policy import VlaPolicy
 from sensors import frames
+from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.gym_source import ClipHistory
 from sensors.imu import ImuWindow
-from sensors.nuscenes_extension import MapLane, SceneExtension
 from sensors.nuscenes_recorder import SceneRecorder, StagedScene, map_png
 from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
 from sim.env import CameraEnv, CourseEnv
 from sim.roads import Road
 from sim.rollout_log import EpisodeRecorder
 from sim.scenarios import COURSE, Scenario, get_scenario
-from sim.stage import Stage, begin, why_ended
+from sim.stage import begin, why_ended
 from sim.town_env import TownEnv
 from sim.town_surroundings import drivable_mask
-from sim.tracker import PLAN_TIME_S, PlanTracker
+from sim.tracker import PlanTracker
 
 CUT = "enough keyframes"  # what a scene ends by that has all it should
 FILM_HZ = 2  # keyframes
@@ -50,6 +55,7 @@ START_LATERAL_M, START_HEADING_RAD = 0.5, 0.08
 BURST_EVERY_S, BURST_S = (3.0, 6.0), (0.3, 0.7)
 BURST_CURVATURE_1PM, TOWN_BURST_CURVATURE_1PM = (-0.04, 0.04), (-0.015, 0.015)
 TOWN_PUSH_EVERY_S, TOWN_PUSH_S, TOWN_PUSH_MPS2 = (4.0, 9.0), (0.5, 1.5), (-2.5, 1.5)
+IMAGINED_EVERY_M, IMAGINED_EVERY_S = 1.5, 1.0  # one way or the other, whichever comes first
 STUDENT_SHARE, TURN_S = 0.75, (4.0, 16.0)  # of a student's turns, and how long one lasts
 IMU_KEYS = ("imu_time_us", "imu_accel_mps2", "imu_gyro_radps")
 NUMBERS = tuple(n for n in range(1, 10_000) if n not in NO_CAN_BUS)  # nuScenes scene names have four digits
@@ -63,6 +69,7 @@ class Recording:
     hz         2: keyframes only; 10: with four sweeps between two of them, as nuScenes has them
     keyframes  of each scene; None: as many as it takes to the goal
     student    checkpoint of the policy that drives in turns with the expert, "" for none
+    imagined   whether keyframes are moments that might have been
     """
 
     dataroot: Path
@@ -73,6 +80,7 @@ class Recording:
     keyframes: int | None = 40
     renderer: str = "cv"
     student: str = ""
+    imagined: bool = False
 
     @property
     def expert(self) -> type[Policy]:
@@ -205,54 +213,47 @@ class _Take:
         self.bursts = Bursts(rng, BURST_CURVATURE_1PM if on_course else TOWN_BURST_CURVATURE_1PM)
         town = (TOWN_PUSH_MPS2, TOWN_PUSH_EVERY_S, TOWN_PUSH_S)
         self.pushes = None if on_course else Bursts(np.random.default_rng([seed, 5]), *town)
-        self.notes = None if on_course else _Notes(self.stage, later_us)
+        self.notes = None if on_course else SceneNotes(self.stage, later_us)
         self.student = _student(recording.student) if recording.student else None
         self.turns = Turns(np.random.default_rng([seed, 4]))
+        self.imagining, self.imagined_at = np.random.default_rng([seed, 6]), (np.inf, np.inf, 0)
+        self.expert, self.tracker = recording.expert(), PlanTracker()
+        self.history = ClipHistory(env.unwrapped.cameras, self.student.clip_steps if self.student else 1)
         self.observations: list[dict] = []
+        self.seen = 0  # of the observations: up to the last keyframe
         self.sweeps: list[dict] = []  # since the last keyframe: a scene ends with one
         name = self.recording.expert.name
         self.log = EpisodeRecorder(scene.name, "drive", name, seed, self.stage.lines, self.stage.around)
 
     def drive(self) -> None:
-        """The whole scene, image for image; what does not end well, and is not the student's doing, is Discarded."""
+        """The whole scene, image for image. What does not end well is Discarded, unless it is the student's doing, or
+        imagined."""
         recording, stage, world = self.recording, self.stage, self.stage.world
-        expert, tracker = recording.expert(), PlanTracker()
-        history = ClipHistory(self.env.unwrapped.cameras, self.student.clip_steps if self.student else 1)
-        expert.reset(stage.seed)
+        self.expert.reset(stage.seed)
         if self.student:
             self.student.reset(stage.seed)
         step, ended_by = 0, ""
         while not ended_by:
-            observation = self.observation
-            planned = step % REPLAN_EVERY == 0
-            if planned and "images" not in observation:
-                observation["images"] = self.env.unwrapped.capture().rgb
-            history.append(observation)
+            observation, plan = self.observation, None
+            if step % REPLAN_EVERY == 0:
+                plan, followed = self._plan(step)
+            else:
+                self.history.append(observation)
+            if recording.imagined:
+                self._imagine()
+            else:
+                self._keep(plan)
             pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
             speed_mps, boxes, cue = float(observation["vehicle"][0]), stage.boxes(now_us), stage.cue()
-            if planned:
-                clip = history.clip(*cue)
-                plan = expert.plan(clip, Privileged(world=world))
-                plan.validate(f"{expert.name} {stage.name} step {step}")
-                followed = plan
-                if self.student and self.turns.at(step * 0.1):
-                    followed = self.student.plan(clip.resize(*self.student.image_size), NOTHING)
-                tracker.follow(followed, pose, now_us, speed_mps)
-                self._keyframe(boxes)
-            else:
-                self.sweeps.append(observation)
-            command = tracker.command(pose, now_us, speed_mps)
+            command = self.tracker.command(pose, now_us, speed_mps)
             pushed = self.pushes.at(step * 0.1) if self.pushes else 0.0
             action = (command.accel_mps2 + pushed, command.curvature_1pm + self.bursts.at(step * 0.1))
             self.log.frame(now_us, frames.xy_yaw(pose), speed_mps, action, boxes, (), stage.red_lanes(), cue)
-            if planned:
+            if plan is not None:
                 self.log.plan(followed.time_s, followed.in_world(pose), followed.tokens, followed.reason)
                 if self.episode.media is not None:
-                    drawn = [*stage.lines, *stage.stop_lines()]
-                    self.episode.media.add(clip, followed.in_world(pose), drawn, boxes, plan.reason)
-            if self.notes is not None:
-                self.notes.add(now_us, cue, plan if planned else None)
-            self.observations.append({name: value for name, value in observation.items() if name != "images"})
+                    lines = [*stage.lines, *stage.stop_lines()]
+                    self.episode.media.add(self.history.clip(*cue), followed.in_world(pose), lines, boxes, plan.reason)
             seen = len(world.events)
             self.observation, _, terminated, truncated, _ = self.env.step(np.array(action))
             step += 1
@@ -261,13 +262,87 @@ class _Take:
             elif recording.keyframes is not None and step == recording.keyframes * REPLAN_EVERY:
                 ended_by = CUT
         broken = [event.kind for event in world.events if event.kind != "route_completed" and event.fault == "ego"]
-        if not self.student and (broken or ended_by not in (CUT, "route_completed")):
+        strict = not self.student and not recording.imagined
+        if strict and (broken or ended_by not in (CUT, "route_completed")):
             raise Discarded(broken[0] if broken else ended_by)
+        if not self.keyframes:
+            raise Discarded("nothing to keep")
         self.episode.log = self.log.finish(ended_by)
+
+    def _plan(self, step: int) -> tuple[Plan, Plan]:
+        """What the expert would do now, and the plan that the tracker follows: that, or the student's."""
+        observation, stage = self.observation, self.stage
+        if "images" not in observation and (not self.recording.imagined or self.episode.media is not None):
+            observation["images"] = self.env.unwrapped.capture().rgb
+        self.history.append(observation)
+        clip = self.history.clip(*stage.cue())
+        plan = self.expert.plan(clip, Privileged(world=stage.world))
+        plan.validate(f"{self.expert.name} {stage.name} step {step}")
+        followed = plan
+        if self.student and self.turns.at(step * 0.1):
+            followed = self.student.plan(clip.resize(*self.student.image_size), NOTHING)
+        pose, speed_mps = observation["T_world_from_ego_now"], float(observation["vehicle"][0])
+        self.tracker.follow(followed, pose, int(observation["now_us"]), speed_mps)
+        return plan, followed
+
+    def _keep(self, plan: Plan | None) -> None:
+        """What is perceived now, as a keyframe where there is a plan, else as a sweep."""
+        observation, now_us = self.observation, int(self.observation["now_us"])
+        if plan is None:
+            self.sweeps.append(observation)
+        else:
+            for sweep in self.sweeps if self.recording.hz == PERIODS_HZ else ():
+                time_us = sweep["camera_time_us"] + self.later_us
+                self.scene.sweep(sweep["images"], time_us, sweep["T_world_from_ego"])
+            self.sweeps = []
+            self._keyframe(observation, self.stage.boxes(now_us))
+        if self.notes is not None:
+            self.notes.add(self.stage, now_us, plan)
+        self.observations.append({name: value for name, value in observation.items() if name != "images"})
+        if plan is not None:
+            self.seen = len(self.observations)
+
+    def _imagine(self) -> None:
+        """A keyframe of what might be now, if it is time for one."""
+        world, now_us = self.stage.world, int(self.observation["now_us"])
+        ego, (x_m, y_m, since_us) = world.ego, self.imagined_at
+        if np.hypot(ego.x_m - x_m, ego.y_m - y_m) < IMAGINED_EVERY_M and now_us - since_us < 1e6 * IMAGINED_EVERY_S:
+            return
+        self.imagined_at = ego.x_m, ego.y_m, now_us
+        imagined = imagine(world, self.imagining)
+        stage = replace(self.stage, world=world.imagined(imagined))
+        expert = type(self.expert)() if imagined.edges else self.expert.copy()
+        plan = expert.plan(None, Privileged(world=stage.world)).validate(f"imagined in {stage.name} at {now_us} us")
+        env = self.env.unwrapped
+        moment = drawn(world, env.moment(), imagined, env.weather)
+        seen = {
+            "now_us": self.observation["now_us"],
+            "images": env.draw(moment),
+            "camera_time_us": self.observation["camera_time_us"],
+            "T_world_from_ego": moment.T_world_from_ego,
+            "T_world_from_ego_now": imagined.ego.T_world_from_ego,
+            "vehicle": np.array([imagined.ego.speed_mps, 0.0, 0.0]),
+            **{key: self.observation[key][:0] for key in IMU_KEYS},
+        }
+        self._keyframe(seen, stage.boxes(now_us))
+        self.notes.add(stage, now_us, plan)
+        self.observations.append(seen | {"images": None})
+        self.seen = len(self.observations)
+
+    def _keyframe(self, observation: dict, boxes: Boxes) -> None:
+        self.scene.keyframe(
+            int(observation["now_us"]) + self.later_us,
+            observation["images"],
+            observation["camera_time_us"] + self.later_us,
+            observation["T_world_from_ego"],
+            observation["T_world_from_ego_now"],
+            boxes,
+        )
+        self.keyframes += 1
 
     def finish(self) -> StagedScene:
         """Everything that belongs to the scene as a whole; what followed the last keyframe is left out."""
-        seen = self.observations[: (self.keyframes - 1) * REPLAN_EVERY + 1]
+        seen = self.observations[: self.seen]
         later_us, world = self.later_us, self.stage.world
         imu_time_us, accel, gyro = (np.concatenate([o[key] for o in seen]) for key in IMU_KEYS)
         time_us = np.array([int(o["now_us"]) for o in seen])
@@ -279,76 +354,9 @@ class _Take:
             return self.scene.finish(words, COURSE, map_png(drivable_mask_of_course(world.road)))
         self.scene.extension(self.notes.extension(int(time_us[-1])))
         around = self.stage.around
-        words = f"Expert on {self.stage.name} in {around.town}, {around.weather}"
+        what = "What might be" if self.recording.imagined else "Expert"
+        words = f"{what} on {self.stage.name} in {around.town}, {around.weather}"
         return self.scene.finish(words, around.town, _town_png(world.network.path))
-
-    def _keyframe(self, boxes) -> None:
-        for observation in self.sweeps if self.recording.hz == PERIODS_HZ else ():
-            time_us = observation["camera_time_us"] + self.later_us
-            self.scene.sweep(observation["images"], time_us, observation["T_world_from_ego"])
-        self.sweeps = []
-        observation = self.observation
-        self.scene.keyframe(
-            int(observation["now_us"]) + self.later_us,
-            observation["images"],
-            observation["camera_time_us"] + self.later_us,
-            observation["T_world_from_ego"],
-            observation["T_world_from_ego_now"],
-            boxes,
-        )
-        self.keyframes += 1
-
-
-class _Notes:
-    """What of a drive through a town becomes its scene's extension."""
-
-    def __init__(self, stage: Stage, later_us: int):
-        self._stage, self._later_us = stage, later_us
-        self._signals = stage.signals()
-        self._lights: list[tuple[int, str]] = []
-        self._cues: list[tuple[int, tuple[str, str]]] = []
-        self._plans: list[tuple[int, Plan]] = []
-
-    def add(self, now_us: int, cue: tuple[str, str], plan: Plan | None) -> None:
-        """An instant, with what the route asks for, and the expert's plan where it made one."""
-        lights = "".join(self._stage.world.lights[s.light][s.index] for s in self._signals)
-        if not self._lights or self._lights[-1][1] != lights:
-            self._lights.append((now_us, lights))
-        if plan is not None:
-            self._plans.append((now_us, plan))
-            if not self._cues or self._cues[-1][1] != cue:
-                self._cues.append((now_us, cue))
-
-    def extension(self, last_us: int) -> SceneExtension:
-        stage, around = self._stage, self._stage.around
-
-        def times(rows: list) -> np.ndarray:
-            return np.array([row[0] for row in rows], np.int64) + self._later_us
-
-        lights = [row for row in self._lights if row[0] <= last_us]
-        events = [(e.time_us, (e.kind, e.actor, e.fault)) for e in stage.world.events]
-        return SceneExtension(
-            scenario=stage.name,
-            town=around.town,
-            weather=around.weather,
-            seed=stage.seed,
-            goal_m=around.goal_m,
-            route_m=around.route_m,
-            lanes=tuple(MapLane(e.id, e.width_m, e.limit_mps, e.on_route, e.centreline_m) for e in around.lanes),
-            areas=around.areas,
-            signals_xyyaw=np.array([(s.x_m, s.y_m, s.yaw_rad) for s in self._signals]).reshape(-1, 3),
-            lights_time_us=times(lights),
-            lights=tuple(states for _, states in lights),
-            cue_time_us=times(self._cues),
-            commands=tuple(command for _, (command, _) in self._cues),
-            instructions=tuple(instruction for _, (_, instruction) in self._cues),
-            plan_time_us=times(self._plans),
-            reasons=tuple(plan.reason for _, plan in self._plans),
-            plan_after_s=PLAN_TIME_S,
-            plans=np.stack([plan.xyyaw_in_ego for _, plan in self._plans]),
-            event_time_us=times(events),
-            events=tuple(event for _, event in events),
-        )
 
 
 @lru_cache(maxsize=4)  # seconds for a large town

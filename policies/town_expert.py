@@ -1,5 +1,6 @@
 """The privileged driver of the town: it follows the route by the rules and says why it does what it does."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -65,6 +66,12 @@ class TownExpert:
         self._held_by = -1  # parked actor behind which one waits for oncoming traffic
         self._stood_before: set[str] = set()  # lanes at whose stop sign the ego has stood
         self._zebras: dict[str, tuple[Zebra, ...]] = {}  # lane whose line is followed -> crossings on it
+
+    def copy(self) -> "TownExpert":
+        """One that remembers the same, and goes its own way from here."""
+        other = copy(self)
+        other._standing, other._stood_before = dict(self._standing), set(self._stood_before)
+        return other
 
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
         world = privileged.world

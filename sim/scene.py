@@ -70,7 +70,7 @@ class Otherwise:
 
     without  instances of the actors that are left out, and their shadows with them
     lamps    instance -> the bits of sim.solids that shine on it, whatever shines on it now
-    added    actors that stand at their `pose` (x, y, yaw in the world)
+    added    actors at their `pose` (x, y, yaw in the world)
     """
 
     without: frozenset[int] = frozenset()
@@ -86,7 +86,8 @@ class Otherwise:
         left = Solids(meshes, was.poses[kept], was.instance[kept], np.array(lamps, np.uint8)[kept])
         dark = scene.shadows_m[kept[: len(scene.shadows_m)]]
         dark = np.concatenate([dark, shadows(self.added, poses)])
-        return replace(scene, moving=Solids.join([left, actor_solids(self.added, poses)]), shadows_m=dark)
+        shine = np.array([self.lamps.get(actor.instance, 0) for actor in self.added], np.uint8)
+        return replace(scene, moving=Solids.join([left, actor_solids(self.added, poses, shine)]), shadows_m=dark)
 
 
 AS_IS = Otherwise()

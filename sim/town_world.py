@@ -4,6 +4,7 @@ Time advances in control periods of 0.1 s as in `sim.world`; the others move in 
 seed gives the same episode, bit for bit, in any process.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.frames import matrix_from_xy_yaw, wrap
 from sim.hazards import HAZARDS, Hazard
+from sim.imagined import Imagined, StillTraffic
 from sim.road_network import NetLane, network_path
 from sim.scenarios import Scenario
 from sim.town_map import TownMap, town_map
@@ -79,6 +81,22 @@ class TownWorld(EgoWorld):
         begun = (*self._collisions(), *self.rules.others(self.time_us, self.ego, self.place, self.lights))
         self.events += begun
         return begun
+
+    def imagined(self, imagined: Imagined) -> "TownWorld":
+        """This instant as it might be: a world that answers every question, and must not be stepped.
+
+        An ego that would be off the road, and a way that does not begin on it, are up to who imagines them.
+        """
+        world = copy.copy(self)
+        world.traffic = StillTraffic(self.traffic, imagined)
+        world.actors = world.traffic.actors
+        world._size = np.array([a.size_lwh_m for a in world.actors]).reshape(-1, 3)
+        if imagined.edges:
+            world.route = Route(self.network, imagined.edges)
+        world._place_ego(imagined.ego)
+        world.time_us = self.time_us
+        world.place = world._locate()
+        return world
 
     def close(self) -> None:
         """End the simulation: the process may then have another."""

@@ -1,0 +1,192 @@
+"""Moments of a drive as they might have been, in which nothing but a look tells what is right.
+
+On recorded drives place and speed tell nearly everything: who is at 5 m/s 15 m before a light has a red one. So what
+the expert does there can be said without a look, and a policy that learns from it does not look. Here speed, position
+in the lane, way, lights and others are drawn independently of each other and of the place; what is right then is what
+the privileged expert would do. One picture says nothing of a speed, so a speed may be imagined as well.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sensors.frames import matrix_from_xy_yaw
+from sim.geometry import overlap
+from sim.imagined import Imagined
+from sim.scene import Moment, Otherwise
+from sim.sensing import EXPOSURE_BEFORE_US
+from sim.solids import BRAKE, HEAD, TAIL
+from sim.town_scene import lamps_of_state
+from sim.town_world import TownWorld
+from sim.traffic_sumo import KINDS, PEDESTRIAN, PEDESTRIAN_LWH_M
+from sim.vehicle import EgoState
+from sim.weather import Weather
+from sim.world import PAINTS, Actor
+
+ASIDE_M, MOST_ASIDE_M = 0.35, 1.0  # of the ego from where it is, to a side: scatter, and at most
+TURNED_RAD, MOST_TURNED_RAD = 0.05, 0.2
+AS_FAST, STANDS = (
+    0.35,
+    0.2,
+)  # shares of moments with the speed that there is, and at rest; in the others any is as likely
+FASTER = 1.08  # at most, than the road's comfortable speed
+STOPS_MPS2 = 4.5  # nobody is imagined who would have to brake harder than this at a red light, or before a guest
+OTHER_WAY, OTHER_WAY_M = 0.35, 60.0  # share of moments on another way, within so much of where ways part
+OTHER_LIGHT = 0.7  # share of moments in which the next lights show anything
+RED, AMBER = 0.45, 0.1  # of these to the ego, each before green
+ALONE, FEWER = 0.35, 0.25  # shares without any of the others, and without half of them
+GUEST, SECOND_GUEST = 0.4, 0.3  # shares with a guest ahead, and with another
+GUEST_M = (2.0, 35.0)  # from the front bumper
+BESIDE = 0.3  # share of guests in vehicles who are not in the way
+BESIDE_M = (-3.3, 3.3, 6.5)
+MOVES = 0.25  # share of guests in vehicles that drive, without brake lights
+WALKS_MPS, KERB_M = 1.3, 4.0
+APART_M = 1.0
+GUEST_INSTANCE = 4_000
+GUEST_KINDS = ("car", "car", "car", "truck", "bus", "bicycle", "motorcycle", "walker", "walker", "walker")
+WAY_M = 260.0  # of another way
+
+
+def imagine(world: TownWorld, rng: np.random.Generator) -> Imagined:
+    """What might be otherwise now."""
+    edges = _other_way(world, rng)
+    there = world.imagined(Imagined(_ego(world, 0.0, rng), edges))
+    lights = _lights(there, rng)
+    gone, guests = _gone(world, rng), _guests(there, rng)
+    crowded = {a.instance for guest in guests for a in _touched(there, guest)}
+    wanted = _speed_mps(world, there, rng)
+    might = Imagined(there.ego, edges, lights, gone | crowded, guests, _braking(guests, rng))
+    return replace(might, ego=replace(there.ego, speed_mps=min(wanted, _fair_mps(there, might))))
+
+
+def drawn(world: TownWorld, moment: Moment, imagined: Imagined, weather: Weather) -> Moment:
+    """The moment of a town's environment as it would be seen then: by cameras that fire as always, from an ego that has
+    driven steadily."""
+    lamps = {}
+    for light, state in imagined.lights.items():
+        lamps |= lamps_of_state(world.town_map, light, state)
+    always = HEAD | TAIL if weather.headlamps else 0
+    for guest in imagined.guests:
+        lamps[guest.instance] = always | (BRAKE if guest.instance in imagined.braking else 0)
+    ego, back_m = imagined.ego, imagined.ego.speed_mps * EXPOSURE_BEFORE_US * 1e-6
+    x, y = ego.x_m - back_m * np.cos(ego.yaw_rad), ego.y_m - back_m * np.sin(ego.yaw_rad)
+    poses = matrix_from_xy_yaw(x, y, np.full(len(back_m), ego.yaw_rad))
+    return replace(moment.drawn(Otherwise(imagined.gone, lamps, imagined.guests)), T_world_from_ego=poses)
+
+
+def _ego(world: TownWorld, speed_mps: float, rng: np.random.Generator) -> EgoState:
+    ego = world.ego
+    aside = float(np.clip(rng.normal(0.0, ASIDE_M), -MOST_ASIDE_M, MOST_ASIDE_M))
+    turned = float(np.clip(rng.normal(0.0, TURNED_RAD), -MOST_TURNED_RAD, MOST_TURNED_RAD))
+    x, y = ego.x_m - aside * np.sin(ego.yaw_rad), ego.y_m + aside * np.cos(ego.yaw_rad)
+    return EgoState(float(x), float(y), ego.yaw_rad + turned, speed_mps)
+
+
+def _speed_mps(world: TownWorld, there: TownWorld, rng: np.random.Generator) -> float:
+    draw, followed = rng.random(), there.route.followed(there.place.first_lane)
+    comfortable = float(np.interp(there.place.s_m, followed.line.s_m, followed.speed_mps))
+    if draw < STANDS:
+        return 0.0
+    if draw < STANDS + AS_FAST:
+        return min(world.ego.speed_mps, FASTER * comfortable)
+    return float(rng.uniform(0.0, FASTER * comfortable))
+
+
+def _fair_mps(there: TownWorld, might: Imagined) -> float:
+    """The speed from which one can still stop for what is imagined."""
+    gaps = [
+        gap_m - APART_M
+        for gap_m, link in there.place.stop_lines
+        if link.light in might.lights and might.lights[link.light][link.light_index] in "ruyY"
+    ]
+    followed, front_m = there.route.followed(there.place.first_lane), there.place.s_m + there.params.front_m
+    for guest in might.guests:
+        at = followed.line.project(np.array(guest.pose[:2]))
+        if abs(float(at.lateral_m)) < 2.5 and guest.speed_mps < 0.5 * WALKS_MPS:
+            gaps.append(float(at.s_m) - front_m - guest.size_lwh_m[0] / 2 - APART_M)
+    gaps = [gap for gap in gaps if gap > -APART_M]
+    return float(np.sqrt(2 * STOPS_MPS2 * max(min(gaps), 0.0))) if gaps else np.inf
+
+
+def _other_way(world: TownWorld, rng: np.random.Generator) -> tuple[str, ...]:
+    """Edges of a way that leaves the next junction elsewhere, from the same lane; () for the route's own."""
+    network, lane = world.network, world.network.lanes[world.place.lane]
+    if rng.random() >= OTHER_WAY or lane.kind != "road" or lane.length_m - world.place.s_m > OTHER_WAY_M:
+        return ()
+    own = world.route.link_from(lane.id)
+    links = [link for link in network.links.get(lane.id, ()) if link.direction != "back"]
+    others = [link for link in links if own is None or link.to_lane != own.to_lane]
+    if not others:
+        return ()
+    to = network.lanes[others[int(rng.integers(len(others)))].to_lane].edge
+    walk = network.random_walk(rng, to, WAY_M)
+    edges = (lane.edge, *walk)
+    repeats = next((k for k in range(len(edges)) if edges[k] in edges[:k]), len(edges))
+    return edges[:repeats]
+
+
+def _lights(there: TownWorld, rng: np.random.Generator) -> dict[str, str]:
+    """Other states of the next traffic lights on the way, from their own programmes."""
+    lights: dict[str, str] = {}
+    for _, link in there.place.stop_lines:
+        states = there.network.programs.get(link.light, ()) if link.light else ()
+        draw = rng.random()
+        letters = "ru" if draw < RED else "yY" if draw < RED + AMBER else "gG"
+        fitting = [state for state in states if state[link.light_index] in letters]
+        if fitting and link.light not in lights and rng.random() < OTHER_LIGHT:
+            lights[link.light] = fitting[int(rng.integers(len(fitting)))]
+    return lights
+
+
+def _gone(world: TownWorld, rng: np.random.Generator) -> frozenset[int]:
+    draw, instances = rng.random(), [actor.instance for actor in world.actors]
+    share = 1.0 if draw < ALONE else 0.5 if draw < ALONE + FEWER else 0.0
+    return frozenset(k for k in instances if rng.random() < share)
+
+
+def _guests(there: TownWorld, rng: np.random.Generator) -> tuple[Actor, ...]:
+    """Who might be ahead on the way, or beside it; nobody where another guest is, or where the way ends."""
+    if rng.random() >= GUEST:
+        return ()
+    followed, front_m, guests = there.route.followed(there.place.first_lane), there.params.front_m, ()
+    for k in range(1 + (rng.random() < SECOND_GUEST)):
+        name = GUEST_KINDS[int(rng.integers(len(GUEST_KINDS)))]
+        kind = KINDS.get(name)
+        category, size = (PEDESTRIAN, PEDESTRIAN_LWH_M) if kind is None else (kind.category, kind.size_lwh_m)
+        gap_m = GUEST_M[0] + (GUEST_M[1] - GUEST_M[0]) * rng.random() ** 1.5  # the nearer the more there is to learn
+        at_m = there.place.s_m + front_m + gap_m + size[0] / 2
+        if at_m + size[0] > followed.line.length_m:
+            continue
+        (x, y), heading = followed.line.at(at_m)
+        if kind is None:
+            aside, speed = float(rng.uniform(-KERB_M, KERB_M)), WALKS_MPS * bool(rng.random() < 0.5)
+            yaw = float(heading) + np.pi / 2 * (1 if rng.random() < 0.5 else -1)
+        else:
+            beside = rng.random() < BESIDE
+            aside = float(rng.choice(BESIDE_M) if beside else 0.0) + float(rng.normal(0.0, 0.25))
+            speed = float(rng.uniform(1.0, 10.0)) if rng.random() < MOVES else 0.0
+            yaw = float(heading) + (np.pi if beside and aside > 0 and rng.random() < 0.7 else 0.0)
+        pose = float(x) - aside * float(np.sin(heading)), float(y) + aside * float(np.cos(heading)), yaw
+        paint = PAINTS[int(rng.integers(len(PAINTS)))]
+        guest = Actor(
+            f"guest-{there.time_us}-{k}", GUEST_INSTANCE + k, category, size, paint, None, speed_mps=speed, pose=pose
+        )
+        if not overlap(_box(guest), [there.ego.footprint(there.params), *map(_box, guests)]).any():
+            guests = (*guests, guest)
+    return guests
+
+
+def _braking(guests: tuple[Actor, ...], rng: np.random.Generator) -> frozenset[int]:
+    return frozenset(g.instance for g in guests if g.speed_mps == 0 and rng.random() < 0.7)
+
+
+def _touched(there: TownWorld, guest: Actor) -> list[Actor]:
+    """Those who are where a guest is to be."""
+    poses, sizes = there.traffic.now.poses_m, np.array([actor.size_lwh_m[:2] for actor in there.actors])
+    boxes = np.concatenate([poses, sizes.reshape(-1, 2)], axis=1)
+    return [there.actors[k] for k in np.flatnonzero(overlap(_box(guest), boxes))]
+
+
+def _box(guest: Actor) -> np.ndarray:
+    """Its footprint [5], as in sim.geometry, with room around it."""
+    return np.array([*guest.pose, guest.size_lwh_m[0] + 2 * APART_M, guest.size_lwh_m[1] + APART_M])

@@ -1,0 +1,58 @@
+"""One instant of a town as it might be, to be looked at, planned in and labelled; it never goes on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sim.traffic_sumo import Snapshot, SumoTraffic
+from sim.vehicle import EgoState
+from sim.world import Actor
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """What is otherwise than it is.
+
+    ego     where it would be, at which speed
+    edges   of the way it would take, from the road it is on; none: its own
+    lights  state letters of some of the traffic lights
+    gone    instances of actors who would not be there
+    guests  who would, at their `pose` and `speed_mps`; braking: instances of those whose brake lights shine
+    """
+
+    ego: EgoState
+    edges: tuple[str, ...] = ()
+    lights: Mapping[str, str] = field(default_factory=dict)
+    gone: frozenset[int] = frozenset()
+    guests: tuple[Actor, ...] = ()
+    braking: frozenset[int] = frozenset()
+
+
+class StillTraffic:
+    """What `SumoTraffic` says of one instant, with some gone and guests behind all others; it has no step."""
+
+    def __init__(self, traffic: SumoTraffic, imagined: Imagined):
+        self._traffic = traffic
+        self.actors = traffic.actors + imagined.guests
+        kept = np.array([actor.instance not in imagined.gone for actor in traffic.actors], bool)
+        self.before, self.now = (self._with(snapshot, kept, imagined) for snapshot in (traffic.before, traffic.now))
+
+    @staticmethod
+    def _with(snapshot: Snapshot, kept: np.ndarray, imagined: Imagined) -> Snapshot:
+        guests = imagined.guests
+        poses = np.array([guest.pose for guest in guests]).reshape(-1, 3)
+        return replace(
+            snapshot,
+            poses_m=np.concatenate([snapshot.poses_m, poses]),
+            speed_mps=np.append(snapshot.speed_mps, [guest.speed_mps for guest in guests]),
+            present=np.append(snapshot.present & kept, np.ones(len(guests), bool)),
+            lights=snapshot.lights | dict(imagined.lights),
+        )
+
+    def lane_of(self, actor: str) -> str:
+        """As `SumoTraffic` has it; of a guest "", whom no rule of right of way concerns."""
+        return self._traffic.lane_of(actor)
+
+    def next_edges(self, actor: str) -> tuple[str, ...]:
+        return self._traffic.next_edges(actor)
