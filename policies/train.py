@@ -18,7 +18,7 @@ from policies.split import Learned
 from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.train_log import curves, happened
 from policies.training_loop import TrainingLoop, split_scenes
-from policies.transforms import image_size, plan_from_tokens, to_batch
+from policies.transforms import image_size, plan_from_tokens, to_batch, without_motion
 from policies.vla_policy import tokenizer_beside
 from policies.workers import companions
 from sensors.collate import Batch
@@ -212,16 +212,11 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 def _hide_motion(batch: Batch, shown: Tensor) -> Batch:
-    """The batch with those of its clips that are not shown, bool [B], told only their speed of their motion."""
-    shown, device = shown[:, None], batch.image_mask.device
-    speed = torch.arange(batch.vehicle_mask.shape[1], device=device) == 0
-    last = torch.arange(batch.image_mask.shape[1], device=device) == batch.image_mask.shape[1] - 1
-    return replace(
-        batch,
-        vehicle_mask=batch.vehicle_mask & (shown | speed),
-        imu_mask=batch.imu_mask & shown,
-        image_mask=batch.image_mask & (shown | last)[..., None],
-    )
+    """The batch with those of its clips that are not shown, bool [B], told only their speed of their motion: what was
+    seen earlier, and from where, tells it too."""
+    last = torch.arange(batch.image_mask.shape[1], device=shown.device) == batch.image_mask.shape[1] - 1
+    batch = without_motion(batch, ~shown)
+    return replace(batch, image_mask=batch.image_mask & (shown[:, None] | last)[..., None])
 
 
 def _reason_figures(pairs: list[tuple[str, str]]) -> dict[str, float]:

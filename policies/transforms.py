@@ -3,8 +3,11 @@ clip says of the car's own motion, a log of its future.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from policies.protocol import Plan
 from sensors import frames
@@ -44,7 +47,16 @@ def to_batch(clips: Sequence[Clip], config: ModelConfig, codes: ImageTokenizer |
     clips, each_step = [looked_at(clip, config) for clip in clips], config.fusion_reach == "step"
     instruct = sentences_of(config).instruction if config.instruction_places else None
     batch = collate(clips, config.patch_px, config.imu_samples, config.imu_rate_hz, each_step, instruct)
+    if config.own_motion == "speed":
+        batch = without_motion(batch, batch.imu_mask.new_ones(len(clips)))
     return batch if codes is None else with_codes(batch, codes)
+
+
+def without_motion(batch: Batch, hidden: Tensor) -> Batch:
+    """The batch in which the hidden clips, bool [B], are told no more than their speed by IMU and bus."""
+    speed = torch.arange(batch.vehicle_mask.shape[1], device=hidden.device) == 0
+    shown = ~hidden[:, None]
+    return replace(batch, vehicle_mask=batch.vehicle_mask & (shown | speed), imu_mask=batch.imu_mask & shown)
 
 
 def plan_from_tokens(tokens: np.ndarray, clip: Clip, tokenizer: ActionTokenizer) -> Plan:

@@ -14,6 +14,7 @@ ROUTERS = ("sigmoid", "softmax")
 FUSION_REACHES = ("past", "step")
 ACTION_DECODINGS = ("autoregressive", "parallel")
 IMAGE_INPUTS = ("patches", "codes", "both")
+OWN_MOTION = ("all", "speed")
 TOKEN_PROJECTORS = ("linear", "mlp", "resampler", "q_former")  # of vla.projectors; "unshuffle" is for grids only
 
 
@@ -115,6 +116,8 @@ class ModelConfig(BackboneConfig):
     scene_tokens                          S, scene tokens per time step
     fusion_reach                          "past": scene tokens read the images of all steps up to their own; "step": of
                                           their own only, so that a running car appends steps and computes none again
+    own_motion                            what it is told of how the car moves: "all", or its "speed" alone: who knows
+                                          how it turns and brakes learns to go on with that, and never looks
     imu_samples, imu_rate_hz, imu_tokens  IMU window of imu_samples / imu_rate_hz seconds, cut into imu_tokens tokens
     context                               tokens of a clip with its plan, at most
     action_decoding                       "autoregressive", or "parallel": all tokens of a plan from one forward pass
@@ -148,6 +151,7 @@ class ModelConfig(BackboneConfig):
     fusion_layers: int = 2
     scene_tokens: int = 32
     fusion_reach: str = "past"
+    own_motion: str = "all"
     imu_samples: int = 100
     imu_rate_hz: int = 100
     imu_tokens: int = 4
@@ -243,6 +247,7 @@ class ModelConfig(BackboneConfig):
             raise InputError(where, "context", self.context, expected, fix)
         self._one_of(where, "fusion_reach", FUSION_REACHES)
         self._one_of(where, "action_decoding", ACTION_DECODINGS)
+        self._one_of(where, "own_motion", OWN_MOTION)
         if not self.plan_dt_s > 0:
             raise InputError(where, "plan_dt_s", self.plan_dt_s, "more than 0 s")
         if not self.accel_min_mps2 < 0 < self.accel_max_mps2:

@@ -272,3 +272,30 @@ def test_scenes_of_so_many_keyframes_at_either_rate(suite, tmp_path, capsys):
     assert "1 of 1 scenes finished, 3 keyframes" in capsys.readouterr().out
     assert len(list(tmp_path.glob("samples/*/*.jpg"))) == 3 * 6
     assert len(list(tmp_path.glob("sweeps/*/*.jpg"))) == 2 * 4 * 6
+
+
+IMAGINED = ["record", "--imagined", "--workers", "1", *TOWN[3:]]
+
+
+def test_a_recording_of_what_might_be_holds_a_plan_for_each_keyframe(tmp_path):
+    out = tmp_path / "data"
+    assert main([*IMAGINED, "--suite", "town-smoke", "--steps", "20", "--out", str(out)]) == 0
+    source = NuscenesSource(out, "v1.0-mini")
+    check_source(source)
+    scene = source.scenes[0]
+    times_us, extension = source.frame_times_us(scene), source.extension(scene)
+    np.testing.assert_array_equal(extension.plan_time_us, times_us)
+    clips = [source.clip(scene, k) for k in range(len(times_us))]
+    assert not any(len(clip.imu) for clip in clips), "no car was driven so"
+    speeds = np.array([clip.vehicle.speed_mps for clip in clips])
+    assert len(np.unique(speeds)) > len(speeds) / 3
+    for clip in clips:
+        back_m = np.linalg.norm(clip.T_world_from_ego_now[:2, 3] - clip.T_world_from_ego[-1, :, :2, 3], axis=1)
+        np.testing.assert_allclose(back_m, clip.vehicle.speed_mps * (clip.now_us - clip.time_us[-1]) * 1e-6, atol=1e-6)
+    assert len({extension.lights_at(int(t)) for t in times_us}) > 5
+
+
+@pytest.mark.parametrize("more", [[], ["--suite", "town-smoke", "--hz", "10"]])
+def test_only_moments_of_a_town_can_be_imagined(more, tmp_path, capsys):
+    assert main([*IMAGINED, *more, "--out", str(tmp_path / "data")]) == 2
+    assert "Add --suite town-train" in capsys.readouterr().err
