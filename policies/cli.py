@@ -25,6 +25,8 @@ from policies.cli_parts import (
     size,
     with_baselines,
 )
+from policies.cli_plan import EPILOGS as PLAN_EPILOGS
+from policies.cli_plan import add_plan_verb
 from policies.cli_score import EPILOGS as SCORE_EPILOGS
 from policies.cli_score import add_score_verbs
 from policies.cli_train import EPILOGS as TRAIN_EPILOGS
@@ -42,6 +44,7 @@ REPLAYERS = ("constant-velocity", "ego-status", "log", "vla")
 EPILOGS = {
     **DRIVE_EPILOGS,
     **TRAIN_EPILOGS,
+    **PLAN_EPILOGS,
     "replay": """examples:
   vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
   vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061""",
@@ -91,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_drive_verbs(verb)
 
     add_train_verbs(verb)
+    add_plan_verb(verb)
 
     sub = verb("replay", _replay, "plan at every keyframe of recorded scenes and compare with what was driven")
     sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot")

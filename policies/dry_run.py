@@ -1,7 +1,7 @@
 """What a training would cost, before it is begun: parameters, memory, tokens, time. Nothing is written.
 
-Activations are counted from the shapes that layers keep for their gradients; a test holds the count against what torch
-really keeps. Time is measured in two steps of the training itself, where its data is there, else of its model on noise.
+Time is measured in two steps of the training itself, where its data is there, else of its model on noise. What many
+GPUs would take, which are not here, is `policies.plan`'s to say.
 """
 
 import os
@@ -16,15 +16,15 @@ from policies.freezing import freeze
 from policies.noise import noise_clip
 from policies.recipes import Recipe
 from policies.train import Trainer
-from policies.train_log import duration
+from policies.train_log import duration, short
 from policies.transforms import to_batch
-from sensors.surroundings import cell_centres
 from vla.auxiliary import AuxiliaryLosses
-from vla.config import ModelConfig
+from vla.cost import activations, arithmetic, on_paper
 from vla.model import DrivingModel
 from vla.precision import compute_dtype
 
 FLOAT, ADAMW = 4, 8  # bytes of a parameter or a gradient, and of its two moments
+HALF = 2  # of a copy that autocast makes for the products
 MEMORY = Path("/proc/meminfo")
 
 
@@ -47,13 +47,13 @@ class Cost:
 
     def lines(self) -> list[str]:
         """As the terminal shows it."""
-        parts = [f"{name} {_short(count)}" for name, count in self.parts.items()]
-        kept = [f"{name} {_short(size, 'B')}" for name, size in self.memory.items()]
-        active = f"{_short(self.active)} of the backbone active for a token"
+        parts = [f"{name} {short(count)}" for name, count in self.parts.items()]
+        kept = [f"{name} {short(size, 'B')}" for name, size in self.memory.items()]
+        active = f"{short(self.active)} of the backbone active for a token"
         lines = [
-            f"parameters  {_short(sum(self.parts.values()))}: {', '.join(parts)}; {active}; {_short(self.learn)} learn",
-            f"memory      {_short(sum(self.memory.values()), 'B')}: {', '.join(kept)}",
-            f"tokens      {_short(self.tokens_a_step)} a step, {_short(self.tokens_a_step * self.steps)} in all",
+            f"parameters  {short(sum(self.parts.values()))}: {', '.join(parts)}; {active}; {short(self.learn)} learn",
+            f"memory      {short(sum(self.memory.values()), 'B')}: {', '.join(kept)}",
+            f"tokens      {short(self.tokens_a_step)} a step, {short(self.tokens_a_step * self.steps)} in all",
             f"arithmetic  {self.flop / self.steps:.3g} FLOP a step, {self.flop:.3g} in all, without auxiliary losses",
         ]
         if self.dataset is None:
@@ -72,8 +72,7 @@ class Cost:
 
 def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
     """The cost of a recipe for each of `workers` replicas, with two steps of one of them measured here."""
-    with torch.device("meta"):
-        model = DrivingModel(recipe.model, recipe.seed)
+    model = on_paper(recipe.model)
     freeze(model, recipe.train.freeze, recipe.name)
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -86,9 +85,11 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
     memory = {"weights": FLOAT * count, "gradients": FLOAT * learn, "optimizer": ADAMW * learn}
     if config.ema:
         memory["average"] = FLOAT * count
-    size = 2 if compute_dtype(config.dtype, torch.device(config.device)).name == "bf16" else FLOAT
+    dtype = compute_dtype(config.dtype, torch.device(config.device)).name
+    if dtype == "bf16":
+        memory["weights in bf16"] = HALF * count
     at_once = max(1, config.batch_size // config.accumulate // workers)
-    memory["activations (estimated)"] = size * at_once * activations(recipe)
+    memory["activations (estimated)"] = at_once * activations(recipe.model, recipe.losses, dtype).total
     there = (Path(recipe.data.dataroot) / recipe.data.version).is_dir()
     fits = sum(memory.values()) < _free_bytes(config.device)
     dataset = step_s = None
@@ -124,54 +125,6 @@ def _noise_steps(recipe: Recipe) -> list[float]:
     return took
 
 
-def arithmetic(c: ModelConfig, model: DrivingModel) -> int:
-    """FLOP of a training step for one clip that has all its images: 6 for each weight that a token or patch meets (2 to
-    multiply and add, twice that for the gradients of inputs and weights) and for each pair of numbers in attention.
-
-    A little less where weights are frozen; losses that only train come on top.
-    """
-    tokens = c.steps * c.scene_tokens + c.now_tokens + c.action_tokens + c.reason_places
-    W, images, scene = c.encoder_width, c.steps * c.cameras, c.steps * c.scene_tokens
-    patches = images * c.patches
-    reach = c.cameras * c.patches * (1 if c.fusion_reach == "step" else c.steps)
-    layer = 4 * W * W + 3 * W * c.encoder_hidden  # attention and gated hidden layer
-    read = 2 * W * W  # keys and values
-    met = tokens * (model.backbone.active_parameters + 2 * tokens * c.layers * c.heads * c.head_dim)
-    met += c.encoder_layers * patches * (layer + 2 * c.patches * W)
-    met += c.fusion_layers * (scene * (layer - read + 2 * reach * W) + patches * read)
-    for k, halve in enumerate(model.encoder.stem.halvings if model.encoder.stem is not None else (), 1):
-        met += images * halve.weight.numel() * (c.image_width >> k) * (c.image_height >> k)
-    return 6 * met
-
-
-def activations(recipe: Recipe) -> int:
-    """Numbers that one clip's gradients need kept: inputs of products, norms and gates, of every token and patch."""
-    c, layers = recipe.model, 0
-    heads, groups, D = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.width
-    attention = 4 * D + (heads + 2 * groups) + 2 * (heads + groups) + 2 * heads
-    for layer in range(c.layers):
-        experts = c.experts_per_token * (4 * c.expert_hidden + 2 * D) + c.shared_experts * 4 * c.expert_hidden
-        layers += attention + (experts if layer >= c.dense_layers else 4 * c.dense_hidden)
-    tokens = c.steps * c.scene_tokens + c.now_tokens + c.action_tokens + c.reason_places
-    W, H, images = c.encoder_width, c.encoder_hidden, c.steps * c.cameras
-    reader = 9 * W + 4 * H  # of a layer that reads, or of one among patches
-    patches, scene = images * c.patches, c.steps * c.scene_tokens
-    total = tokens * layers + patches * (c.encoder_layers * reader + 6 * W + _stem(c))
-    total += c.fusion_layers * (scene * reader + patches * 2 * W)
-    if recipe.losses.surroundings:
-        total += cell_centres()[..., 0].size * reader
-    return total
-
-
-def _stem(c: ModelConfig) -> int:
-    """Numbers that a patch's convolutions keep: what each halves, before and after its gate."""
-    side, halvings = c.patch_px, c.patch_px.bit_length() - 1
-    kept = 3 * side * side
-    for k in range(1, halvings):
-        kept += 2 * (side >> k) ** 2 * (c.encoder_width >> (halvings - k))
-    return kept
-
-
 def _free_bytes(device: str) -> int:
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -179,11 +132,3 @@ def _free_bytes(device: str) -> int:
         return torch.cuda.mem_get_info()[0]
     lines = MEMORY.read_text().splitlines() if MEMORY.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 1 << 62)
-
-
-def _short(count: int, unit: str = "") -> str:
-    """With three figures: 1.23M, 45.6 GB."""
-    for factor, letter in ((1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g}{' ' if unit else ''}{letter}{unit}"
-    return f"{count} {unit}".strip()

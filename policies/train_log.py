@@ -173,3 +173,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def short(count: int, unit: str = "") -> str:
+    """With three figures: 1.23M, 45.6 GB."""
+    for factor, letter in ((1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{' ' if unit else ''}{letter}{unit}"
+    return f"{count} {unit}".strip()

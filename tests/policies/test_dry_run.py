@@ -1,62 +1,11 @@
 """What a training would cost, said before it begins."""
 
-import pytest
-import torch
 from test_train import SMALL, small_recipe
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from policies.cli import main
-from policies.dry_run import activations, arithmetic, dry_run
-from policies.noise import noise_clip
+from policies.dry_run import dry_run
 from policies.recipes import load_recipe
-from policies.transforms import to_batch
-from vla.auxiliary import AuxiliaryLosses, LossConfig
 from vla.model import DrivingModel
-
-
-def kept_for_gradients(model: torch.nn.Module, loss_of) -> int:
-    """Bytes that torch keeps for the gradients of a loss, beside the model's own parameters; every storage once."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_of()  # alive until all is counted, so that no storage is counted as another
-    del loss
-    return sum(kept.values())
-
-
-@pytest.mark.parametrize("more", [[], ["model.steps=4", "model.layers=6", "model.encoder_width=64"]])
-def test_activations_are_counted_as_torch_keeps_them(more):
-    recipe = load_recipe("tiny", ["data.dataroot=none", *more])
-    c = recipe.model
-    model = DrivingModel(c).train()
-    batch = to_batch([noise_clip(c, 0)], c)
-    tokens = torch.tensor([slot.start for slot in c.action_slots]).repeat(1, c.action_tokens // 2)
-    told = torch.full((1, c.reason_places), model.text.start)
-    generator = torch.Generator().manual_seed(0)
-    kept = kept_for_gradients(model, lambda: model.loss(batch, tokens, told, generator=generator)[0])
-    assert 4 * activations(recipe) == pytest.approx(kept, rel=0.15)
-
-
-@pytest.mark.parametrize("reach", ["past", "step"])
-def test_arithmetic_is_counted_as_torch_does_it(reach):
-    dense = ["model.dense_layers=4", f"model.fusion_reach={reach}", "model.steps=2", "data.dataroot=none"]
-    recipe = load_recipe("tiny", dense)  # torch does not count the products of experts
-    c, model = recipe.model, DrivingModel(recipe.model)
-    batch = to_batch([noise_clip(c, 0)], c)
-    tokens = torch.tensor([slot.start for slot in c.action_slots]).repeat(1, c.action_tokens // 2)
-    told = torch.full((1, c.reason_places), model.text.start)
-    heads, generator = AuxiliaryLosses(LossConfig(head_z=1.0), c, None), torch.Generator()  # it reads all places
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # of others it counts no attention
-        model.loss(batch, tokens, told, generator=generator, auxiliary=heads)[0].backward()
-    assert arithmetic(c, model) == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_what_is_frozen_needs_no_moments():
