@@ -29,7 +29,7 @@ def policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...], defau
 
 
 def seen_argument(sub: argparse.ArgumentParser) -> None:
-    words = "score a policy on what it learned from; such a score says nothing of other places"
+    words = "score it on what it learned from; such a score says nothing of other places"
     sub.add_argument(ALLOW_FLAG, action="store_true", help=words)
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from policies.cli_parts import count, run_arguments
+from policies.cli_parts import count, run_arguments, seen_argument
 from policies.dry_run import dry_run
 from policies.inspection import inspect, write_inspection
 from policies.recipes import TokenizerRecipe, load_recipe, shipped
@@ -54,6 +54,7 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that vla train wrote")
     sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot that it was not trained on")
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
+    seen_argument(sub)
 
     words = "draw what goes on inside a model: attention, gradients, embeddings, experts, codes"
     sub = verb("inspect", _inspect, words)
@@ -88,7 +89,7 @@ def _make(options: argparse.Namespace) -> int:
 
 
 def _check_tokenizer(options: argparse.Namespace) -> int:
-    report = check_tokenizer(options.checkpoint, options.dataroot, options.version)
+    report = check_tokenizer(options.checkpoint, options.dataroot, options.version, options.allow_seen)
     for name, value in report_figures(report).items():
         print(f"{name:24s} {value:10.4g}")
     print("usable" if report.usable else "COLLAPSED: train longer, on more varied images, or with fewer codes")

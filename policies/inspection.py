@@ -105,7 +105,7 @@ def _images(codes: ImageTokenizer, dataroot: Path | None, version: str) -> torch
         shape = (CLIPS, c.image_height, c.image_width, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     source = NuscenesSource(str(dataroot), version, steps=1, image_size=(c.image_width, c.image_height))
-    return images_of(source, source.scenes, MOST_CHECKED)
+    return images_of(source, source.scenes, MOST_CHECKED).pixels
 
 
 # What the page draws: numbers and strings, no markup -------------------------------------------------

@@ -98,7 +98,7 @@ class Draws:
             except BrokenFile as error:
                 broken = (*broken, (index, error.where))
                 index = int(self._chosen(others.random(1))[0])
-        raise _too_many(dict(broken), len(self.examples), self.recipe)
+        raise _too_many(dict(broken), len(self.examples), _roots(self.recipe))
 
 
 class Feed:
@@ -121,8 +121,7 @@ class Feed:
         broken = [each for part in made for each in part.broken]
         self._broken |= dict(broken)
         self.skipped = len(broken)
-        if len(self._broken) > MOST_BROKEN * len(self._draws.examples):
-            raise _too_many(self._broken, len(self._draws.examples), self._recipe)
+        require_few(self._broken, len(self._draws.examples), _roots(self._recipe))
         return made
 
     def _taken(self, draw: int) -> list[Made] | InputError:
@@ -143,6 +142,12 @@ class Feed:
             )
         self._next = draw + 1
         return next(self._ahead)
+
+
+def require_few(broken: dict[int, str], examples: int, where: str) -> None:
+    """An InputError that names files if more than MOST_BROKEN of so many examples are broken: {example: file}."""
+    if len(broken) > MOST_BROKEN * examples:
+        raise _too_many(broken, examples, where)
 
 
 def readable(examples: TrainingSet, indices: Iterable[int]) -> list[Example]:
@@ -175,12 +180,15 @@ def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def _too_many(broken: dict[int, str], examples: int, recipe: Recipe) -> InputError:
+def _too_many(broken: dict[int, str], examples: int, where: str) -> InputError:
     files = list(dict.fromkeys(broken.values()))
     more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     came = f"{len(broken)} of {examples} examples with a broken one: {', '.join(files[:NAMED])}{more}"
-    where = ", ".join((recipe.data.dataroot, *recipe.data.more_dataroots))
     return InputError(where, "files", came, f"at most {MOST_BROKEN:.0%} of them", "Copy or record them again.")
+
+
+def _roots(recipe: Recipe) -> str:
+    return ", ".join((recipe.data.dataroot, *recipe.data.more_dataroots))
 
 
 def _as_it_is(made: list[Made] | InputError) -> list[Made] | InputError:

@@ -77,7 +77,7 @@ def refuse_seen(seen: list[str], allowed: bool, verb: str) -> None:
     """An InputError if a policy is to be scored on what it learned, or loud words if that is `allowed`."""
     if seen and not allowed:
         fix = f"Choose others, or run it on them on purpose with {ALLOW_FLAG}."
-        raise InputError(verb, "scenes", f"{_listed(seen)}, which the policy learned from", "scenes unseen by it", fix)
+        raise InputError(verb, "scenes", f"{_listed(seen)}, which it learned from", "scenes that it has not seen", fix)
     if seen:
         print(f"SEEN IN TRAINING, so no score of how well it does elsewhere: {_listed(seen)}", flush=True)
 

@@ -62,8 +62,10 @@ class Trainer(TrainingLoop):
         parts = [(source, learned), *((another, another.scenes) for another in more)]
         self.train_set = TrainingSet(parts, self.tokenizer, recipe.model)
         self.val_set = TrainingSet([(source, held_out)], self.tokenizer, recipe.model)
-        self.learned = self.train_set.learned
-        self.codes = _image_tokenizer(recipe, source, learned) if recipe.data.image_tokenizer else None
+        self.learned, self.codes = self.train_set.learned, None
+        if recipe.data.image_tokenizer:
+            self.codes, of_codes = _image_tokenizer(recipe, source, learned)
+            self.learned |= of_codes
         self.auxiliary = None
         if recipe.losses.any:
             images = self.codes.config if recipe.losses.codes else None
@@ -229,13 +231,13 @@ def _reason_figures(pairs: list[tuple[str, str]]) -> dict[str, float]:
     return {"val.reason_action": float(action), "val.reason_cause": float(cause), "val.reasons": len(pairs)}
 
 
-def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[str]) -> ImageTokenizer:
-    """The recipe's; a codebook that says nothing of these scenes is an InputError."""
+def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[str]) -> tuple[ImageTokenizer, Learned]:
+    """The recipe's, and what it learned from; a codebook that says nothing of these scenes is an InputError."""
     given = Path(recipe.data.image_tokenizer)
-    tokenizer = load_image_tokenizer(given).model
-    size = tokenizer.config.image_width, tokenizer.config.image_height
-    check_on(tokenizer, images_of(source, scenes, MOST_CHECKED, size)).require_usable(given)
-    return tokenizer
+    loaded = load_image_tokenizer(given)
+    size = loaded.model.config.image_width, loaded.model.config.image_height
+    check_on(loaded.model, images_of(source, scenes, MOST_CHECKED, size).pixels).require_usable(given)
+    return loaded.model, Learned.from_json(loaded.extra.get("learned", []))
 
 
 def train(recipe: Recipe, out: Path, progress: bool = True, workers: int = 1) -> Path:

@@ -1,18 +1,23 @@
-"""Training of an image tokenizer on the images of recorded scenes, and whether its codebook is worth its name."""
+"""Training of an image tokenizer on the images of recorded scenes, and whether its codebook is worth its name.
+
+An image whose file is broken is passed over and counted; too many of them end it, as they end a policy's training.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from policies.loader import in_parts
+from policies.loader import in_parts, require_few
 from policies.recipes import TokenizerRecipe
 from policies.runs import Run
+from policies.split import Learned, refuse_seen
 from policies.train_log import curves, happened
 from policies.training_loop import TrainingLoop, split_scenes
-from sensors.errors import InputError
-from sensors.nuscenes_source import NuscenesSource
+from sensors.errors import BrokenFile, InputError
+from sensors.nuscenes_source import CAMERAS, NuscenesSource
 from sim.report.page import write_report
 from vla.checkpoint import Loaded, load_image_tokenizer
 from vla.image_tokens import CodebookReport, ImageTokenizer, check_codebook
@@ -23,25 +28,37 @@ MOST_IMAGES, MOST_CHECKED = 12_000, 600  # kept in memory: to learn from, to che
 CHECK_BATCH = 24
 
 
-def images_of(
-    source: NuscenesSource, scenes: Sequence[str], most: int, size: tuple[int, int] | None = None
-) -> torch.Tensor:
-    """uint8 [M, H, W, 3]: what the cameras delivered at keyframes, evenly over the scenes, about `most` at most.
+@dataclass(frozen=True)
+class Images:
+    """pixels uint8 [M, H, W, 3]; broken: how many keyframes were passed over since a file of theirs is broken."""
+
+    pixels: torch.Tensor
+    broken: int
+
+
+def images_of(source: NuscenesSource, scenes: Sequence[str], most: int, size: tuple[int, int] | None = None) -> Images:
+    """What the cameras delivered at keyframes, evenly over the scenes, about `most` at most.
 
     size: (width, height) px that they are brought to; None: as the source has them.
     """
     frames = [(scene, frame) for scene in scenes for frame in range(len(source.frame_times_us(scene)))]
-    cameras = len(source.clip(*frames[0]).cameras) if frames else 1
-    taken = np.linspace(0, len(frames) - 1, min(len(frames), max(most // cameras, 1))).round().astype(int)
-    clips = (source.clip(*frames[k]) for k in taken)
-    clips = clips if size is None else (clip.resize(*size) for clip in clips)
-    kept = [clip.images[-1][clip.image_mask[-1]] for clip in clips]
+    taken = np.linspace(0, len(frames) - 1, min(len(frames), max(most // len(CAMERAS), 1))).round().astype(int)
+    kept, broken = [], {}
+    for k in taken.tolist():
+        try:
+            clip = source.clip(*frames[k])
+        except BrokenFile as error:
+            broken[k] = error.where
+            continue
+        clip = clip if size is None else clip.resize(*size)
+        kept.append(clip.images[-1][clip.image_mask[-1]])
+    require_few(broken, len(taken), source.name)
     if not sum(map(len, kept)):
         expected = "scenes with camera files"
         raise InputError(
             source.name, "images", f"none in {len(scenes)} scenes", expected, "vla doctor says what lacks."
         )
-    return torch.from_numpy(np.concatenate(kept))
+    return Images(torch.from_numpy(np.concatenate(kept)), len(broken))
 
 
 class ImageTrainer(TrainingLoop):
@@ -51,9 +68,10 @@ class ImageTrainer(TrainingLoop):
         c = recipe.image_tokenizer
         source = _source(recipe.data.dataroot, recipe.data.version, c.image_width, c.image_height)
         learned, held_out = split_scenes(source.scenes, recipe.data)
-        self.images = images_of(source, learned, MOST_IMAGES)
-        self.held_out = images_of(source, held_out, MOST_CHECKED)
+        shown, asked = images_of(source, learned, MOST_IMAGES), images_of(source, held_out, MOST_CHECKED)
+        self.images, self.held_out, self.broken = shown.pixels, asked.pixels, shown.broken + asked.broken
         super().__init__(recipe, path, ImageTokenizer(c, recipe.seed), len(self.images))
+        self.extra["learned"] = Learned.of((source, scene) for scene in learned).to_json()
 
     def _load(self, path: Path) -> Loaded:
         return load_image_tokenizer(path, self.recipe.image_tokenizer)
@@ -88,6 +106,7 @@ def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> P
         "train.loss": float(np.mean([r["loss"] for r in records[-50:] if r["loss"] is not None])),
         "train.minutes": sum(record["step_s"] for record in records) / 60,
         "train.images": len(trainer.images),
+        "train.broken": trainer.broken,
         **report_figures(report),
     }
     run.summary["scenes"] = {"asked": 1, "finished": 1, "failed": 0}
@@ -95,11 +114,13 @@ def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> P
     return write_report(out)
 
 
-def check_tokenizer(checkpoint: Path, dataroot: Path, version: str) -> CodebookReport:
-    """What a trained tokenizer's codebook is worth on a dataroot's images."""
-    tokenizer = load_image_tokenizer(checkpoint).model
-    source = _source(str(dataroot), version, tokenizer.config.image_width, tokenizer.config.image_height)
-    return check_on(tokenizer, images_of(source, source.scenes, MOST_CHECKED))
+def check_tokenizer(checkpoint: Path, dataroot: Path, version: str, allow_seen: bool = False) -> CodebookReport:
+    """What a trained tokenizer's codebook is worth on a dataroot's images; on those it learned from only if allowed."""
+    loaded = load_image_tokenizer(checkpoint)
+    config = loaded.model.config
+    source = _source(str(dataroot), version, config.image_width, config.image_height)
+    refuse_seen(Learned.from_json(loaded.extra.get("learned", [])).seen_in(source), allow_seen, "vla check-tokenizer")
+    return check_on(loaded.model, images_of(source, source.scenes, MOST_CHECKED).pixels)
 
 
 def check_on(tokenizer: ImageTokenizer, images: torch.Tensor) -> CodebookReport:

@@ -274,7 +274,7 @@ def test_a_score_on_what_was_learned_is_refused_unless_it_is_allowed(course_data
     replayed = ["replay", "--dataroot", str(course_dataroot), *policy]
     for command in (["drive", "--suite", "course", "--seed", "1000", *policy], replayed):
         assert main([*command, "--out", str(tmp_path / "run")]) == 2
-        assert "which the policy learned from, expected scenes unseen by it" in capsys.readouterr().err
+        assert "which it learned from, expected scenes that it has not seen" in capsys.readouterr().err
     assert main([*replayed, "--scene", "scene-1001", "--allow-seen", "--out", str(tmp_path / "seen")]) == 0
     assert "1 SEEN IN TRAINING" in capsys.readouterr().out
 

@@ -74,6 +74,15 @@ def test_a_model_that_reads_codes_is_trained_and_plans(course_dataroot, tokenize
         VlaPolicy(checkpoint.rename(tmp_path / "alone"))
 
 
+def test_scenes_that_the_codes_were_learned_from_cannot_be_held_out(course_dataroot, tmp_path, monkeypatch):
+    for name in ("LEAST_USED", "LEAST_PERPLEXITY", "LEAST_PSNR_DB"):
+        monkeypatch.setattr(vla.image_tokens, name, 0.0)
+    learned = {"learned": [["scene-1002", "scene-1002", "course", -1]]}
+    save(tmp_path / "tokenizer", ImageTokenizer(TOKENIZER, 1), extra=learned)
+    with pytest.raises(InputError, match="held-out scenes: came scene-1002, learned from too"):
+        train(recipe_of(course_dataroot, tmp_path / "tokenizer"), tmp_path / "run", progress=False)
+
+
 def test_a_model_that_reads_pixels_may_be_asked_for_codes(course_dataroot, tokenizer, tmp_path, monkeypatch):
     for name in ("LEAST_USED", "LEAST_PERPLEXITY", "LEAST_PSNR_DB"):
         monkeypatch.setattr(vla.image_tokens, name, 0.0)

@@ -1,8 +1,10 @@
 import json
+import shutil
 
 import pytest
 import torch
 
+from policies import loader
 from policies.cli import main
 from policies.recipes import TokenizerRecipe, load_recipe
 from policies.train_images import ImageTrainer, check_tokenizer, train_images
@@ -48,11 +50,15 @@ def test_an_interrupted_training_ends_with_the_same_weights(course_dataroot, tmp
 
 def test_check_tokenizer_says_what_the_codebook_is_worth(course_dataroot, tmp_path, capsys):
     train_images(small_recipe(course_dataroot, "train.steps=2"), tmp_path / "run", progress=False)
-    report = check_tokenizer(tmp_path / "run" / "checkpoint", course_dataroot, "v1.0-mini")
+    report = check_tokenizer(tmp_path / "run" / "checkpoint", course_dataroot, "v1.0-mini", allow_seen=True)
     assert report.codes == 16
     assert report.images > 6
-    status = main(["check-tokenizer", str(tmp_path / "run" / "checkpoint"), "--dataroot", str(course_dataroot)])
+    asked = ["check-tokenizer", str(tmp_path / "run" / "checkpoint"), "--dataroot", str(course_dataroot)]
+    assert main(asked) == 2
+    assert "scenes: came scene-1000, scene-1001, which it learned from" in capsys.readouterr().err
+    status = main([*asked, "--allow-seen"])
     out = capsys.readouterr().out
+    assert "SEEN IN TRAINING" in out
     assert status == (0 if report.usable else 1)
     assert ("usable" in out) == report.usable
     assert f"{report.psnr_db:10.4g}" in out
@@ -62,6 +68,19 @@ def test_a_tokenizer_is_no_policy_and_a_policy_no_tokenizer(course_dataroot, tmp
     train_images(small_recipe(course_dataroot, "train.steps=1"), tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="unknown key"):
         load(tmp_path / "run" / "checkpoint")
+
+
+def test_broken_images_are_passed_over_and_counted_until_too_many_are(course_dataroot, tmp_path, monkeypatch):
+    dataroot = shutil.copytree(course_dataroot, tmp_path / "course")
+    path = sorted((dataroot / "samples" / "CAM_BACK").glob("*.jpg"))[2]
+    path.write_bytes(path.read_bytes()[:200])
+    recipe = small_recipe(dataroot, "train.steps=1")
+    with pytest.raises(InputError, match=rf"files: came 1 of 24 examples .*{path.name}, expected at most 1%"):
+        train_images(recipe, tmp_path / "stops", progress=False)
+    monkeypatch.setattr(loader, "MOST_BROKEN", 0.1)
+    train_images(recipe, tmp_path / "goes-on", progress=False)
+    metrics = json.loads((tmp_path / "goes-on" / "summary.json").read_text())["metrics"]
+    assert (metrics["train.broken"], metrics["train.images"]) == (1, 23 * 6)
 
 
 @pytest.mark.parametrize(
