@@ -24,6 +24,7 @@ EPILOGS = {
   vla train image-tokens data.dataroot=data/town         codes for images""",
     "make": """examples:
   vla make tiny-town --out runs/tiny-town                the shipped policy from nothing, with its scores
+  vla make dagger start=runs/mine/checkpoint town=data/town    rounds of driving in turns with the expert
   vla make my-stages.yaml --out runs/mine                the same command again goes on where it was""",
     "check-tokenizer": """example:
   vla check-tokenizer runs/codes/checkpoint --dataroot data/town
@@ -48,6 +49,7 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     sub = verb("make", _make, "record, train and score a policy: all stages of a file in turn")
     sub.add_argument("stages", help=f"a YAML file or one of: {', '.join(shipped_stages())}")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replace what stands under `given` in the file")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="where all of it is made (default runs/<time>-make)")
 
     sub = verb("check-tokenizer", _check_tokenizer, "say what a codebook of images is worth on recorded scenes")
@@ -85,7 +87,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _make(options: argparse.Namespace) -> int:
     out = options.out or default_path("make")
-    return make(load_stages(options.stages, out), out)
+    return make(load_stages(options.stages, out, options.overrides), out)
 
 
 def _check_tokenizer(options: argparse.Namespace) -> int:

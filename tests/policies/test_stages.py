@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from policies.cli import main
+from policies.cli import _parser, main
+from policies.recipes import load_recipe
 from policies.stages import load_stages, shipped_stages
 from sensors.errors import InputError
 
@@ -35,12 +36,42 @@ def test_stages_run_in_turn_stop_at_the_first_that_fails_and_go_on_there(tmp_pat
 
 
 @pytest.mark.parametrize("name", shipped_stages())
-def test_shipped_stages_are_commands_of_vla(name, tmp_path, monkeypatch):
+def test_shipped_stages_are_commands_of_vla_with_recipes_that_it_has(name, tmp_path):
     for arguments in load_stages(name, tmp_path).stages.values():
-        with pytest.raises(SystemExit) as ended:
-            main([arguments[0], "--help"])
-        assert ended.value.code == 0
         assert not any("{" in argument for argument in arguments)
+        options = _parser().parse_args(arguments)
+        assert str(options.out).startswith(str(tmp_path))
+        if options.verb == "train":
+            load_recipe(options.recipe, options.overrides)
+
+
+def test_what_is_given_is_replaced_from_the_command_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ngiven: {town: data/town, rate: 1.0e-3}\nstages:\n  one: train x a={town} b={rate}\n")
+    assert load_stages(str(path), tmp_path).stages["one"] == ["train", "x", "a=data/town", "b=0.001"]
+    assert load_stages(str(path), tmp_path, ["town=a b"]).stages["one"] == ["train", "x", "a=a b", "b=0.001"]
+    for wrong, words in (("twon=x", "Did you mean town"), ("town", "KEY=VALUE"), ("out=x", "one of town, rate")):
+        with pytest.raises(InputError, match=words):
+            load_stages(str(path), tmp_path, [wrong])
+    with pytest.raises(InputError, match="nothing given"):
+        load_stages(str(written(tmp_path, one="doctor")), tmp_path, ["town=x"])
+
+
+def test_each_round_of_dagger_learns_from_all_that_was_recorded_and_drives_what_no_other_did(tmp_path):
+    stages = load_stages("dagger", tmp_path, ["town=data/mine", "start=the/start"]).stages
+    options = {name: _parser().parse_args(arguments) for name, arguments in stages.items()}
+    driver, recorded, first = "the/start", [], set()
+    for k in (1, 2, 3):
+        student = options[f"record-{k}"]
+        assert str(student.student) == driver
+        recorded.append(str(student.out))
+        first.add(student.seed)
+        recipe = load_recipe(options[f"train-{k}"].recipe, options[f"train-{k}"].overrides)
+        assert (recipe.data.dataroot, list(recipe.data.more_dataroots)) == ("data/mine", recorded)
+        assert recipe.train.start_from == driver
+        driver = f"{options[f'train-{k}'].out}/checkpoint"
+        assert str(options[f"score-{k}"].checkpoint) == driver
+    assert len(first) == 3
 
 
 @pytest.mark.parametrize(
@@ -50,6 +81,9 @@ def test_shipped_stages_are_commands_of_vla(name, tmp_path, monkeypatch):
         ("name: a\nstages:\n  one: 3", "stages"),
         ("name: a\nstages:\n  one: record --out {there}", "placeholder"),
         ("name: [", "YAML"),
+        ("name: a\ngiven: [3]\nstages: {one: doctor}", "given: to values"),
+        ("name: a\ngiven: {a: [3]}\nstages: {one: doctor}", "a text or a number each"),
+        ("name: a\ngivne: {a: 3}\nstages: {one: doctor}", "Did you mean given"),
     ],
 )
 def test_files_that_are_none_are_refused(text, words, tmp_path):
