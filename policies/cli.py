@@ -15,18 +15,10 @@ from policies.cli_bench import EPILOGS as BENCH_EPILOGS
 from policies.cli_bench import add_bench_verb
 from policies.cli_drive import EPILOGS as DRIVE_EPILOGS
 from policies.cli_drive import add_drive_verbs
-from policies.cli_parts import (
-    close,
-    config,
-    learned_by,
-    make_policy,
-    policy_arguments,
-    run_arguments,
-    size,
-    with_baselines,
-)
 from policies.cli_plan import EPILOGS as PLAN_EPILOGS
 from policies.cli_plan import add_plan_verb
+from policies.cli_replay import EPILOGS as REPLAY_EPILOGS
+from policies.cli_replay import add_replay_verb
 from policies.cli_score import EPILOGS as SCORE_EPILOGS
 from policies.cli_score import add_score_verbs
 from policies.cli_train import EPILOGS as TRAIN_EPILOGS
@@ -34,20 +26,13 @@ from policies.cli_train import add_train_verbs
 from policies.cli_vision import EPILOGS as VISION_EPILOGS
 from policies.cli_vision import add_vision_verb
 from policies.doctor import examine
-from policies.replay import MASK_FLAG, check_images, replay
-from policies.runs import Run
-from policies.split import refuse_seen
 from sensors.errors import InputError
-from sensors.nuscenes_source import NuscenesSource
 
-REPLAYERS = ("constant-velocity", "ego-status", "log", "vla")
 EPILOGS = {
     **DRIVE_EPILOGS,
     **TRAIN_EPILOGS,
     **PLAN_EPILOGS,
-    "replay": """examples:
-  vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
-  vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061""",
+    **REPLAY_EPILOGS,
     **SCORE_EPILOGS,
     **VISION_EPILOGS,
     **BENCH_EPILOGS,
@@ -96,17 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train_verbs(verb)
     add_plan_verb(verb)
 
-    sub = verb("replay", _replay, "plan at every keyframe of recorded scenes and compare with what was driven")
-    sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot")
-    sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
-    sub.add_argument("--scene", action="append", help="only this scene; may be repeated")
-    policy_arguments(sub, REPLAYERS, REPLAYERS[0], REPLAYERS[0])
-    sub.add_argument(MASK_FLAG, action="store_true", help="run with every camera masked, though the policy looks")
-    sub.add_argument(
-        "--image-size", type=size, default=(400, 225), metavar="WxH", help="if the policy has none of its own"
-    )
-    run_arguments(sub)
-
+    add_replay_verb(verb)
     add_vision_verb(verb)
     add_score_verbs(verb)
     add_bench_verb(verb)
@@ -115,21 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot to look into")
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     return parser
-
-
-def _replay(options: argparse.Namespace) -> int:
-    policies = with_baselines(make_policy(options.policy, options.checkpoint, options.best_of, options.mask_cameras))
-    scenes = tuple(options.scene) if options.scene else None
-    size = policies[0].image_size or options.image_size
-    steps = max(policy.clip_steps for policy in policies)
-    source = NuscenesSource(options.dataroot, options.version, scenes, steps, size)
-    check_images(source, policies[0])
-    seen = learned_by(policies[0]).seen_in(source)
-    refuse_seen(seen, options.allow_seen, "vla replay")
-    run = Run.create("replay", options.out, config(options), [0])
-    run.summary["seen_in_training"] = seen
-    replay(run, policies, source, options.mask_cameras, not options.quiet)
-    return close(run, policies)
 
 
 def _doctor(options: argparse.Namespace) -> int:

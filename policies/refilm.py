@@ -15,18 +15,18 @@ from sensors.errors import InputError
 from sensors.frames import xy_yaw
 from sensors.gym_source import ClipHistory
 from sim.env import CameraEnv
+from sim.log_env import LogScenario
 from sim.report.failure_clips import chosen, clip_frames, clip_path, failures_of_run, plan_in_force, write_clip
 from sim.report.failures import Failure
 from sim.report.pictures import clip_mosaic
 from sim.report.summary import inside, policies_of, read_summary
 from sim.rollout_log import EpisodeLog, read_episode
-from sim.scenarios import Scenario
-from sim.stage import begin
+from sim.stage import Start, begin, name_of
 
 SAME_M = 1e-6
 
 
-def driven_again(env: CameraEnv, start: int | Scenario, log: EpisodeLog) -> Iterator[dict]:
+def driven_again(env: CameraEnv, start: Start, log: EpisodeLog) -> Iterator[dict]:
     """The observation at each frame of the log, its actions driven from the same start; elsewhere: an InputError."""
     observation, _ = begin(env, start)
     for frame, action in enumerate(log.action):
@@ -41,7 +41,7 @@ def driven_again(env: CameraEnv, start: int | Scenario, log: EpisodeLog) -> Iter
 
 
 def film_failures(
-    run_dir: Path, starts: Iterable[int | Scenario], most: int, only: str = "", progress: bool = True
+    run_dir: Path, starts: Iterable[Start], most: int, only: str = "", progress: bool = True
 ) -> list[str]:
     """Film up to `most` failures of a drive with six cameras, unless they were before; what could not be, in words.
 
@@ -53,14 +53,14 @@ def film_failures(
     for row, failure in chosen(found, list(policies_of(summary)), most):
         if not (run_dir / clip_path(row, failure, cameras=True)).is_file():
             by_row.setdefault(row["name"], (row, []))[1].append(failure)
-    by_scene = {start.name if isinstance(start, Scenario) else f"seed-{start:04d}": start for start in starts}
+    by_scene = {name_of(start): start for start in starts}
     problems, envs = [], {}
     for row, failed in tqdm(by_row.values(), desc="film failures", unit="episode", disable=not (progress and by_row)):
         log, start = read_episode(inside(run_dir, row["log"])), by_scene.get(row["scene"])
         try:
             if start is None:
                 raise InputError(row["name"], "scene", row["scene"], "one that the run was driven from")
-            kind = type(start)
+            kind = start.name if isinstance(start, LogScenario) else type(start)  # a recorded scene has its own cameras
             envs[kind] = envs.get(kind) or _env(summary["config"], start)
             _film(run_dir, envs[kind], start, log, row, failed)
         except InputError as error:
@@ -70,9 +70,7 @@ def film_failures(
     return problems
 
 
-def _film(
-    run_dir: Path, env: CameraEnv, start: int | Scenario, log: EpisodeLog, row: dict, found: Sequence[Failure]
-) -> None:
+def _film(run_dir: Path, env: CameraEnv, start: Start, log: EpisodeLog, row: dict, found: Sequence[Failure]) -> None:
     """One drive serves all failures of an episode."""
     wanted = {frame for failure in found for frame in clip_frames(log, failure)}
     history, mosaics = ClipHistory(env.cameras, 1), {}
@@ -86,6 +84,5 @@ def _film(
         write_clip(run_dir / clip_path(row, failure, cameras=True), log, failure, mosaics.__getitem__)
 
 
-def _env(config: dict, start: int | Scenario) -> CameraEnv:
-    of_town = start if isinstance(start, Scenario) else None
-    return quiet_env(tuple(config["image_size"]), config["seconds"], of_town, config["renderer"])
+def _env(config: dict, start: Start) -> CameraEnv:
+    return quiet_env(tuple(config["image_size"]), config["seconds"], start, config["renderer"])

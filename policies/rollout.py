@@ -1,4 +1,4 @@
-"""Closed loop: a policy drives a world, course or town. One function an episode, one for a whole run."""
+"""Closed loop: a policy drives a world, course, town or recording. One function an episode, one for a whole run."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,9 +13,10 @@ from policies.workers import processes
 from sensors import frames
 from sensors.gym_source import ClipHistory
 from sim.env import CameraEnv, CourseEnv
+from sim.log_env import LogEnv, LogScenario
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
 from sim.scenarios import Scenario
-from sim.stage import Stage, begin, why_ended
+from sim.stage import Stage, Start, begin, name_of, why_ended
 from sim.town_env import TownEnv
 from sim.tracker import PlanTracker
 from sim.world import PERIOD_US
@@ -30,27 +31,29 @@ COURSE_S = 30.0  # longest episode on the course, unless told otherwise; a town'
 def quiet_env(
     image_size: tuple[int, int],
     seconds: float | None = None,
-    scenario: Scenario | None = None,
+    start: Start | None = None,
     renderer: str = "cv",
     seen: bool = True,
 ) -> CameraEnv:
     """An environment that renders when asked (`capture`), not at every step, and not at all unless it is `seen`: the
-    course, or a scenario's town."""
+    world that an episode with this start takes place in, without one the course."""
     common = {"image_size": image_size, "cameras": False, "renderer": renderer}
     common["render_mode"] = "rgb_array" if seen else None
-    if scenario is None:
-        return CourseEnv(time_limit_s=seconds or COURSE_S, **common)
-    return TownEnv(scenario, time_limit_s=seconds, **common)
+    if isinstance(start, LogScenario):
+        return LogEnv(drive=start.drive, traffic=start.traffic, views=start.views, time_limit_s=seconds, **common)
+    if isinstance(start, Scenario):
+        return TownEnv(start, time_limit_s=seconds, **common)
+    return CourseEnv(time_limit_s=seconds or COURSE_S, **common)
 
 
 def drive_episode(
     policy: Policy,
     env: CameraEnv,
-    start: int | Scenario,
+    start: Start,
     episode: Episode | None = None,
     told: Callable[[str], None] | None = None,
 ) -> EpisodeLog:
-    """One episode from a seed of the course or a scenario of the town to its end, as a log.
+    """One episode from its start to its end, as a log.
 
     `episode` films it and keeps what is not finished; `told` hears now and then how far it is.
     """
@@ -61,7 +64,6 @@ def drive_episode(
     history = ClipHistory(env.unwrapped.cameras, policy.clip_steps)
     tracker = PlanTracker()
     recorder = EpisodeRecorder(stage.name, "drive", policy.name, stage.seed, stage.lines, stage.around)
-    given = Privileged(world=world) if policy.privileged else NOTHING
     ended_by, step, seen = "", 0, 0
     while True:
         replan = step % REPLAN_EVERY == 0
@@ -79,6 +81,7 @@ def drive_episode(
             record_afterwards(recorder, stage, tracker)
             return recorder.finish(ended_by)
         if replan:
+            given = Privileged(world.future(), world) if policy.privileged else NOTHING
             plan = policy.plan(history.clip(*cue), given).validate(f"{policy.name} {stage.name} step {step}")
             plan_in_world = plan.in_world(pose)
             tracker.follow(plan, pose, now_us, speed_mps)
@@ -101,9 +104,12 @@ def drive_episode(
 
 
 def record_afterwards(recorder: EpisodeRecorder, stage: Stage, tracker: PlanTracker) -> None:
-    """What the others do after the end of an episode, the ego carrying on with its last plan (and then stopping)."""
+    """What the others do after the end of an episode, as long as it is known, the ego carrying on with its last plan
+    (and then stopping)."""
     world = stage.world
     for _ in range(round(AFTERWARDS_S * 1e6 / PERIOD_US)):
+        if world.until_us is not None and world.time_us >= world.until_us:
+            return
         command = tracker.command(world.ego.T_world_from_ego, world.time_us, world.ego.speed_mps)
         world.step(command.accel_mps2, command.curvature_1pm)
         recorder.afterwards(world.time_us, stage.boxes(world.time_us), stage.red_lanes())
@@ -112,7 +118,7 @@ def record_afterwards(recorder: EpisodeRecorder, stage: Stage, tracker: PlanTrac
 def drive(
     run: Run,
     policies: Sequence[Policy],
-    starts: Sequence[int | Scenario],
+    starts: Sequence[Start],
     seconds: float | None,
     image_size: tuple[int, int],
     videos: int,
@@ -120,7 +126,7 @@ def drive(
     progress: bool = True,
     workers: int = 1,
 ) -> None:
-    """Every policy from every start, seeds of the course or scenarios of the town; the first policy's first `videos`
+    """Every policy from every start; the first policy's first `videos`
     episodes are filmed. Several processes share the episodes; what comes out is the same."""
     jobs = []
     for policy in policies:
@@ -142,7 +148,7 @@ def drive(
 
 def drive_one(
     policy: Policy,
-    start: int | Scenario,
+    start: Start,
     seconds: float | None,
     image_size: tuple[int, int],
     renderer: str,
@@ -151,11 +157,10 @@ def drive_one(
     told: Callable[[str], None] | None = None,
 ) -> dict:
     """One episode of a run, its log and film written: its row of the summary. Nobody looks, nothing is drawn."""
-    of_town = start if isinstance(start, Scenario) else None
-    scene, seed = (start.name, start.seed) if of_town else (f"seed-{start:04d}", start)
+    scene, seed = name_of(start), start if isinstance(start, int) else start.seed
     row = new_row(f"{policy.name}-{scene}".replace("/", "-"), policy.name, seed, scene)
     with tried(run_path, row, fps) as episode:
-        env = quiet_env(image_size, seconds, of_town, renderer, fps > 0 or policy.needs_images)
+        env = quiet_env(image_size, seconds, start, renderer, fps > 0 or policy.needs_images)
         try:
             episode.log = drive_episode(policy, env, start, episode, told)
         finally:

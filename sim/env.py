@@ -40,6 +40,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from sensors.camera import Camera
 from sensors.errors import InputError, unknown_name
 from sensors.frames import wrap
 from sensors.imu import ImuWindow
@@ -71,6 +72,7 @@ class CameraEnv(gymnasium.Env):
     renderer      a name for `sim.render_gl.get_renderer`; cv because its images do not depend on the machine's graphics
     action_mode, bins   see `sim.actions`
     sensing       how far the sensors are from ideal: a name in `sim.faults.SENSING` or a `Sensing`
+    rig, exposure_before_us   the cameras at that size, and how long before now each fires; nuScenes' own if not given
 
     A subclass makes the world, resets it, says what there is to see at an instant, what a period was worth and whether
     it was the last. `world` and `cameras` are for privileged policies and recorders; `weather` is the scenes'.
@@ -89,6 +91,8 @@ class CameraEnv(gymnasium.Env):
         action_mode: str,
         bins: Sequence[Sequence[float]] | None,
         sensing: Sensing | str,
+        rig: tuple[Camera, ...] | None = None,
+        exposure_before_us: np.ndarray = EXPOSURE_BEFORE_US,
     ):
         name = type(self).__name__
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -99,10 +103,11 @@ class CameraEnv(gymnasium.Env):
             raise InputError(name, "image_size", image_size, "(width, height) in px")
         world.params.validate(f"{name} vehicle")
         self.render_mode, self.time_limit_s, self.with_images = render_mode, time_limit_s, cameras
-        self.cameras, self.world, self.weather = nuscenes_rig(*image_size), world, Weather()
+        self.cameras, self.world, self.weather = rig or nuscenes_rig(*image_size), world, Weather()
+        self._exposure_before_us = exposure_before_us
         self._mode = get_action_mode(action_mode, world.params, bins)
         self.sensing = get_sensing(sensing)
-        self._faults = None if self.sensing == Sensing() else Faults(self.sensing)
+        self._faults = None if self.sensing == Sensing() else Faults(self.sensing, exposure_before_us)
         self._renderer = get_renderer(renderer, self.cameras) if cameras or render_mode else None
         self._running = False
         self._read: deque[ImuWindow] = deque(maxlen=self._mode.periods)
@@ -180,7 +185,7 @@ class CameraEnv(gymnasium.Env):
         if self._faults:
             middle = self._faults.shots.samples_us.shape[1] // 2
             return Moment(tuple(self._faults.scenes(middle, self._scene)), self._faults.shots.samples_T[:, middle])
-        times_us = self.world.time_us - EXPOSURE_BEFORE_US
+        times_us = self.world.time_us - self._exposure_before_us
         return Moment(tuple(self._scenes(times_us)), self.world.poses_of_ego(times_us))
 
     def draw(self, moment: Moment) -> np.ndarray:
@@ -219,7 +224,7 @@ class CameraEnv(gymnasium.Env):
             if self.with_images:
                 observation["images"] = self._exposed()
             return observation
-        times_us = world.time_us - EXPOSURE_BEFORE_US
+        times_us = world.time_us - self._exposure_before_us
         poses = world.poses_of_ego(times_us)
         observation |= {
             "camera_time_us": times_us,

@@ -136,10 +136,10 @@ class Faults:
     shots  what has arrived by now
     """
 
-    def __init__(self, sensing: Sensing):
-        self.sensing = sensing
+    def __init__(self, sensing: Sensing, exposure_before_us: np.ndarray = EXPOSURE_BEFORE_US):
+        self.sensing, self._before_us = sensing, exposure_before_us
         # Whole periods by which the newest image that has arrived is older than an ideal one, of each camera.
-        self._age = np.maximum(-(-(sensing.latency_us - EXPOSURE_BEFORE_US) // PERIOD_US), 0)
+        self._age = np.maximum(-(-(sensing.latency_us - exposure_before_us) // PERIOD_US), 0)
 
     def reset(self, seed: int) -> None:
         """A new episode: the IMU is switched on, nothing has been taken yet."""
@@ -147,7 +147,7 @@ class Faults:
         self._timing, imu, self._pose = (np.random.default_rng([seed, stream]) for stream in (TIMING, IMU, POSE))
         self._imu = FaultyImu(self.sensing.imu, imu)
         self._pose_error = self._pose.standard_normal(3)
-        self._lost = self._timing.random(len(EXPOSURE_BEFORE_US)) < self.sensing.drop_share
+        self._lost = self._timing.random(len(self._before_us)) < self.sensing.drop_share
         self._taken: deque[Shots] = deque(maxlen=int(self._age.max()) + 1)
 
     def advance(self, world: EgoWorld, scene_at: SceneAt | None) -> None:
@@ -156,7 +156,7 @@ class Faults:
         self._pose_error = hold * self._pose_error + np.sqrt(1 - hold**2) * self._pose.standard_normal(3)
         s, now_us = self.sensing, world.time_us
         jitter = np.rint(self._timing.uniform(-s.jitter_us, s.jitter_us, len(self._age))).astype(np.int64)
-        times_us = now_us - np.clip(EXPOSURE_BEFORE_US + jitter, 0, PERIOD_US - 1)
+        times_us = now_us - np.clip(self._before_us + jitter, 0, PERIOD_US - 1)
         samples = s.exposure_samples if s.exposure_us else 1
         within_us = np.rint(((np.arange(samples) + 0.5) / samples - 0.5) * s.exposure_us).astype(np.int64)
         samples_us = np.clip(times_us[:, None] + within_us, now_us - PERIOD_US, now_us)

@@ -9,7 +9,8 @@ colon, or by `import sim.gym_envs` and the name alone.
 
 import gymnasium
 
-COURSE_ENV_ID, TOWN_ENV_ID = "vla_drive/Course-v0", "vla_drive/Town-v0"
+COURSE_ENV_ID, TOWN_ENV_ID, LOG_ENV_ID = "vla_drive/Course-v0", "vla_drive/Town-v0", "vla_drive/NuScenesLog-v0"
 
 gymnasium.register(COURSE_ENV_ID, entry_point="sim.env:CourseEnv")
 gymnasium.register(TOWN_ENV_ID, entry_point="sim.town_env:TownEnv")
+gymnasium.register(LOG_ENV_ID, entry_point="sim.log_env:LogEnv")

@@ -198,7 +198,7 @@ def actor_mesh(category: str, size_lwh_m: tuple[float, float, float], paint: tup
         return mesh(_person(l, w, 0.0, h, paint, "pedestrian"))
     if category in ("vehicle.bicycle", "vehicle.motorcycle"):
         return mesh(_two_wheeler(l, w, h, paint))
-    if category.startswith("movable_object"):
+    if category.startswith(("movable_object", "static_object", "animal")):
         return mesh([(frustum((-l, l), (-w, w), (0.0, h), (-0.3 * l, 0.3 * l), None), paint, "obstacle")])
     if category.startswith("vehicle.bus"):
         return mesh(_bus(l, w, h, paint))

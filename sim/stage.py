@@ -1,4 +1,4 @@
-"""A world just reset, course or town, as a drive reads it: one shape for who drives, films and records."""
+"""A world just reset, course, town or recording, as a drive reads it: one shape for who drives, films and records."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from sensors.clip import Boxes
 from sim.env import CameraEnv
+from sim.log_env import LogScenario
 from sim.scenarios import Scenario
 from sim.surroundings import Surroundings, course_lines, of_course
 from sim.town_env import ENDS
@@ -13,6 +14,7 @@ from sim.town_map import Signal
 from sim.town_surroundings import TownSurroundings
 from sim.world import EgoWorld
 
+Start = int | Scenario | LogScenario  # a seed of the course, a town's scenario, a recorded scene
 SEEN_M = 100.0  # nothing further from the ego is written down
 
 
@@ -52,11 +54,20 @@ class Stage:
 
     def cue(self) -> tuple[str, str]:
         """(route command, instruction)."""
-        return (self.world.command, self.world.instruction) if self._town else ("follow", "")
+        return self.world.command, self.world.instruction
 
 
-def begin(env: CameraEnv, start: int | Scenario, options: dict | None = None) -> tuple[dict, Stage]:
-    """Reset an environment of the course to a seed, or one of the town to a scenario: (observation, stage)."""
+def name_of(start: Start) -> str:
+    """What the scene of an episode is called that starts like this."""
+    return f"seed-{start:04d}" if isinstance(start, int) else start.name
+
+
+def begin(env: CameraEnv, start: Start, options: dict | None = None) -> tuple[dict, Stage]:
+    """Reset an environment to the start of an episode of its kind of world: (observation, stage)."""
+    if isinstance(start, LogScenario):
+        observation, _ = env.reset(seed=start.seed, options=options)
+        world = env.unwrapped.world
+        return observation, Stage(start.name, start.seed, world, world.surroundings.around, world.surroundings.lines)
     if isinstance(start, Scenario):
         observation, _ = env.reset(seed=start.seed, options={**(options or {}), "scenario": start})
         town = TownSurroundings.of(env.unwrapped.world)
@@ -64,7 +75,7 @@ def begin(env: CameraEnv, start: int | Scenario, options: dict | None = None) ->
     observation, _ = env.reset(seed=start, options=options)
     world = env.unwrapped.world
     around = of_course(world, env.unwrapped.time_limit_s)
-    return observation, Stage(f"seed-{start:04d}", start, world, around, tuple(course_lines(world.road)))
+    return observation, Stage(name_of(start), start, world, around, tuple(course_lines(world.road)))
 
 
 def why_ended(kinds: list[str], terminated: bool) -> str:

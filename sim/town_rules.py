@@ -1,9 +1,6 @@
 """What can go wrong in a town, and what can go right: events with the instant they begin.
 
-collision        two footprints overlap, at the speed between them; whose fault it is as nuPlan has it
-                 (Karnchanachari et al. 2024): the other's if the ego stood; else the ego's if the other stood; the
-                 other's if it came from behind; the ego's if it hit with its front; and if flanks touched, the ego's
-                 only if it was not within its lane
+collision        two footprints overlap, at the speed between them; whose fault it is says `sim.contacts`
 off_road         a wheel has left lanes and junctions
 wrong_way        no lane under the rear axle leads the ego's way (within 90 degrees), for a while, outside junctions
 stop_line        the front bumper passes a stop line at red, or one of a stop sign without having stood still
@@ -20,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.geometry import overlap
+from sim.contacts import STANDS_MPS, Contacts, wheels
 from sim.road_network import Link
 from sim.town_map import TownMap
 from sim.vehicle import EgoState, VehicleParams
@@ -37,12 +34,11 @@ TOWN_EVENTS = (
     "route_left",
     "route_completed",
 )
-STANDS_MPS, STOPPED_WITHIN_M = 0.3, 6.0
+STOPPED_WITHIN_M = 6.0
 SPEEDING, SPEEDING_S = 1.1, 1.0
 WRONG_WAY_S = 0.5  # lanes and junctions meet with gaps, in which the nearest lane may be another
 BLOCKED_S, BLOCKED_M = 120.0, 2.0
 ROUTE_LEFT_M = 9.0
-BUMPER_M = 0.2  # what touches this part of the footprint was hit with the front
 LANE_M, JUNCTION_M = 0.2, 1.0  # beyond the lane's edge and still in the lane, on a road and through a junction
 WHEEL_M = 0.1  # wheels stand this far inside the car's flanks
 RED = "ru"
@@ -84,7 +80,10 @@ class Rules:
     _fast: int = 0  # periods for which it has been going on
     _wrong: int = 0
     _furthest: tuple[float, int] = (0.0, 0)  # progress, and the periods since
-    _touching: frozenset[str] = frozenset()
+    _contacts: Contacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._contacts = Contacts(self.params)
 
     def collisions(
         self,
@@ -95,46 +94,8 @@ class Rules:
         speeds: np.ndarray,
         in_lane: bool,
     ) -> list[Event]:
-        """Overlaps at M instants with boxes [M, A, 5] of who is near, at speeds [A], each told when it begins."""
-        begun, touching = [], self._touching
-        if not actors:
-            self._touching = frozenset()
-            return begun
-        hits = overlap(self._footprints(egos)[:, None], boxes)
-        for m in np.flatnonzero(hits.any(axis=1)):
-            now = frozenset(actors[a].id for a in np.flatnonzero(hits[m]))
-            for a in np.flatnonzero(hits[m]):
-                if actors[a].id not in touching:
-                    how = actors[a].id, boxes[m, a], float(speeds[a]), in_lane
-                    begun.append(self._collision(int(times_us[m]), egos[m], *how))
-            touching = touching | now
-        self._touching = frozenset(actors[a].id for a in np.flatnonzero(hits[-1]))
-        return begun
-
-    def _footprints(self, egos: tuple[EgoState, ...]) -> np.ndarray:
-        """EgoState.footprint of M states at once [M, 5]."""
-        x, y, yaw = np.array([(ego.x_m, ego.y_m, ego.yaw_rad) for ego in egos]).T
-        length, width = np.full((2, len(egos)), [[self.params.length_m], [self.params.width_m]])
-        centre_m = self.params.centre_m
-        return np.stack([x + centre_m * np.cos(yaw), y + centre_m * np.sin(yaw), yaw, length, width], axis=-1)
-
-    def _collision(
-        self, time_us: int, ego: EgoState, actor: str, box: np.ndarray, speed_mps: float, in_lane: bool
-    ) -> Event:
-        forward = np.array([math.cos(ego.yaw_rad), math.sin(ego.yaw_rad)])
-        along = float((box[:2] - (ego.x_m, ego.y_m)) @ forward) - self.params.centre_m
-        between = speed_mps * np.array([math.cos(box[2]), math.sin(box[2])]) - forward * ego.speed_mps
-        x, y = (ego.x_m, ego.y_m) + (self.params.front_m - BUMPER_M / 2) * forward
-        bumper = np.array([x, y, ego.yaw_rad, BUMPER_M, self.params.width_m])
-        if ego.speed_mps < STANDS_MPS:
-            fault = "other"
-        elif speed_mps < STANDS_MPS:
-            fault = "ego"
-        elif along < -self.params.length_m / 2 and float(between @ forward) > 0:
-            fault = "other"
-        else:
-            fault = "other" if in_lane and not overlap(bumper, box) else "ego"
-        return Event("collision", time_us, actor, float(np.linalg.norm(between)), fault)
+        """See `Contacts.begun`."""
+        return self._contacts.begun(times_us, egos, actors, boxes, speeds, in_lane)
 
     def in_lane(self, place: Place) -> bool:
         """Whether the whole footprint is within its lane, or nearly; through a junction the front swings out more."""
@@ -152,7 +113,7 @@ class Rules:
         moved = abs(place.progress_m - at_m) > BLOCKED_M
         self._furthest = (place.progress_m, 0) if moved else (at_m, since + 1)
         states = {
-            "off_road": not self.town.drivable(self._wheels(ego)).all(),
+            "off_road": not self.town.drivable(wheels(ego, self.params, WHEEL_M)).all(),
             "wrong_way": self._wrong >= WRONG_WAY_S * HZ,
             "speeding": self._fast >= SPEEDING_S * HZ,
             "blocked": self._furthest[1] >= BLOCKED_S * HZ,
@@ -162,11 +123,6 @@ class Rules:
         kinds += [kind for kind, true in states.items() if true and kind not in self._going_on]
         self._going_on = {kind for kind, true in states.items() if true}
         return [Event(kind, time_us, "", ego.speed_mps) for kind in kinds]
-
-    def _wheels(self, ego: EgoState) -> np.ndarray:
-        c, s, half = math.cos(ego.yaw_rad), math.sin(ego.yaw_rad), self.params.width_m / 2 - WHEEL_M
-        at = ((x, y) for x in (0.0, self.params.wheelbase_m) for y in (half, -half))
-        return np.array([(ego.x_m + c * x - s * y, ego.y_m + s * x + c * y) for x, y in at])
 
     def _wrong_way(self, ego: EgoState) -> bool:
         names = self.town.under(ego.x_m, ego.y_m)

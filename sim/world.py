@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sensors.clip import Boxes
+from sensors.clip import Boxes, Future
 from sensors.errors import InputError
 from sensors.frames import matrix_from_xy_yaw, wrap
 from sim.geometry import corners, overlap
@@ -88,12 +88,21 @@ class Leader:
 class EgoWorld:
     """The part of a world that is the ego's own: params, time_us, and the last period's substeps.
 
-    track  11 EgoStates at track_time_us int64 [11], ends included; ego: EgoState now
+    track     11 EgoStates at track_time_us int64 [11], ends included; ego: EgoState now
+    until_us  after which nothing is known of the others; None: always more
+    command, instruction   what the route asks for, one of sensors.clip.ROUTE_COMMANDS, and in words
     """
 
     params: VehicleParams
     time_us: int
     track: tuple[EgoState, ...]
+    until_us: int | None = None
+    command: str = "follow"
+    instruction: str = ""
+
+    def future(self) -> Future | None:
+        """What is recorded of the time from now on; None where nothing is, since nobody drove here before."""
+        return None
 
     @property
     def ego(self) -> EgoState:
@@ -121,12 +130,12 @@ class EgoWorld:
         states = [self.ego_at(time_us) for time_us in times_us.tolist()]
         return matrix_from_xy_yaw(*np.array([(s.x_m, s.y_m, s.yaw_rad) for s in states]).T)
 
-    def _place_ego(self, now: EgoState) -> None:
-        """Start an episode at this state, after a period of driving steadily."""
+    def _place_ego(self, now: EgoState, time_us: int = START_US) -> None:
+        """Start an episode at this state and instant, after a period of driving steadily."""
         seconds = np.arange(-SUBSTEPS, 1) * (SUBSTEP_US * 1e-6)
         speed = now.speed_mps
         self.track = (*(advance(now, speed * float(t), speed, now.curvature_1pm) for t in seconds[:-1]), now)
-        self.time_us = START_US
+        self.time_us = time_us
         waits = round(self.params.dead_time_s * 1e6 / SUBSTEP_US)
         self._commands = [(0.0, now.curvature_1pm)] * waits  # given, and not yet in effect
 

@@ -251,7 +251,7 @@ def neuroncap(drive: Drive) -> dict[str, Score]:
 
 def alpasim(drive: Drive) -> dict[str, Score]:
     log, view = drive.log, drive.view
-    if not (drive.routed and drive.mapped):
+    if not drive.routed or drive.areas is None:
         return {"alpasim.score": NOT_AVAILABLE}
     contacts, at_fault = drive.contacts, np.zeros(len(log), dtype=bool)
     blamed = contacts.front | contacts.lateral | contacts.hit_stopped
@@ -271,7 +271,8 @@ def hugsim(drive: Drive) -> dict[str, Score]:
         return dict.fromkeys(names, NOT_AVAILABLE)
     left = np.flatnonzero(view.off_way_m > HUGSIM_LEFT_PATH_M)
     last = int(left[0]) if len(left) else len(log) - 1
-    frames = np.unique(log.plan_frame)
+    frames, poses = np.unique(log.plan_frame, return_counts=True)
+    frames = frames[poses > 1]  # at the end of a recording the recorded driver's plans are of one
     last = min(last, int(frames[HUGSIM_MOST_STEPS - 1])) if len(frames) > HUGSIM_MOST_STEPS else last
     steps = [_hugsim_step(view, int(frame)) for frame in frames if frame <= last]
     route = view.way_m[: max(int(np.searchsorted(view.passed_m, log.goal_m)), 2)]

@@ -87,7 +87,7 @@ def test_road_lines_are_closed_and_where_the_lanes_are():
 def town_log(tmp_path_factory):
     """The expert on a short route, as it is read back, and the bytes on the disk."""
     scenario = get_scenario("town-smoke/1")
-    env = quiet_env(SIZE, scenario=scenario)
+    env = quiet_env(SIZE, start=scenario)
     log = drive_episode(TownExpert(), env, scenario)
     env.close()
     path = tmp_path_factory.mktemp("town") / "log.npz"

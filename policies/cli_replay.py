@@ -1,0 +1,113 @@
+"""The verb `vla replay`: recorded scenes, open loop at their keyframes, or driven through in closed loop."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from policies.cli_parts import (
+    close,
+    config,
+    count,
+    learned_by,
+    make_policy,
+    policy_arguments,
+    run_arguments,
+    seconds,
+    size,
+    whole,
+    with_baselines,
+)
+from policies.protocol import Policy
+from policies.refilm import film_failures
+from policies.replay import MASK_FLAG, check_images, replay
+from policies.rollout import drive
+from policies.runs import Run
+from policies.split import refuse_seen
+from sensors.errors import InputError
+from sensors.nuscenes_source import NuscenesSource
+from sensors.recorded_drive import recorded_drive
+from sim.gl_device import open_gl
+from sim.log_env import VIEWS, LogScenario
+from sim.render_gl import RENDERERS
+from sim.traffic_log import MODES
+
+REPLAYERS = ("constant-velocity", "ego-status", "log", "vla")
+CLOSED = {"traffic": "reactive", "views": "auto", "renderer": "auto", "videos": 1, "clips": 3, "seconds": None}
+CLOSED["workers"] = 1
+EPILOGS = {
+    "replay": """examples:
+  vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
+  vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061
+  vla replay --closed-loop --dataroot /data/nuscenes --scene scene-0103 --policy log
+  vla replay --closed-loop --dataroot data/town --policy vla --traffic replay --videos 2"""
+}
+
+
+def add_replay_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare it; `verb` makes one subcommand from (name, function, help)."""
+    sub = verb("replay", _replay, "plan at every keyframe of recorded scenes and compare, or drive through them")
+    sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot")
+    sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
+    sub.add_argument("--scene", action="append", help="only this scene; may be repeated")
+    policy_arguments(sub, REPLAYERS, REPLAYERS[0], REPLAYERS[0])
+    sub.add_argument(MASK_FLAG, action="store_true", help="run with every camera masked, though the policy looks")
+    sub.add_argument(
+        "--image-size", type=size, default=(400, 225), metavar="WxH", help="if the policy has none of its own"
+    )
+    run_arguments(sub)
+    closed = sub.add_argument_group("closed loop: the policy drives, from the recorded start to where the record ends")
+    closed.add_argument("--closed-loop", action="store_true", help="drive; all below needs this")
+    words = "reactive: who has to, answers (default); replay: all drive as recorded"
+    closed.add_argument("--traffic", choices=MODES, help=words)
+    words = "auto: recorded images, re-projected to where the car is, where there are any (default); rendered: none"
+    closed.add_argument("--views", choices=VIEWS, help=words)
+    closed.add_argument("--renderer", choices=RENDERERS, help="as for vla drive")
+    closed.add_argument("--seconds", type=seconds, help="longest episode (default the recording)")
+    closed.add_argument("--videos", type=whole, help=f"episodes filmed (default {CLOSED['videos']})")
+    words = f"failures filmed with six cameras, by driving them again (default {CLOSED['clips']})"
+    closed.add_argument("--clips", type=whole, metavar="N", help=words)
+    closed.add_argument("--workers", type=count, help=f"processes (default {CLOSED['workers']})")
+
+
+def _replay(options: argparse.Namespace) -> int:
+    given = [name for name in CLOSED if getattr(options, name) is not None]
+    if given and not options.closed_loop:
+        came, fix = "without --closed-loop", "Add --closed-loop to drive through the scenes."
+        raise InputError("vla replay", f"--{given[0]}", came, "an option of open loop", fix)
+    policies = with_baselines(make_policy(options.policy, options.checkpoint, options.best_of, options.mask_cameras))
+    scenes = tuple(options.scene) if options.scene else None
+    size = policies[0].image_size or options.image_size
+    steps = 1 if options.closed_loop else max(policy.clip_steps for policy in policies)
+    source = NuscenesSource(options.dataroot, options.version, scenes, steps, size)
+    seen = learned_by(policies[0]).seen_in(source)
+    if options.closed_loop:
+        return _closed_loop(options, policies, source, seen)
+    check_images(source, policies[0])
+    refuse_seen(seen, options.allow_seen, "vla replay")
+    run = Run.create("replay", options.out, config(options), [0])
+    run.summary["seen_in_training"] = seen
+    replay(run, policies, source, options.mask_cameras, not options.quiet)
+    return close(run, policies)
+
+
+def _closed_loop(options: argparse.Namespace, policies: list[Policy], source: NuscenesSource, seen: list[str]) -> int:
+    if options.mask_cameras:
+        raise InputError("vla replay", MASK_FLAG, "with --closed-loop", "one of the two")
+    for name, default in CLOSED.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    if options.renderer == "gl":
+        open_gl()
+    refuse_seen(seen, options.allow_seen, "vla replay")
+    starts = starts_in(source, options.traffic, options.views)
+    run = Run.create("replay", options.out, config(options), [0])
+    run.summary["seen_in_training"] = seen
+    quiet, name = options.quiet, policies[0].name
+    how = options.seconds, options.image_size, options.videos, options.renderer, not quiet, options.workers
+    drive(run, policies, starts, *how)
+    return close(run, policies, lambda: film_failures(run.path, starts, options.clips, name, not quiet))
+
+
+def starts_in(source: NuscenesSource, traffic: str, views: str) -> list[LogScenario]:
+    """Every scene of a source as the start of an episode; one that cannot be driven through is an InputError."""
+    return [LogScenario(recorded_drive(source, scene), traffic, views) for scene in source.scenes]

@@ -1,0 +1,134 @@
+"""What a drive through a recorded scene is judged against and drawn on: areas, the way to go, the human's drive.
+
+A simulated scene brings its lanes, areas and route along (`sensors.nuscenes_extension`). Any other has the raster of
+its location, no lanes, and for a route the way that was driven; what needs lanes is then not available.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import cv2
+import numpy as np
+
+from sensors.frames import xy_yaw
+from sensors.nuscenes_map import PX_PER_M, drivable_area
+from sensors.recorded_drive import RecordedDrive
+from sim.geometry import OpenLine, corners
+from sim.surroundings import BEYOND_M, Lane, Surroundings, with_holes
+from sim.vehicle import VehicleParams
+
+AROUND_M = 100.0  # beyond the recorded drive
+LEAST_STEP_M = 0.5  # between two points of the way: standing still is no direction
+BEFORE_END_M = 2.0  # of the recorded drive lies the goal, which is none if the drive is shorter than
+LEAST_WAY_M = 5.0
+JOINT_M = 0.25  # beside the outlines of the drivable area, as in a town
+
+
+@dataclass(frozen=True)
+class LogSurroundings:
+    """around: Surroundings; record: the way that was driven, and straight on; record_m [K]: the keyframes along it."""
+
+    drive: RecordedDrive
+    around: Surroundings
+    record: OpenLine
+    record_m: np.ndarray
+
+    @classmethod
+    def of(cls, drive: RecordedDrive, params: VehicleParams) -> "LogSurroundings":
+        track = xy_yaw(drive.T_world_from_ego)
+        record, record_m = _record(track)
+        extension = drive.extension
+        common = {
+            "suite": drive.source,
+            "car": params,
+            "human_time_us": drive.time_us,
+            "human_xyyaw": track,
+        }
+        if extension is None:
+            goal_m = float(record_m[-1]) - BEFORE_END_M if record_m[-1] > LEAST_WAY_M else 0.0
+            around = Surroundings(areas=_areas(drive, track), route_m=record.points, goal_m=goal_m, **common)
+            return cls(drive, around, record, record_m)
+        line = OpenLine(extension.route_m)
+        end_m = float(line.project(track[-1, :2]).s_m) - BEFORE_END_M
+        lanes = (Lane(e.id, e.centreline_m, e.width_m, e.limit_mps, e.on_route) for e in extension.lanes)
+        around = Surroundings(
+            town=extension.town,
+            weather=extension.weather,
+            lanes=tuple(lanes),
+            areas=extension.areas,
+            route_m=extension.route_m,
+            goal_m=max(min(extension.goal_m, end_m), 0.0),
+            **common,
+        )
+        return cls(drive, around, record, record_m)
+
+    @cached_property
+    def lines(self) -> tuple[tuple[str, np.ndarray], ...]:
+        """(kind, xy [V, 2]) to draw: "road_edge", and "route"."""
+        edges = [("road_edge", np.concatenate([xy, xy[:1]])) for layer, xy in self.around.areas if layer == "drivable"]
+        return (*edges, ("route", self.around.route_m))
+
+    @cached_property
+    def ground(self) -> "Drivable":
+        return Drivable.of(self.around, self.drive)
+
+    def cue_at(self, along_m: float) -> tuple[str, str]:
+        """(command, instruction) that the recorded driver had at this place of the way."""
+        if self.drive.extension is None:
+            return "follow", ""
+        return self.drive.extension.cue_at(int(np.interp(along_m, self.record_m, self.drive.time_us)))
+
+
+@dataclass(frozen=True)
+class Drivable:
+    """A raster of where wheels may be: the drivable area, JOINT_M beside it, and where the recorded car itself was."""
+
+    mask: np.ndarray
+    low_m: np.ndarray
+
+    @classmethod
+    def of(cls, around: Surroundings, drive: RecordedDrive) -> "Drivable":
+        track, car = xy_yaw(drive.T_world_from_ego), around.car
+        low = np.floor(track[:, :2].min(axis=0) - AROUND_M)
+        width, height = np.ceil((track[:, :2].max(axis=0) + AROUND_M - low) * PX_PER_M).astype(int)
+        mask = np.zeros((height, width), np.uint8)
+
+        def paint(outline: np.ndarray) -> None:
+            fixed = [np.rint(((outline - low) * PX_PER_M - 0.5) * 16).astype(np.int32)]
+            cv2.fillPoly(mask, fixed, 1, cv2.LINE_8, 4)
+
+        for layer, outline in around.areas:
+            if layer == "drivable":
+                paint(outline)
+        mask = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(JOINT_M * PX_PER_M) + 1,) * 2))
+        centre = track[:, :2] + car.centre_m * np.stack([np.cos(track[:, 2]), np.sin(track[:, 2])], axis=-1)
+        size = np.broadcast_to([car.length_m, car.width_m], (len(track), 2))
+        boxes = corners(np.column_stack([centre, track[:, 2], size]))
+        for pair in pairwise(boxes):
+            paint(cv2.convexHull(np.concatenate(pair).astype(np.float32))[:, 0])
+        return cls(mask, low)
+
+    def at(self, points_m: np.ndarray) -> np.ndarray:
+        """Whether points [N, 2] are drivable, bool [N]; outside the raster nothing is."""
+        column, row = np.floor((points_m - self.low_m) * PX_PER_M).astype(int).T
+        height, width = self.mask.shape
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        return inside & (self.mask[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)] > 0)
+
+
+def _record(track: np.ndarray) -> tuple[OpenLine, np.ndarray]:
+    """The way of a track [K, 3] and BEYOND_M straight on, and how far along it each of its instants is [K]."""
+    kept = [0]
+    for k in range(1, len(track)):
+        if np.hypot(*(track[k] - track[kept[-1]])[:2]) >= LEAST_STEP_M:
+            kept.append(k)
+    xy, heading = track[kept, :2], track[kept[-1], 2]
+    line = OpenLine(np.concatenate([xy, xy[-1:] + BEYOND_M * np.array([[np.cos(heading), np.sin(heading)]])]))
+    return line, np.interp(np.arange(len(track)), kept, line.s_m[:-1])
+
+
+def _areas(drive: RecordedDrive, track: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
+    low, high = track[:, :2].min(axis=0) - AROUND_M, track[:, :2].max(axis=0) + AROUND_M
+    found = drivable_area(drive.map_path, low, high)
+    return tuple(("drivable", with_holes(outline, holes)) for outline, holes in found)

@@ -1,0 +1,80 @@
+"""`vla replay --closed-loop`: recorded scenes driven through by a policy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policies.cli import main
+from sim.rollout_log import read_episode
+
+DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
+needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
+
+
+def closed_loop(dataroot: Path, out: Path, *words: str) -> int:
+    data = ["--dataroot", str(dataroot), "--out", str(out), "--quiet", "--renderer", "cv"]
+    return main(["replay", "--closed-loop", *data, *words])
+
+
+def summary_of(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_recording_is_driven_through_by_its_own_driver(course_dataroot, tmp_path):
+    run = tmp_path / "run"
+    words = ("--scene", "scene-1000", "--policy", "log", "--image-size", "64x32", "--clips", "0")
+    assert closed_loop(course_dataroot, run, *words) == 0
+    summary = summary_of(run)
+    assert summary["scenes"] == {"asked": 3, "finished": 3, "failed": 0}
+    assert summary["policies"]["log"]["collision_rate"] == 0.0
+    log = read_episode(run / "episodes" / "log-scene-1000.npz")
+    assert log.kind == "drive"
+    human = np.stack([np.interp(log.time_us, log.human_time_us, log.human_xyyaw_in_world[:, c]) for c in (0, 1)], 1)
+    assert np.hypot(*(log.ego_xyyaw_in_world[:, :2] - human).T).max() < 1.0
+    assert (run / "media" / "log-scene-1000.mp4").stat().st_size > 1000
+    assert main(["score", str(run)]) == 0
+    assert summary_of(run)["policies"]["log"]["alpasim.score.n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--closed-loop", "--scene", "scene-1010"), "Did you mean scene-100"),
+        (("--traffic", "replay"), "--traffic: came without --closed-loop"),
+        (("--closed-loop", "--mask-cameras"), "--mask-cameras: came with --closed-loop"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(course_dataroot, tmp_path, capsys, words, complaint):
+    assert main(["replay", "--dataroot", str(course_dataroot), "--out", str(tmp_path / "run"), *words]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataroot_without_maps_is_refused(course_dataroot, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(course_dataroot, root, ignore=shutil.ignore_patterns("maps"))
+    assert closed_loop(root, tmp_path / "run", "--scene", "scene-1000") == 2
+    assert "scene-1000: map: came no raster of this location" in capsys.readouterr().err
+
+
+@needs_data
+def test_a_scene_of_one_keyframe_is_refused(tmp_path, capsys):
+    assert closed_loop(DATAROOT, tmp_path / "run", "--scene", "scene-0061") == 2
+    assert "came 1 over 0.0 s, expected at least 2 s to drive in" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@needs_data
+@pytest.mark.parametrize("traffic", ["reactive", "replay"])
+def test_the_recorded_driver_gets_through_the_real_scene_and_who_carries_on_does_not(tmp_path, traffic):
+    run = tmp_path / "run"
+    words = ("--scene", "scene-0103", "--policy", "log", "--traffic", traffic, "--videos", "0", "--clips", "0")
+    assert closed_loop(DATAROOT, run, *words) == 0
+    assert main(["score", str(run), "--protocol", "pdm"]) == 0
+    policies = summary_of(run)["policies"]
+    assert policies["log"]["collision_rate"] == policies["log"]["off_road_rate"] == 0.0
+    assert policies["log"]["route_completion"] == 1.0
+    assert policies["constant-velocity"]["pdms.strict"] < 0.5 < 0.9 < policies["log"]["pdms.strict"]
