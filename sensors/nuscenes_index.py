@@ -49,7 +49,8 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Capture:
-    """One key-frame record of one sensor: when, where the car was, and the file that holds it."""
+    """One key-frame record of one sensor: when, where the car was (`q_wxyz`: the rotation as the table spells it, which
+    a matrix does not give back to the last bit), and the file that holds it."""
 
     channel: str
     token: str
@@ -58,22 +59,22 @@ class Capture:
     filename: str
     width: int
     height: int
+    q_wxyz: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Keyframe:
     """One sample. `now_us` is the latest of the instants at which LIDAR_TOP, a camera or the sample itself has an ego
-    pose; `T_world_from_ego_now` is that pose.
-
-    In nuScenes that is the sample's own time stamp (LIDAR_TOP's), except where the last camera, CAM_BACK_LEFT, fires up
-    to 1 ms after it. A recording without lidar stores the pose of the sample as the ego_pose of the sample's token.
-    """
+    pose; `T_world_from_ego_now` is that pose. In nuScenes that is the sample's own time stamp (LIDAR_TOP's), except
+    where the last camera, CAM_BACK_LEFT, fires up to 1 ms after it. A recording without lidar stores the pose of the
+    sample as the ego_pose of the sample's token."""
 
     token: str
     now_us: int
     T_world_from_ego_now: np.ndarray
     captures: dict[str, Capture]
     boxes: Boxes
+    q_wxyz_now: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -275,14 +276,11 @@ class NuscenesIndex:
 
     def _captures(self, sample: dict) -> dict[str, Capture]:
         """The sample's key frames by channel, each with its own ego pose."""
-        found, poses = {}, []
-        rows = self._keyframe_data[sample["token"]]
-        for row in rows:
-            poses.append(self._get("ego_pose", row["ego_pose_token"], "sample_data", "ego_pose_token", row["token"]))
-        for row, T_world_from_ego in zip(rows, self._poses("ego_pose", poses), strict=True):
-            channel, filename = self._sensor(row)["channel"], row["filename"]
-            size = row["width"], row["height"]
-            found[channel] = Capture(channel, row["token"], row["timestamp"], T_world_from_ego, filename, *size)
+        found, rows, field = {}, self._keyframe_data[sample["token"]], "ego_pose_token"
+        poses = [self._get("ego_pose", row[field], "sample_data", field, row["token"]) for row in rows]
+        for row, pose, T in zip(rows, poses, self._poses("ego_pose", poses), strict=True):
+            channel, file = self._sensor(row)["channel"], (row["filename"], row["width"], row["height"])
+            found[channel] = Capture(channel, row["token"], row["timestamp"], T, *file, tuple(pose["rotation"]))
         return found
 
     def _sensor(self, data: dict) -> dict:
@@ -291,15 +289,16 @@ class NuscenesIndex:
         return self._get("sensor", calibrated["sensor_token"], "calibrated_sensor", "sensor_token", token)
 
     def _keyframe(self, sample: dict, captures: dict[str, Capture], boxes: Boxes) -> Keyframe:
-        poses = [(c.time_us, c.T_world_from_ego) for name, c in captures.items() if name[:4] in ("CAM_", "LIDA")]
+        seen = (c for name, c in captures.items() if name[:4] in ("CAM_", "LIDA"))
+        poses = [(c.time_us, c.T_world_from_ego, c.q_wxyz) for c in seen]
         if sample["token"] in self._by_token["ego_pose"]:
             row = self._by_token["ego_pose"][sample["token"]]
-            poses.append((row["timestamp"], self._poses("ego_pose", [row])[0]))
+            poses.append((row["timestamp"], self._poses("ego_pose", [row])[0], tuple(row["rotation"])))
         if not poses:
             expected = "a key frame of a camera or of LIDAR_TOP"
             raise InputError(self.table_path("sample_data"), f"sample_token {sample['token']}", "no record", expected)
-        now_us, T_world_from_ego_now = max(poses, key=lambda pose: pose[0])
-        return Keyframe(sample["token"], now_us, T_world_from_ego_now, captures, boxes)
+        now_us, T_world_from_ego_now, q_wxyz_now = max(poses, key=lambda pose: pose[0])
+        return Keyframe(sample["token"], now_us, T_world_from_ego_now, captures, boxes, q_wxyz_now)
 
     def _check_time(self, table: str, track: str, instants: list[tuple[str, int]]) -> None:
         for (_, before_us), (token, time_us) in pairwise(instants):

@@ -15,6 +15,7 @@ from sensors.camera import Camera
 from sensors.clip import Clip, VehicleState
 from sensors.errors import InputError
 from sensors.imu import ImuWindow
+from sensors.nuscenes_can import STALE_US
 
 STRIDE_US = 500_000  # between steps, as between the keyframes of nuScenes
 OFF_STRIDE_US = STRIDE_US // 4  # how far a step may be off it; the keyframes of nuScenes lie 0.4 to 0.6 s apart
@@ -116,6 +117,7 @@ class ClipAssembler:
         self.images = {camera.name: Stream(history_us, IMAGES, limits.ahead_us) for camera in cameras}
         self.odometry = Stream(history_us + limits.odometry_age_us, SAMPLES, limits.ahead_us)
         self.imu = Stream(imu_window_us + limits.odometry_age_us, SAMPLES, limits.ahead_us)
+        self.steering = Stream(STALE_US + limits.odometry_age_us, SAMPLES, limits.ahead_us)
 
     def clip(self, now_us: int, steady_us: int) -> Clip:
         """The clip at the instant of the latest odometry; StaleInput where an input that it needs is too old."""
@@ -131,7 +133,8 @@ class ClipAssembler:
             raise StaleInput(f"cameras: {seen} of {len(newest)} fresh, at least {limits.min_cameras} needed")
         chosen = [self._set_at(instant_us - back * STRIDE_US, clip_us) for back in range(self.steps - 1, 0, -1)]
         images, mask, time_us, T_world_from_ego = self._stack([*chosen, (instant_us, newest)])
-        T_now, vehicle = latest.T_world_from_ego, VehicleState(latest.speed_mps, latest.yaw_rate_radps)
+        T_now, steering_rad = latest.T_world_from_ego, self._steering_at(clip_us, *clock)
+        vehicle = VehicleState(latest.speed_mps, latest.yaw_rate_radps, steering_rad)
         imu = self._imu_window(clip_us) if self.imu.fresh(limits.imu_age_us, *clock) else ImuWindow.empty()
         return Clip(clip_us, T_now, self.cameras, images, mask, time_us, T_world_from_ego, imu, vehicle)
 
@@ -197,6 +200,12 @@ class ClipAssembler:
                 pose = self._pose_at(time_us[t, n])
                 poses[t, n] = poses[t + 1, n] if pose is None else pose
         return images, mask, time_us, poses
+
+    def _steering_at(self, clip_us: int, now_us: int, steady_us: int) -> float:
+        """The latest report at or before the clip, NaN if it is older than a bus signal may be."""
+        k = bisect_right(self.steering.times_us, clip_us) - 1
+        fresh = k >= 0 and clip_us - self.steering.times_us[k] <= STALE_US
+        return self.steering.values[k] if fresh and self.steering.fresh(STALE_US, now_us, steady_us) else float("nan")
 
     def _imu_window(self, clip_us: int) -> ImuWindow:
         i, j = (bisect_right(self.imu.times_us, t) for t in (clip_us - self.imu_window_us, clip_us))

@@ -4,12 +4,20 @@ from dataclasses import dataclass
 
 from sensors.nuscenes_source import CAMERAS
 
-IMU, ODOMETRY = "/imu/data", "/localization/kinematic_state"
+IMU, ODOMETRY, STEERING = "/imu/data", "/localization/kinematic_state", "/vehicle/steering"
+COMMAND, INSTRUCTION = "/route/command", "/route/instruction"
+# Of recordings alone: the calibration file's content, and the instants at which a clip is to be made.
+CALIBRATION, KEYFRAME = "/calibration", "/keyframe"
 WORLD_FRAME, EGO_FRAME = "map", "base_link"
 
 
 def image_topic(camera: str) -> str:
     return f"/{camera.lower()}/image_raw/compressed"
+
+
+def raw_image_topic(camera: str) -> str:
+    """Where the same pictures are heard as Image, if the driver is told to."""
+    return f"/{camera.lower()}/image_raw"
 
 
 def info_topic(camera: str) -> str:
@@ -22,7 +30,8 @@ def optical_frame(camera: str) -> str:
 
 @dataclass(frozen=True)
 class Topic:
-    """`qos` is what the driver asks for or offers. Sensor data: best effort, volatile; whoever offers more fits too."""
+    """`qos` is what the driver asks for or offers. Sensor data: best effort, volatile; whoever offers more fits too.
+    Latched: reliable, transient local, so that who comes later hears the last word as well."""
 
     name: str
     type: str
@@ -35,4 +44,7 @@ INPUTS = (
     *(Topic(info_topic(name), "sensor_msgs/msg/CameraInfo", "in", "sensor data") for name in CAMERAS),
     Topic(IMU, "sensor_msgs/msg/Imu", "in", "sensor data"),
     Topic(ODOMETRY, "nav_msgs/msg/Odometry", "in", "sensor data"),
+    Topic(STEERING, "sensor_msgs/msg/JointState", "in", "sensor data"),
+    Topic(COMMAND, "std_msgs/msg/String", "in", "latched"),
+    Topic(INSTRUCTION, "std_msgs/msg/String", "in", "latched"),
 )

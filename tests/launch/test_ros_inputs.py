@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import ros_message_stand_ins as fake
-from small_scene import SPEED_MPS, START_US, make_cameras, pose_at
+from small_scene import START_US, make_cameras
 from vla_drive_ros.inputs import Inputs
-from vla_drive_ros.recording import ImuSample, Picture, calibration_of, events
 
 from sensors import frames
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
-from sensors.ros2_messages import OdometrySample
+from sensors.ros2_messages import steering_fields
+from sensors.ros2_recording import Sent, calibration_of, messages_of
 from sensors.ros2_source import Limits, StaleInput
-from sensors.ros2_topics import optical_frame
+from sensors.ros2_topics import COMMAND, IMU, INSTRUCTION, ODOMETRY, STEERING, image_topic, info_topic, optical_frame
 
 LIMITS = Limits(camera_age_us=700_000)
 
@@ -21,18 +21,19 @@ def make_inputs(scene, steps=2, size=(64, 48)) -> Inputs:
     return Inputs(calibration_of(scene), LIMITS, steps, size)
 
 
-def send(inputs: Inputs, event) -> None:
-    clock = (event.time_us, event.time_us)
-    if isinstance(event, Picture):
-        name = event.camera.name
-        inputs.take_info(name, fake.info(event.camera, event.time_us, optical_frame(name)))
-        data = event.path.read_bytes()
-        inputs.take_image(name, fake.image(event.time_us, optical_frame(name), data), *clock)
-    elif isinstance(event, ImuSample):
-        inputs.take_imu(fake.imu(event.time_us, event.accel_mps2, event.gyro_radps), *clock)
-    else:
-        pose = (event.T_world_from_ego, event.speed_mps, event.yaw_rate_radps)
-        inputs.take_odometry(fake.odometry(event.time_us, *pose), *clock)
+def send(inputs: Inputs, sent: Sent) -> None:
+    """What the driver does with a message, at its own instant."""
+    message, clock = fake.message(sent.fields()), (sent.time_us, sent.time_us)
+    for name in CAMERAS:
+        if sent.topic == info_topic(name):
+            inputs.take_info(name, message)
+        elif sent.topic == image_topic(name):
+            inputs.take_image(name, message, *clock)
+    if sent.topic in (COMMAND, INSTRUCTION):
+        (inputs.take_command if sent.topic == COMMAND else inputs.take_instruction)(message)
+    for topic, take in ((IMU, inputs.take_imu), (ODOMETRY, inputs.take_odometry), (STEERING, inputs.take_steering)):
+        if sent.topic == topic:
+            take(message, *clock)
 
 
 @pytest.fixture
@@ -41,29 +42,13 @@ def recorded(keyframe_scene):
     return index, index.scene("scene-0001")
 
 
-def test_events_are_the_scene_in_order(recorded):
-    index, scene = recorded
-    found = events(index, scene)
-    times = [event.time_us for event in found]
-    assert times == sorted(times)
-    pictures = [event for event in found if isinstance(event, Picture)]
-    assert len(pictures) == 6 * len(scene.keyframes)
-    odometry = [event for event in found if isinstance(event, OdometrySample)]
-    assert np.diff([event.time_us for event in odometry]).max() <= 20_000
-    for event in odometry:
-        np.testing.assert_allclose(event.T_world_from_ego, pose_at(event.time_us), atol=1e-6)
-        assert event.speed_mps == pytest.approx(SPEED_MPS, abs=1e-6)
-    assert {keyframe.now_us for keyframe in scene.keyframes} <= {event.time_us for event in odometry}
-
-
 @pytest.mark.parametrize("size", [(64, 48), (32, 16)])
 def test_scene_over_messages_gives_the_clips_of_the_nuscenes_source(recorded, keyframe_scene, size):
     index, scene = recorded
     source = NuscenesSource(keyframe_scene, "v1.0-test", steps=2, image_size=size)
-    inputs, queue = make_inputs(scene, 2, size), events(index, scene)
-    send_all = [e for e in queue if isinstance(e, Picture)][:6]
-    for event in send_all:  # a car's CameraInfo comes before the first clip is wanted
-        inputs.take_info(event.camera.name, fake.info(event.camera, 1, optical_frame(event.camera.name)))
+    inputs, queue = make_inputs(scene, 2, size), messages_of(index, scene)
+    for camera in scene.cameras.values():  # a car's CameraInfo comes before the first clip is wanted
+        inputs.take_info(camera.name, fake.info(camera, 1, optical_frame(camera.name)))
     for frame, now_us in enumerate(source.frame_times_us("scene-0001").tolist()):
         while queue and queue[0].time_us <= now_us:
             send(inputs, queue.pop(0))
@@ -75,9 +60,9 @@ def test_scene_over_messages_gives_the_clips_of_the_nuscenes_source(recorded, ke
         assert np.array_equal(clip.images, expected.images)
         seen = clip.image_mask
         assert np.array_equal(clip.time_us[seen], expected.time_us[seen])
-        np.testing.assert_allclose(clip.T_world_from_ego[seen], expected.T_world_from_ego[seen], atol=1e-9)
-        np.testing.assert_allclose(clip.T_world_from_ego_now, expected.T_world_from_ego_now, atol=1e-12)
-        assert clip.vehicle.speed_mps == expected.vehicle.speed_mps
+        assert np.array_equal(clip.T_world_from_ego[seen], expected.T_world_from_ego[seen])
+        assert np.array_equal(clip.T_world_from_ego_now, expected.T_world_from_ego_now)
+        assert clip.vehicle == expected.vehicle
         for name in ("time_us", "accel_mps2", "gyro_radps"):
             assert np.array_equal(getattr(clip.imu, name), getattr(expected.imu, name))
         for ours, theirs in zip(clip.cameras, expected.cameras, strict=True):
@@ -160,6 +145,44 @@ def test_another_optical_frame_is_a_fault(recorded):
     inputs.take_info("CAM_FRONT", fake.info(make_cameras()[0], 1, "cam_back_optical_frame"))
     with pytest.raises(StaleInput, match="cam_front_optical_frame, as in the calibration file"):
         inputs.clip(START_US, START_US)
+
+
+def test_words_of_the_route_go_into_the_clip(recorded):
+    inputs = calibrated(recorded[1])
+    drive(inputs)
+    now = (START_US + 1_000_000, START_US + 1_000_000)
+    assert (inputs.clip(*now)[0].command, inputs.clip(*now)[0].instruction) == ("follow", "")
+    inputs.take_command(fake.Message(data="left"))
+    inputs.take_instruction(fake.Message(data="stop behind the bus"))
+    assert (inputs.clip(*now)[0].command, inputs.clip(*now)[0].instruction) == ("left", "stop behind the bus")
+    inputs.take_command(fake.Message(data="lft"))
+    with pytest.raises(StaleInput, match="Did you mean left"):
+        inputs.clip(*now)
+    inputs.take_command(fake.Message(data="right"))
+    assert inputs.clip(*now)[0].command == "right"
+
+
+def test_steering_reaches_the_clip_while_it_is_young(recorded):
+    inputs = calibrated(recorded[1])
+    drive(inputs)
+    now = (START_US + 1_000_000, START_US + 1_000_000)
+    assert np.isnan(inputs.clip(*now)[0].vehicle.steering_rad)
+    for time_us, angle in ((now[0] - 250_000, 0.1), (now[0] - 200_000, 0.2), (now[0] + 1, 0.3)):
+        inputs.take_steering(fake.message(steering_fields(time_us, angle)), *now)
+    assert inputs.clip(*now)[0].vehicle.steering_rad == 0.2
+    inputs.take_steering(fake.message(steering_fields(now[0] + 2, 9.0)), *now)
+    assert inputs.report(*now)["steering"].refused["position"] == 1
+
+
+def test_pictures_may_come_raw(recorded):
+    inputs = calibrated(recorded[1])
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    drive(inputs, leave_out=("CAM_BACK",))
+    now = (START_US + 1_000_000, START_US + 1_000_000)
+    inputs.take_image("CAM_BACK", fake.raw_image(now[0], "cam_back_optical_frame", pixels), *now)
+    assert np.array_equal(inputs.clip(*now)[0].images[-1, CAMERAS.index("CAM_BACK")], pixels)
+    inputs.take_image("CAM_BACK", fake.raw_image(now[0], "cam_back_optical_frame", pixels, "yuv422"), *now)
+    assert inputs.report(*now)["CAM_BACK"].refused["encoding"] == 1
 
 
 def test_another_world_frame_is_a_fault(recorded):

@@ -14,11 +14,17 @@ from sensors.camera import Camera
 from sensors.errors import InputError
 from sensors.ros2_calibration import Calibration, read_calibration
 from sensors.ros2_messages import (
+    OdometrySample,
     camera_from_info,
+    command_from_message,
     image_from_compressed,
+    image_from_message,
     imu_from_message,
+    odometry_fields,
     odometry_from_message,
     stamp_from_time_us,
+    steering_fields,
+    steering_from_message,
     time_us_from_stamp,
 )
 
@@ -97,6 +103,38 @@ def test_image_is_the_jpeg_in_rgb(form):
 def test_image_rejects(form, change, field):
     with pytest.raises(InputError) as caught:
         image_from_compressed(fake.image(NOW_US, "f", change(fake.jpeg(a_picture())), form), a_camera())
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8"])
+@pytest.mark.parametrize("padding", [0, 5])
+def test_raw_image_is_its_pixels(encoding, padding):
+    picture = a_picture(1)
+    pixels = np.concatenate([picture, np.full((24, 32, 1), 9, np.uint8)], axis=-1)
+    pixels = pixels[..., ["rgba".index(colour) for colour in encoding[:-1]]]
+    decoded = image_from_message(fake.raw_image(NOW_US, "f", pixels, encoding, padding), a_camera())
+    assert np.array_equal(decoded, picture)
+    assert decoded.flags.c_contiguous
+    half = image_from_message(fake.raw_image(NOW_US, "f", pixels, encoding, padding), a_camera(), (16, 12))
+    assert np.array_equal(half, a_camera().resize(16, 12, picture)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"encoding": "yuv422"}, "encoding"),
+        ({"encoding": "mono16"}, "encoding"),
+        ({"encoding": ""}, "encoding"),
+        ({"height": 48}, "image size"),
+        ({"step": 95}, "step, data"),
+        ({"data": b""}, "step, data"),
+    ],
+)
+def test_raw_image_rejects(changes, field):
+    message = fake.raw_image(NOW_US, "f", a_picture())
+    vars(message).update(changes)
+    with pytest.raises(InputError) as caught:
+        image_from_message(message, a_camera())
     assert caught.value.field == field
 
 
@@ -214,7 +252,7 @@ def test_imu_rejects():
         with pytest.raises(InputError, match="finite"):
             imu_from_message(bad, np.eye(3))
     message = fake.imu(NOW_US)
-    message.angular_velocity_covariance[0] = -1.0
+    message.angular_velocity_covariance = [-1.0] * 9
     with pytest.raises(InputError, match="not measured"):
         imu_from_message(message, np.eye(3))
 
@@ -226,6 +264,43 @@ def test_odometry_round_trip(x_m, y_m, yaw_rad, speed_mps, yaw_rate_radps):
     sample = odometry_from_message(fake.odometry(NOW_US, T, speed_mps, yaw_rate_radps))
     np.testing.assert_allclose(sample.T_world_from_ego, T, rtol=0, atol=1e-12)
     assert (sample.time_us, sample.speed_mps, sample.yaw_rate_radps) == (NOW_US, speed_mps, yaw_rate_radps)
+
+
+unit = st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1)
+
+
+@quick
+@given(unit, st.lists(finite, min_size=3, max_size=3), st.floats(-5, 30), st.floats(-1, 1), st.sampled_from("sy-"))
+def test_odometry_message_to_sample_and_back_is_exact(q, position_m, speed_mps, yaw_rate_radps, unmeasured):
+    motion = {"s": (np.nan, yaw_rate_radps), "y": (speed_mps, np.nan), "-": (speed_mps, yaw_rate_radps)}[unmeasured]
+    q_wxyz = tuple(np.array(q) / np.linalg.norm(q))
+    T = frames.matrix(np.array(position_m), frames.rotation_from_quaternion(np.array(q_wxyz)))
+    fields = odometry_fields(OdometrySample(NOW_US, T, *motion, "map", q_wxyz))
+    sample = odometry_from_message(fake.message(fields))
+    assert np.array_equal(sample.T_world_from_ego, T)
+    assert np.array_equal((sample.speed_mps, sample.yaw_rate_radps), motion, equal_nan=True)
+    assert odometry_fields(sample) == fields
+
+
+@quick
+@given(st.floats(-1.4, 1.4))
+def test_steering_to_message_and_back_is_exact(steering_rad):
+    message = fake.message(steering_fields(NOW_US, steering_rad))
+    assert steering_from_message(message) == (NOW_US, steering_rad)
+
+
+@pytest.mark.parametrize("position", [[], [np.nan], [30.0], [-np.inf]])
+def test_steering_rejects(position):
+    message = fake.message(steering_fields(NOW_US, 0.0))
+    message.position = position
+    with pytest.raises(InputError, match="steering: position"):
+        steering_from_message(message)
+
+
+def test_command_is_one_of_the_known():
+    assert command_from_message(fake.Message(data="left")) == "left"
+    with pytest.raises(InputError, match="Did you mean left"):
+        command_from_message(fake.Message(data="Left"))
 
 
 def test_odometry_rejects():

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path as FilePath
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -23,15 +22,16 @@ from nav_msgs.msg import Odometry, Path
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Imu
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu, JointState
+from std_msgs.msg import String
 
 from policies.baselines import ConstantVelocity
 from policies.protocol import NOTHING, Plan, Policy
 from policies.vla_policy import VlaPolicy
 from sensors import ros2_topics
 from sensors.clip import ROUTE_COMMANDS, Clip
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
 from sensors.nuscenes_source import CAMERAS
 from sensors.ros2_calibration import read_calibration
 from sensors.ros2_source import Limits, StaleInput
@@ -39,6 +39,7 @@ from vla_drive_ros import interface, messages
 from vla_drive_ros.inputs import Inputs, StreamReport
 from vla_drive_ros.process import declare, run
 
+IMAGE_TRANSPORTS = ("compressed", "raw")
 POLICIES = ("constant-velocity", "vla")
 # Messages that may wait: the sensor-data default of 5 loses some of a 100 Hz IMU, many more would only grow old.
 IMAGE_DEPTH, ODOMETRY_DEPTH, IMU_DEPTH = 2, 10, 20
@@ -109,7 +110,9 @@ class DriverNode(LifecycleNode):
         self._policy = self._make_policy()
         command = self._value("command")
         if command not in ROUTE_COMMANDS:
-            raise InputError("parameter", "command", command, f"one of {', '.join(ROUTE_COMMANDS)}")
+            raise unknown_name("parameter", "command", command, ROUTE_COMMANDS)
+        if self._value("image_transport") not in IMAGE_TRANSPORTS:
+            raise unknown_name("parameter", "image_transport", self._value("image_transport"), IMAGE_TRANSPORTS)
         limits = Limits(
             tolerance_us=1000 * self._value("sync_tolerance_ms"),
             camera_age_us=1000 * self._value("camera_age_limit_ms"),
@@ -120,9 +123,9 @@ class DriverNode(LifecycleNode):
         )
         calibration = read_calibration(FilePath(self._value("calibration_file")), CAMERAS)
         size = self._policy.image_size or (self._value("image_width"), self._value("image_height"))
-        self._inputs = Inputs(calibration, limits, self._policy.clip_steps, size)
+        words = command, self._value("instruction")
+        self._inputs = Inputs(calibration, limits, self._policy.clip_steps, size, *words)
         self._plan_age_limit_us = 1000 * self._value("plan_age_limit_ms")
-        self._words = {"command": command, "instruction": self._value("instruction")}
         self._plan_group = MutuallyExclusiveCallbackGroup()
         self._subscribe(self._inputs)
 
@@ -143,20 +146,24 @@ class DriverNode(LifecycleNode):
     def _subscribe(self, inputs: Inputs) -> None:
         """One callback group a topic: order is kept within it, and a busy one holds up no other."""
 
-        def hear(kind: type, topic: str, take: Callable, depth: int = IMAGE_DEPTH) -> None:
+        def hear(kind: type, topic: str, take: Callable, depth: int = IMAGE_DEPTH, latched: bool = False) -> None:
             qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
+            if latched:
+                qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
             made = self.create_subscription(kind, topic, take, qos, callback_group=MutuallyExclusiveCallbackGroup())
             self._subscriptions_of_inputs.append(made)
 
         for camera in CAMERAS:
             hear(CameraInfo, ros2_topics.info_topic(camera), lambda m, name=camera: inputs.take_info(name, m))
-            hear(
-                CompressedImage,
-                ros2_topics.image_topic(camera),
-                lambda m, name=camera: inputs.take_image(name, m, *self._instant()),
-            )
+            pictures = (Image, ros2_topics.raw_image_topic(camera))
+            if self._value("image_transport") == "compressed":
+                pictures = (CompressedImage, ros2_topics.image_topic(camera))
+            hear(*pictures, lambda m, name=camera: inputs.take_image(name, m, *self._instant()))
         hear(Imu, ros2_topics.IMU, lambda m: inputs.take_imu(m, *self._instant()), IMU_DEPTH)
         hear(Odometry, ros2_topics.ODOMETRY, lambda m: inputs.take_odometry(m, *self._instant()), ODOMETRY_DEPTH)
+        hear(JointState, ros2_topics.STEERING, lambda m: inputs.take_steering(m, *self._instant()), ODOMETRY_DEPTH)
+        hear(String, ros2_topics.COMMAND, inputs.take_command, latched=True)
+        hear(String, ros2_topics.INSTRUCTION, inputs.take_instruction, latched=True)
 
     def _forget(self) -> None:
         for subscription in self._subscriptions_of_inputs:
@@ -178,7 +185,7 @@ class DriverNode(LifecycleNode):
             clip, frame_id = self._inputs.clip(now_us, steady_us)
             if clip.now_us <= self._published_us:
                 return  # nothing new to plan from
-            clip = replace(clip, **self._words).validate()
+            clip.validate()
             assembled = time.perf_counter()
             plan = self._policy.plan(clip, NOTHING).validate()
         except StaleInput as error:

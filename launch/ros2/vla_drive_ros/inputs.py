@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sensors.camera import Camera
 from sensors.clip import Clip
@@ -11,12 +11,16 @@ from sensors.nuscenes_source import CAMERAS
 from sensors.ros2_calibration import Calibration
 from sensors.ros2_messages import (
     camera_from_info,
-    image_from_compressed,
+    command_from_message,
+    image_from_message,
     imu_from_message,
     odometry_from_message,
+    steering_from_message,
     time_us_from_stamp,
 )
 from sensors.ros2_source import ClipAssembler, Limits, StaleInput
+
+OTHERS = ("imu", "odometry", "steering")  # streams beside the cameras
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,29 @@ class StreamReport:
 
 
 class Inputs:
-    """Takes messages from several threads; decodes outside the lock, so that cameras decode side by side.
+    """Takes messages from several threads; decodes outside the lock, so that cameras decode side by side. Command and
+    instruction are those given until others are heard.
 
     Nothing is assembled before every camera's CameraInfo has come. A CameraInfo that disagrees with the first one is a
     fault that stays until the node is configured anew.
     """
 
-    def __init__(self, calibration: Calibration, limits: Limits, steps: int, image_size: tuple[int, int]):
+    def __init__(
+        self,
+        calibration: Calibration,
+        limits: Limits,
+        steps: int,
+        image_size: tuple[int, int],
+        command: str = "follow",
+        instruction: str = "",
+    ):
         self._calibration, self._limits, self._steps = calibration, limits.validate(len(CAMERAS)), steps
         self._image_size = image_size
         self._lock = threading.Lock()
         self._cameras: dict[str, Camera] = {}
         self._fault: dict[str, str] = {}
-        self._refused: dict[str, Counter] = {name: Counter() for name in (*CAMERAS, "imu", "odometry")}
+        self._refused: dict[str, Counter] = {name: Counter() for name in (*CAMERAS, *OTHERS)}
+        self._words = {"command": command, "instruction": instruction}
         self._world_frame = ""
         self._reported: dict[str, tuple[int, int]] = {}
         self.reset()
@@ -87,7 +101,7 @@ class Inputs:
             if message.header.frame_id != frame_id:
                 raise InputError(f"image of {name}", "header.frame_id", message.header.frame_id, frame_id)
             time_us = time_us_from_stamp(message.header.stamp, f"image of {name}")
-            image = image_from_compressed(message, camera, self._image_size)
+            image = image_from_message(message, camera, self._image_size)
         except InputError as error:
             return self._refuse(name, error)
         with self._lock:
@@ -115,6 +129,28 @@ class Inputs:
             if self._assembler is not None:
                 self._assembler.odometry.add(sample.time_us, sample, now_us, steady_us)
 
+    def take_steering(self, message, now_us: int, steady_us: int) -> None:
+        try:
+            time_us, steering_rad = steering_from_message(message)
+        except InputError as error:
+            return self._refuse("steering", error)
+        with self._lock:
+            if self._assembler is not None:
+                self._assembler.steering.add(time_us, steering_rad, now_us, steady_us)
+
+    def take_command(self, message) -> None:
+        """One that nobody knows takes back the one before: what was to be done then may be wrong now."""
+        with self._lock:
+            try:
+                self._words["command"] = command_from_message(message)
+                self._fault.pop("command", None)
+            except InputError as error:
+                self._fault["command"] = str(error)
+
+    def take_instruction(self, message) -> None:
+        with self._lock:
+            self._words["instruction"] = message.data
+
     def _refuse(self, name: str, error: InputError) -> None:
         with self._lock:
             self._refused[name][error.field] += 1
@@ -126,10 +162,10 @@ class Inputs:
                 raise StaleInput("; ".join(self._fault.values()))
             if self._assembler is None:
                 raise StaleInput(f"no CameraInfo of {', '.join(n for n in CAMERAS if n not in self._cameras)} yet")
-            return self._assembler.clip(now_us, steady_us), self._world_frame
+            return replace(self._assembler.clip(now_us, steady_us), **self._words), self._world_frame
 
     def report(self, now_us: int, steady_us: int) -> dict[str, StreamReport]:
-        """Each camera, `imu` and `odometry`; rates are over the time since the report before."""
+        """Each camera and OTHERS; rates are over the time since the report before."""
         with self._lock:
             return {name: self._report(name, now_us, steady_us) for name in self._refused}
 
@@ -138,7 +174,7 @@ class Inputs:
         if self._assembler is None:
             return StreamReport(0.0, None, refused, fault)
         assembler = self._assembler
-        stream = {**assembler.images, "imu": assembler.imu, "odometry": assembler.odometry}[name]
+        stream = assembler.images[name] if name in assembler.images else getattr(assembler, name)
         accepted, since_us = self._reported.get(name, (0, steady_us))
         self._reported[name] = stream.accepted, steady_us
         seconds = (steady_us - since_us) * 1e-6

@@ -12,20 +12,24 @@ from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock as ClockMessage
-from sensor_msgs.msg import CameraInfo, CompressedImage, Imu
+from sensor_msgs.msg import CameraInfo, CompressedImage, Imu, JointState
+from std_msgs.msg import String
 
 from policies.runs import write_json
-from sensors import ros2_topics
 from sensors.errors import InputError
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import CAMERAS
+from sensors.ros2_recording import calibration_of, messages_of
+from sensors.ros2_topics import INPUTS, Topic, image_topic, info_topic
 from vla_drive_ros import interface, messages
 from vla_drive_ros.process import declare, run
-from vla_drive_ros.recording import Event, ImuSample, Picture, calibration_of, events
 
 TICK_S = 0.01
+CLASSES = (CameraInfo, CompressedImage, Imu, JointState, Odometry, String)
+CLASSES_OF = {topic.name: kind for topic in INPUTS for kind in CLASSES if topic.type.endswith(f"/{kind.__name__}")}
 
 
 class ReplayNode(Node):
@@ -44,13 +48,10 @@ class ReplayNode(Node):
             write_json(FilePath(self._value("calibration_file")), calibration_of(scene).content())
         _muted(self._value("muted"))
         self.add_on_set_parameters_callback(_check)
-        self._events, self._next = events(index, scene), 0
+        sent = messages_of(index, scene)
+        self._events, self._next = [each for each in sent if each.topic in CLASSES_OF], 0
         self._rate, self._stop = self._value("rate"), stop
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._images = {n: self.create_publisher(CompressedImage, ros2_topics.image_topic(n), 10) for n in CAMERAS}
-        self._infos = {n: self.create_publisher(CameraInfo, ros2_topics.info_topic(n), latched) for n in CAMERAS}
-        self._imu = self.create_publisher(Imu, ros2_topics.IMU, 100)
-        self._odometry = self.create_publisher(Odometry, ros2_topics.ODOMETRY, 100)
+        self._offered = {topic.name: self._offer(topic) for topic in INPUTS}
         self._clock_publisher = self.create_publisher(ClockMessage, interface.CLOCK, 10)
         self.get_logger().info(f"{scene.name}: {len(self._events)} messages, {self._length_s():.1f} s")
         self._start = time.monotonic() + self._value("start_delay_s")
@@ -68,25 +69,23 @@ class ReplayNode(Node):
         if elapsed_s < 0:
             return
         due_us = self._events[0].time_us + int(elapsed_s * self._rate * 1e6)
-        muted = _muted(self._value("muted"))
+        muted = {topic(name) for name in _muted(self._value("muted")) for topic in (image_topic, info_topic)}
         self._clock_publisher.publish(ClockMessage(clock=messages.time_of(due_us)))
         while self._next < len(self._events) and self._events[self._next].time_us <= due_us:
-            self._publish(self._events[self._next], muted)
+            event = self._events[self._next]
+            if event.topic not in muted:
+                message = messages.filled(CLASSES_OF[event.topic](), event.fields())
+                self._offered[event.topic].publish(message)
             self._next += 1
         if self._next == len(self._events):
             self._stop("end of the scene")
 
-    def _publish(self, event: Event, muted: tuple[str, ...]) -> None:
-        if isinstance(event, Picture):
-            name = event.camera.name
-            if name not in muted:
-                self._infos[name].publish(messages.camera_info(event.time_us, event.camera))
-                self._images[name].publish(messages.image(event.time_us, name, event.path.read_bytes()))
-        elif isinstance(event, ImuSample):
-            self._imu.publish(messages.imu(event.time_us, event.accel_mps2, event.gyro_radps))
-        else:
-            sample = (event.time_us, event.T_world_from_ego, event.speed_mps, event.yaw_rate_radps)
-            self._odometry.publish(messages.odometry(*sample))
+    def _offer(self, topic: Topic) -> Publisher:
+        """CameraInfo and words are latched, more than the driver asks for, since they come once or seldom."""
+        kind, qos = CLASSES_OF[topic.name], QoSProfile(depth=100)
+        if kind in (CameraInfo, String):
+            qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        return self.create_publisher(kind, topic.name, qos)
 
     def _value(self, name: str):
         return self.get_parameter(name).value
