@@ -56,7 +56,7 @@ EPILOGS = {
     "record": """examples:
   vla record --out data/town --suite town-train --hours 1            six cameras at 10 Hz in the town, resumable
   vla record --out data/light --suite town-train --hours 5 --hz 2    keyframes only: a fifth of the space
-  vla record --out data/might --suite town-train --imagined          moments that might have been, of lights and others
+  vla record --out data/might --suite town-train --imagined          moments that might be: lights, others, wishes
   vla record --out data/course --steps 2000                          a plain loop of road, 2,000 steps at 2 Hz
   vla record --out data/small --steps 80 --scene-steps 20 --image-size 320x192""",
 }
@@ -103,7 +103,9 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--seed", type=whole, help="the first scenario of the suite (default 0), or course (1000)")
     words = "a policy that drives in turns with the expert, who says what it would do (DAgger)"
     sub.add_argument("--student", type=Path, metavar="CHECKPOINT", help=words)
-    words = "instead of each moment of the drive one that might have been: lights, others, speed, way drawn anew"
+    words = (
+        "instead of each moment of the drive one that might have been: lights, others, speed, way, wishes drawn anew"
+    )
     sub.add_argument("--imagined", action="store_true", help=words)
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     sub.add_argument("--image-size", type=size, metavar="WxH", help="default 400x225; course 160x96")

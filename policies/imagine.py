@@ -4,19 +4,24 @@ On recorded drives place and speed tell nearly everything: who is at 5 m/s 15 m 
 the expert does there can be said without a look, and a policy that learns from it does not look. Here speed, position
 in the lane, way, lights and others are drawn independently of each other and of the place; what is right then is what
 the privileged expert would do. One picture says nothing of a speed, so a speed may be imagined as well.
+
+So may a passenger who asks for something in words that no route command tells: what is said must be read, and who is
+spoken of must be looked for.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
+from policies.wishes import LANES
 from sensors.frames import matrix_from_xy_yaw
 from sim.geometry import overlap
-from sim.imagined import Imagined
+from sim.imagined import Imagined, Wish
 from sim.scene import Moment, Otherwise
 from sim.sensing import EXPOSURE_BEFORE_US
 from sim.solids import BRAKE, HEAD, TAIL
 from sim.town_scene import lamps_of_state
+from sim.town_words import WISHED_KINDS, WISHES, wish_words
 from sim.town_world import TownWorld
 from sim.traffic_sumo import KINDS, PEDESTRIAN, PEDESTRIAN_LWH_M
 from sim.vehicle import EgoState
@@ -45,6 +50,11 @@ APART_M = 1.0
 GUEST_INSTANCE = 4_000
 GUEST_KINDS = ("car", "car", "car", "truck", "bus", "bicycle", "motorcycle", "walker", "walker", "walker")
 WAY_M = 260.0  # of another way
+WISHED = 0.25  # share of moments with a passenger's wish, each that fits the place as likely as another
+NEXT_LANE_M = 60.0  # of the next lane are left at least where somebody wants to be there, wherever it then leads
+PARKED_M, PARKED_ASIDE_M = (6.0, 25.0), -3.3  # who is stopped behind: from the front bumper, to the left of the way
+PARKED_INSTANCE = GUEST_INSTANCE + 10
+NAMED = 0.8  # share of those that are of the kind spoken of
 
 
 def imagine(world: TownWorld, rng: np.random.Generator) -> Imagined:
@@ -56,6 +66,8 @@ def imagine(world: TownWorld, rng: np.random.Generator) -> Imagined:
     crowded = {a.instance for guest in guests for a in _touched(there, guest)}
     wanted = _speed_mps(world, there, rng)
     might = Imagined(there.ego, edges, lights, gone | crowded, guests, _braking(guests, rng))
+    # Drawn aside, so that all else is as it would be if nobody wished for anything.
+    might = _wished(there, might, rng.spawn(1)[0])
     return replace(might, ego=replace(there.ego, speed_mps=min(wanted, _fair_mps(there, might))))
 
 
@@ -102,7 +114,8 @@ def _fair_mps(there: TownWorld, might: Imagined) -> float:
     followed, front_m = there.route.followed(there.place.first_lane), there.place.s_m + there.params.front_m
     for guest in might.guests:
         at = followed.line.project(np.array(guest.pose[:2]))
-        if abs(float(at.lateral_m)) < 2.5 and guest.speed_mps < 0.5 * WALKS_MPS:
+        asked = might.wish is not None and guest.instance == PARKED_INSTANCE
+        if (abs(float(at.lateral_m)) < 2.5 or asked) and guest.speed_mps < 0.5 * WALKS_MPS:
             gaps.append(float(at.s_m) - front_m - guest.size_lwh_m[0] / 2 - APART_M)
     gaps = [gap for gap in gaps if gap > -APART_M]
     return float(np.sqrt(2 * STOPS_MPS2 * max(min(gaps), 0.0))) if gaps else np.inf
@@ -174,6 +187,60 @@ def _guests(there: TownWorld, rng: np.random.Generator) -> tuple[Actor, ...]:
         if not overlap(_box(guest), [there.ego.footprint(there.params), *map(_box, guests)]).any():
             guests = (*guests, guest)
     return guests
+
+
+def _wished(there: TownWorld, might: Imagined, rng: np.random.Generator) -> Imagined:
+    """With a passenger's wish, some of the time, and somebody to stop behind where that is the wish."""
+    if rng.random() >= WISHED or there.command.startswith("lane"):
+        return might
+    kinds = fitting_wishes(there)
+    kind, which = kinds[int(rng.integers(len(kinds)))], int(rng.integers(1000))
+    if kind != "stop behind":
+        return replace(might, wish=Wish(kind, wish_words(kind, which)))
+    names = [str(name) for name in rng.permutation(WISHED_KINDS)]
+    parked = parked_ahead(there, names[0], float(rng.uniform(*PARKED_M)), PAINTS[int(rng.integers(len(PAINTS)))])
+    taken = [there.ego.footprint(there.params), *map(_box, might.guests)]
+    if parked is None or overlap(_box(parked), taken).any():
+        return might
+    named = names[0] if rng.random() < NAMED else names[1]
+    away = might.gone | {actor.instance for actor in _touched(there, parked)}
+    return replace(
+        might, gone=away, guests=(*might.guests, parked), wish=Wish(kind, wish_words(kind, which, named), named)
+    )
+
+
+def fitting_wishes(world: TownWorld) -> list[str]:
+    """Kinds of wishes that can be granted on the road here, whoever is about; none of them by doing as one would."""
+    place, route = world.place, world.route
+    here, kinds = world.network.lanes[place.lane], ["slow"]
+    if here.kind == "road":
+        kinds.append("stop behind")
+        for kind, left in LANES.items():
+            lane = route.beside(place.lane, left)
+            if lane is not None and world.network.lanes[lane].length_m - place.s_m > NEXT_LANE_M:
+                kinds.append(kind)
+    return [*kinds, world.command] if world.command in WISHES else kinds
+
+
+def parked_ahead(world: TownWorld, name: str, gap_m: float, paint: tuple[int, int, int]) -> Actor | None:
+    """A vehicle that stands beside the way, so far ahead of the front bumper; None where the way there is no road."""
+    followed, kind = world.route.followed(world.place.first_lane), KINDS[name]
+    at_m = world.place.s_m + world.params.front_m + gap_m + kind.size_lwh_m[0] / 2
+    if at_m + kind.size_lwh_m[0] > followed.line.length_m:
+        return None
+    if world.network.lanes[followed.lane_at(at_m)].kind != "road":
+        return None
+    (x, y), heading = followed.line.at(at_m)
+    pose = float(x) - PARKED_ASIDE_M * float(np.sin(heading)), float(y) + PARKED_ASIDE_M * float(np.cos(heading))
+    return Actor(
+        f"parked-{world.time_us}",
+        PARKED_INSTANCE,
+        kind.category,
+        kind.size_lwh_m,
+        paint,
+        None,
+        pose=(*pose, float(heading)),
+    )
 
 
 def _braking(guests: tuple[Actor, ...], rng: np.random.Generator) -> frozenset[int]:

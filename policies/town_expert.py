@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from policies.protocol import Plan, Privileged
-from policies.town_motion import DT_S, HARDEST_BRAKING_MPS2, motion
+from policies.town_motion import DT_S, HARDEST_BRAKING_MPS2, SPEED_HORIZON_S, motion
 from policies.town_view import (
     Limit,
     Others,
@@ -20,6 +20,7 @@ from policies.town_view import (
     right_of_way,
     zebras_on,
 )
+from policies.wishes import lane_wished, speeds_wished, stops_wished
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.frames import wrap
@@ -80,7 +81,8 @@ class TownExpert:
         others = self.look(world)
         self._remember(world, others)
         changing = self._choose_lane(world, others)
-        path, s_m, speeds = self._path(world, others)
+        path, s_m, comfortable = self._path(world, others)
+        speeds = speeds_wished(world, path, s_m, comfortable)
         zebras = self._zebras_ahead(world)
         limits = [
             *in_the_way(world, others, path, s_m),
@@ -88,6 +90,7 @@ class TownExpert:
             *right_of_way(world, others, world.ego.speed_mps, self._stuck(world)),
             *on_crossings(world, others, zebras, world.place.s_m + world.params.front_m, world.ego.speed_mps),
             *on_the_road(world, others, path, s_m, world.ego.speed_mps, zebras),
+            *stops_wished(world, others, path, s_m),
             *changing,
         ]
         limits = [self._further_back(world, others, limit) for limit in limits]
@@ -106,6 +109,8 @@ class TownExpert:
             if any(limit.actor == actor and limit.gap_m <= gap and limit.speed_mps == 0 for limit in limits):
                 break
             limits.append(Limit(gap, 0.0, reason("brake", kind_of(world, others, actor), gap), actor, True))
+        if speeds is not comfortable:  # a road that one is asked to drive slowly is no curve
+            wanted = float(np.interp(s_m + SPEED_HORIZON_S * world.ego.speed_mps, path.s_m, comfortable))
         chosen = rows[np.round(PLAN_TIME_S / DT_S).astype(int) - 1]
         ego = world.ego
         c, s = np.cos(ego.yaw_rad), np.sin(ego.yaw_rad)
@@ -140,6 +145,8 @@ class TownExpert:
             left = int(np.sign(shift))
             if not self._try_lane(world, others, left):
                 limits += self._behind_those_beside(world, others, left)
+        if not shift and not self._target and place.lane == place.first_lane and lane_wished(world):
+            self._try_lane(world, others, lane_wished(world))
         return limits if not self._target else []
 
     def _behind_those_beside(self, world: TownWorld, others: Others, left: int) -> list[Limit]:

@@ -11,6 +11,23 @@ from sim.world import Actor
 
 
 @dataclass(frozen=True)
+class Wish:
+    """What a passenger asks for, whatever the route says.
+
+    kind   one of town_words.WISHES, said in these words; of: whom it is about, one of town_words.WISHED_KINDS, or ""
+    """
+
+    kind: str
+    words: str
+    of: str = ""
+
+    @property
+    def hides_command(self) -> bool:
+        """Whether nobody but the words tells: the route's command would give it away, or contradict it."""
+        return self.kind not in ("slow", "stop behind")
+
+
+@dataclass(frozen=True)
 class Imagined:
     """What is otherwise than it is.
 
@@ -19,6 +36,7 @@ class Imagined:
     lights  state letters of some of the traffic lights
     gone    instances of actors who would not be there
     guests  who would, at their `pose` and `speed_mps`; braking: instances of those whose brake lights shine
+    wish    what the passenger asks for
     """
 
     ego: EgoState
@@ -27,6 +45,7 @@ class Imagined:
     gone: frozenset[int] = frozenset()
     guests: tuple[Actor, ...] = ()
     braking: frozenset[int] = frozenset()
+    wish: Wish | None = None
 
 
 class StillTraffic:

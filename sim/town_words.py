@@ -1,8 +1,10 @@
-"""What the ego is told to do on its way, in words: every sentence that a route can make.
+"""What the ego is told to do on its way, in words: every sentence that a route can make, and what a passenger asks for.
 
 In 50 metres, turn left at the traffic lights.       distances in tens of metres, "Now" up to NOW_M
 In 30 metres, enter the roundabout and take exit 2.
 Change to the lane on your left.
+
+Slow down, please.                                   a wish, in one of several wordings
 """
 
 from collections.abc import Iterator
@@ -12,6 +14,38 @@ TURNS = {"left": "turn left", "right": "turn right", "straight": "go straight on
 FOLLOW = "Follow the road to your destination."
 LEAVE_ROUNDABOUT, STAY_IN_ROUNDABOUT = "Leave the roundabout here.", "Stay in the roundabout."
 SIDES = ("left", "right")
+WISHES = {  # by kind, how each may be said; "{}": one of WISHED_KINDS
+    "left": (
+        "Turn left.",
+        "Take the next left.",
+        "Turn left at the next junction, please.",
+        "At the crossroads turn left.",
+        "Left here.",
+    ),
+    "right": (
+        "Turn right.",
+        "Take the next right.",
+        "Turn right at the next junction, please.",
+        "At the crossroads turn right.",
+        "Right here.",
+    ),
+    "straight": ("Go straight.", "Go straight on.", "Keep going straight ahead.", "Straight over the junction."),
+    "lane left": (
+        "Change lane to the left.",
+        "Change lanes to the left when it is safe.",
+        "Move over to the left lane.",
+        "Get into the left lane.",
+    ),
+    "lane right": (
+        "Change lane to the right.",
+        "Change lanes to the right when it is safe.",
+        "Move over to the right lane.",
+        "Get into the right lane.",
+    ),
+    "slow": ("Slow down.", "Slow down, please.", "Drive more slowly.", "Not so fast."),
+    "stop behind": ("Stop behind the {}.", "Wait behind the {}.", "Stop behind the {}, please."),
+}
+WISHED_KINDS = ("bus", "car", "truck")
 
 
 def change_lane(side: str) -> str:
@@ -27,6 +61,11 @@ def turn(distance_m: float, direction: str, lights: bool) -> str:
 def enter_roundabout(distance_m: float, number: int) -> str:
     """number: of the exit to take, 1 is the first."""
     return f"{_ahead(distance_m)}, enter the roundabout and take exit {number}."
+
+
+def wish_words(kind: str, which: int, of: str = "") -> str:
+    """kind: one of WISHES; which: of its wordings, from the first again after the last; of: one of WISHED_KINDS."""
+    return WISHES[kind][which % len(WISHES[kind])].format(of)
 
 
 def every_sentence(most_m: int, exits: int) -> Iterator[str]:

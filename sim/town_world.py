@@ -13,7 +13,7 @@ from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.frames import matrix_from_xy_yaw, wrap
 from sim.hazards import HAZARDS, Hazard
-from sim.imagined import Imagined, StillTraffic
+from sim.imagined import Imagined, StillTraffic, Wish
 from sim.road_network import NetLane, network_path
 from sim.scenarios import Scenario
 from sim.town_map import TownMap, town_map
@@ -32,8 +32,11 @@ FASTEST_M = 6.0  # nobody moves further in a period; who comes out of nothing ha
 class TownWorld(EgoWorld):
     """One episode at a time: `reset(scenario)`, then `step(accel, curvature)`. A process has one at a time.
 
-    scenario, town_map, network, route, place (where the ego is on it), actors, events (all since reset), lights
+    scenario, town_map, network, route, place (where the ego is on it), actors, events (all since reset), lights,
+    wish (of the passenger, if somebody imagines one)
     """
+
+    wish: Wish | None = None
 
     def __init__(self, params: VehicleParams | None = None):
         self.params = params or VehicleParams()
@@ -93,6 +96,7 @@ class TownWorld(EgoWorld):
         world._size = np.array([a.size_lwh_m for a in world.actors]).reshape(-1, 3)
         if imagined.edges:
             world.route = Route(self.network, imagined.edges)
+        world.wish = imagined.wish
         world._place_ego(imagined.ego)
         world.time_us = self.time_us
         world.place = world._locate()
@@ -110,11 +114,15 @@ class TownWorld(EgoWorld):
     @property
     def command(self) -> str:
         """One of sensors.clip.ROUTE_COMMANDS."""
+        if self.wish is not None and self.wish.hides_command:
+            return "follow"
         return command(self.route, self.place.first_lane, self.place.s_m)
 
     @property
     def instruction(self) -> str:
-        """The route's next step in words."""
+        """The route's next step in words; or the passenger's wish."""
+        if self.wish is not None:
+            return self.wish.words
         return instruction(self.route, self.place.first_lane, self.place.s_m)
 
     def poses_at(self, time_us: int) -> tuple[np.ndarray, np.ndarray]:
