@@ -13,6 +13,8 @@ import threadpoolctl
 
 from policies.cli_bench import EPILOGS as BENCH_EPILOGS
 from policies.cli_bench import add_bench_verb
+from policies.cli_data import EPILOGS as DATA_EPILOGS
+from policies.cli_data import add_data_verb
 from policies.cli_drive import EPILOGS as DRIVE_EPILOGS
 from policies.cli_drive import add_drive_verbs
 from policies.cli_plan import EPILOGS as PLAN_EPILOGS
@@ -33,6 +35,7 @@ EPILOGS = {
     **TRAIN_EPILOGS,
     **PLAN_EPILOGS,
     **REPLAY_EPILOGS,
+    **DATA_EPILOGS,
     **SCORE_EPILOGS,
     **VISION_EPILOGS,
     **BENCH_EPILOGS,
@@ -80,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_train_verbs(verb)
     add_plan_verb(verb)
+    add_data_verb(verb)
 
     add_replay_verb(verb)
     add_vision_verb(verb)

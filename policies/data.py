@@ -78,6 +78,12 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self._items)
 
+    def shards(self) -> np.ndarray:
+        """int64 [examples]: the number of the shard that each lies in; of a dataroot every scene is one."""
+        names = [(str(source.index.dataroot), source.shard(scene)) for source, scene, _ in self._items]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return np.array([numbers[name] for name in names])
+
     def situations(self) -> dict[str, int]:
         """How many examples there are of each situation, in words, the most frequent first."""
         counts = Counter(_situation(*item) for item in self._items)

@@ -18,6 +18,7 @@ from policies.recipes import Recipe
 from policies.train import Trainer
 from policies.train_log import duration, short
 from policies.transforms import to_batch
+from sensors.shards import is_pack
 from vla.auxiliary import AuxiliaryLosses
 from vla.cost import activations, arithmetic, on_paper
 from vla.model import DrivingModel
@@ -90,7 +91,8 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
         memory["weights in bf16"] = HALF * count
     at_once = max(1, config.batch_size // config.accumulate // workers)
     memory["activations (estimated)"] = at_once * activations(recipe.model, recipe.losses, dtype).total
-    there = (Path(recipe.data.dataroot) / recipe.data.version).is_dir()
+    dataroot = recipe.data.dataroot
+    there = is_pack(dataroot) or (Path(dataroot) / recipe.data.version).is_dir()
     fits = sum(memory.values()) < _free_bytes(config.device)
     dataset = step_s = None
     if there and fits:

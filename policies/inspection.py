@@ -16,7 +16,7 @@ from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.transforms import image_size, to_batch
 from sensors.collate import Batch
 from sensors.errors import InputError
-from sensors.nuscenes_source import NuscenesSource
+from sensors.pack_source import open_source
 from sim.report.templates import write_page
 from vla.action_tokens import ActionTokenizer
 from vla.checkpoint import is_image_tokenizer, load, load_image_tokenizer
@@ -90,7 +90,7 @@ def _examples(
     if dataroot is None:
         batch = to_batch([noise_clip(c, seed) for seed in range(CLIPS)], c, reads)
         return batch, model.decode(batch).tokens.clone()
-    source = NuscenesSource(str(dataroot), version, steps=c.steps, image_size=image_size(c))
+    source = open_source(dataroot, version, c.steps, image_size(c))
     examples = TrainingSet([(source, source.scenes)], ActionTokenizer(c), c)
     chosen = np.unique(np.linspace(0, len(examples) - 1, CLIPS).round().astype(int))
     examples = [examples[int(k)] for k in chosen]
@@ -104,7 +104,7 @@ def _images(codes: ImageTokenizer, dataroot: Path | None, version: str) -> torch
         generator = torch.Generator().manual_seed(0)
         shape = (CLIPS, c.image_height, c.image_width, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    source = NuscenesSource(str(dataroot), version, steps=1, image_size=(c.image_width, c.image_height))
+    source = open_source(dataroot, version, 1, (c.image_width, c.image_height))
     return images_of(source, source.scenes, MOST_CHECKED).pixels
 
 

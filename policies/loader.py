@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from policies.data import Example, TrainingSet
 from policies.recipes import Recipe
+from policies.streams import Streams
 from policies.transforms import to_batch
 from policies.workers import work_alone
 from sensors.collate import Batch
@@ -57,6 +58,11 @@ class Draws:
         self.examples, self.recipe, self.replicas = examples, recipe, replicas
         chances = examples.chances(recipe.data)
         self._chances = None if chances is None else np.cumsum(chances)
+        self.streams = None
+        if recipe.data.shuffle:
+            order = examples.shards(), recipe.train.batch_size, recipe.seed, recipe.data.shuffle
+            self.streams = Streams(*order, chances)
+            self.streams.require_apart(replicas.count)
 
     def __getitem__(self, draw: int) -> list[Made] | InputError:
         try:
@@ -66,7 +72,9 @@ class Draws:
             return error
 
     def indices(self, draw: int) -> list[int]:
-        """The examples of a draw: of shuffled epochs, or by their chances."""
+        """The examples of a draw: of shuffled epochs, or by their chances, or of shards one after the other."""
+        if self.streams is not None:
+            return self.streams.indices(draw)
         size, seed = self.recipe.train.batch_size, self.recipe.seed
         if self._chances is None:
             return shuffled(len(self.examples), size, seed, draw)
@@ -92,12 +100,15 @@ class Draws:
         """One example, varied as its place in the draw has it, whichever replica learns from it; what was broken."""
         seed, broken = self.recipe.seed, ()
         rng, others = np.random.default_rng([seed, draw, 0, place]), np.random.default_rng([seed, draw, 3, place])
-        for _ in range(TRIES):
+        for tried in range(TRIES):
             try:
                 return self.examples.varied(index, rng, self.recipe), broken
             except BrokenFile as error:
                 broken = (*broken, (index, error.where))
-                index = int(self._chosen(others.random(1))[0])
+                if self.streams is not None:
+                    index = self.streams.instead(draw, place, others, tried)
+                else:
+                    index = int(self._chosen(others.random(1))[0])
         raise _too_many(dict(broken), len(self.examples), _roots(self.recipe))
 
 

@@ -35,12 +35,15 @@ MOST = {  # of what DataConfig says how far it goes
 
 @dataclass(frozen=True)
 class DataConfig:
-    """dataroot and version as the official devkit takes them; val_scenes: the last so many are held out.
+    """dataroot and version as the official devkit takes them, or the folder or URL of a pack (vla data pack);
+    val_scenes: the last so many are held out.
 
     image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, or a loss asks for.
     more_dataroots: others of the same version to learn from, all of their scenes.
     balance, balance_datasets, balance_modalities: 0 .. 1, how far rare situations, small dataroots, and rare kinds of
     clips (with or without reasons, IMU) are drawn more often than they were recorded, see TrainingSet.chances.
+    shuffle: 0: each epoch is shuffled as a whole; else shards are read one after the other, and an example moves by at
+    most so many places of its lane, see `policies.streams`. For packs that are larger than memory.
     Of `sensors.augment`, and how far each goes; 0 leaves it out:
     crop: largest share of width and height that is cut away.
     calibration_jitter_deg, calibration_jitter_m: standard deviations of errors in where cameras are told to be.
@@ -52,6 +55,7 @@ class DataConfig:
     val_scenes: int = 1
     image_tokenizer: str = ""
     more_dataroots: tuple[str, ...] = ()
+    shuffle: int = 0
     balance: float = 0.0
     balance_datasets: float = 0.0
     balance_modalities: float = 0.0
@@ -64,6 +68,8 @@ class DataConfig:
         """An InputError if a value is of no use."""
         if self.val_scenes < 1:
             raise InputError(where, "data.val_scenes", self.val_scenes, "at least 1 scene held out")
+        if self.shuffle < 0:
+            raise InputError(where, "data.shuffle", self.shuffle, "at least 0 places")
         for key, most in MOST.items():
             if not 0 <= getattr(self, key) <= most:
                 raise InputError(where, f"data.{key}", getattr(self, key), f"a number in [0, {most:g}]")

@@ -24,6 +24,7 @@ from policies.workers import companions
 from sensors.collate import Batch
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
+from sensors.pack_source import open_source
 from sensors.reasons import parse_reason
 from sim.report.page import write_report
 from vla.action_tokens import ActionTokenizer
@@ -56,7 +57,7 @@ class Trainer(TrainingLoop):
     def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None):
         size, data, self.device = image_size(recipe.model), recipe.data, _device(recipe)
         roots = (data.dataroot, *data.more_dataroots)
-        source, *more = (NuscenesSource(root, data.version, None, recipe.model.steps, size) for root in roots)
+        source, *more = (open_source(root, data.version, recipe.model.steps, size) for root in roots)
         learned, held_out = split_scenes(source.scenes, data)
         self.tokenizer = ActionTokenizer(recipe.model)
         parts = [(source, learned), *((another, another.scenes) for another in more)]

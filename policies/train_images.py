@@ -18,6 +18,7 @@ from policies.train_log import curves, happened
 from policies.training_loop import TrainingLoop, split_scenes
 from sensors.errors import BrokenFile, InputError
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
+from sensors.pack_source import open_source
 from sim.report.page import write_report
 from vla.checkpoint import Loaded, load_image_tokenizer
 from vla.image_tokens import CodebookReport, ImageTokenizer, check_codebook
@@ -140,4 +141,4 @@ def report_figures(report: CodebookReport) -> dict[str, float]:
 
 
 def _source(dataroot: str, version: str, width: int, height: int) -> NuscenesSource:
-    return NuscenesSource(dataroot, version, steps=1, image_size=(width, height))
+    return open_source(dataroot, version, 1, (width, height))

@@ -113,7 +113,7 @@ class NuscenesSource:
                 capture = keyframe.captures.get(camera.name)
                 time_us[t, n] = keyframe.now_us if capture is None else capture.time_us
                 T_world_from_ego[t, n] = keyframe.T_world_from_ego_now if capture is None else capture.T_world_from_ego
-                image = None if k < 0 or capture is None else self._image(capture, camera)
+                image = None if k < 0 or capture is None else self._image(scene, capture, camera)
                 if image is not None:
                     images[t, n], mask[t, n] = image, True
             if k < 0:
@@ -165,13 +165,23 @@ class NuscenesSource:
         times_us = [keyframe.now_us for keyframe in keyframes]
         return int(np.median(np.diff(times_us))) if len(times_us) > 1 else NOMINAL_PERIOD_US
 
-    def _image(self, capture: Capture, camera: Camera) -> np.ndarray | None:
-        """RGB [H, W, 3] at the size asked for, or None where there is no file."""
-        path = self.index.path(capture.filename)
-        if not path.is_file():
-            return None
+    def shard(self, scene: str) -> str:
+        """Name of what a scene is read from; scenes of one name lie together."""
+        return scene
 
-        return self._images.get(capture.token, lambda: picture(read_bytes(path), path, camera, self.image_size))
+    def _file(self, scene: str, filename: str) -> tuple[object, bytes | None]:
+        """(where it lies, content) of a file of a scene; None where there is none."""
+        path = self.index.path(filename)
+        return path, read_bytes(path) if path.is_file() else None
+
+    def _image(self, scene: str, capture: Capture, camera: Camera) -> np.ndarray | None:
+        """RGB [H, W, 3] at the size asked for, or None where there is no file."""
+
+        def read() -> np.ndarray | None:
+            where, data = self._file(scene, capture.filename)
+            return None if data is None else picture(data, where, camera, self.image_size)
+
+        return self._images.get(capture.token, read)
 
     def _bus(self, scene: str) -> Bus:
         return self._buses.get(scene, lambda: read_bus(*(self.index.can_path(scene, m) for m in BUS_MESSAGES)))
