@@ -102,12 +102,7 @@ class PlanTracker:
         if self._path is None or (now_us - self._start_us) * 1e-6 > self._time_s[-1]:
             return Command(STOP_ACCEL_MPS2, 0.0)
         age_s = (now_us - self._start_us) * 1e-6
-        position = T_world_from_ego[:2, 3]
-        nearest = int(np.argmin(np.sum((self._path - position) ** 2, axis=1)))
-        reach_m = self._arc_m[nearest] + max(MIN_LOOKAHEAD_M, LOOKAHEAD_S * speed_mps)
-        target = self._point_at(reach_m)
-        x, y = frames.inverse(T_world_from_ego)[:2, :2] @ (target - position)
-        curvature = 2 * y / max(x * x + y * y, MIN_DISTANCE_M**2) if x > 0 else 0.0
+        nearest, curvature = self._pursue(T_world_from_ego, speed_mps)
         ahead_s = min(age_s + PREVIEW_S, self._time_s[-1])
         want_mps = np.interp(ahead_s, self._time_s, self._speed_mps)
         behind_m = np.interp(age_s, self._time_s, self._arc_m) - self._arc_m[nearest]
@@ -115,6 +110,19 @@ class PlanTracker:
         if want_mps < 0.1 and speed_mps < 0.3:
             accel = STOP_ACCEL_MPS2
         return Command(float(accel), float(curvature))
+
+    def curvature_1pm(self, T_world_from_ego: np.ndarray, speed_mps: float) -> float:
+        """How to stay on the path of the latest plan, whatever its time says; straight on where there was none."""
+        return 0.0 if self._path is None else float(self._pursue(T_world_from_ego, speed_mps)[1])
+
+    def _pursue(self, T_world_from_ego: np.ndarray, speed_mps: float) -> tuple[int, float]:
+        """(index of the nearest point of the path, curvature of the arc to the one at the look-ahead distance)."""
+        position = T_world_from_ego[:2, 3]
+        nearest = int(np.argmin(np.sum((self._path - position) ** 2, axis=1)))
+        reach_m = self._arc_m[nearest] + max(MIN_LOOKAHEAD_M, LOOKAHEAD_S * speed_mps)
+        target = self._point_at(reach_m)
+        x, y = frames.inverse(T_world_from_ego)[:2, :2] @ (target - position)
+        return nearest, 2 * y / max(x * x + y * y, MIN_DISTANCE_M**2) if x > 0 else 0.0
 
     def _point_at(self, reach_m: float) -> np.ndarray:
         """Point [2] of the path at an arc length; beyond its end the last direction goes on."""

@@ -26,11 +26,13 @@ setup(
     zip_safe=False,
     maintainer="vla-drive",
     maintainer_email="vla-drive@users.noreply.github.com",
-    description="The vla-drive policies as ROS 2 nodes: a driver in shadow mode and a player of nuScenes scenes.",
+    description="The vla-drive policies as ROS 2 nodes: driver, control with a safety machine, simulated car, player.",
     license="Apache-2.0",
     entry_points={
         "console_scripts": [
             f"driver_node = {NAME}.driver_node:main",
+            f"control_node = {NAME}.control_node:main",
+            f"sim_node = {NAME}.sim_node:main",
             f"replay_node = {NAME}.replay_node:main",
         ]
     },

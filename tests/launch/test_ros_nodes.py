@@ -248,7 +248,9 @@ def test_a_checkpoint_drives(tmp_path, fast_scene):
         activate(observer)
         assert all(len(path.poses) == config.plan_steps for _, path in observer.paths)
         assert observer.said(": plan", "OK", 5)
-        assert any(v.key == "latency_model_ms" and float(v.value) > 0 for s in observer.statuses for v in s.values)
+        assert observer.said(": plan", "OK", 5)
+        stages = {v.key: float(v.value) for s in observer.statuses if s.name.endswith(": plan") for v in s.values}
+        assert min(stages[f"latency_{stage}_ms"] for stage in ("assemble", "see", "think", "plan", "age")) > 0
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,8 @@ def test_a_checkpoint_drives(tmp_path, fast_scene):
         ("calibration_file:=nowhere.json", "nowhere.json: file"),
         ("policy:=magic", "policy: came magic"),
         ("policy:=log", "policy: came log"),
-        ("policy:=vla", "checkpoint: came ''"),
+        ("checkpoint:=nowhere", "checkpoint: came nowhere"),
+        ("policy:=repeat", "route_file: came ''"),
         ("command:=fly", "command: came fly"),
     ],
 )

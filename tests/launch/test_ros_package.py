@@ -53,10 +53,13 @@ def of_kind(found: list[Recorded], kind: str) -> list[Recorded]:
     return [entity for entity in found if type(entity).__name__ == kind]
 
 
-DECLARED = {
-    interface.DRIVER: {p.name: p for p in interface.DRIVER_PARAMETERS},
-    interface.REPLAY: {p.name: p for p in interface.REPLAY_PARAMETERS},
+PARAMETERS = {
+    interface.DRIVER: interface.DRIVER_PARAMETERS,
+    interface.CONTROL: interface.CONTROL_PARAMETERS,
+    interface.SIM: interface.SIM_PARAMETERS,
+    interface.REPLAY: interface.REPLAY_PARAMETERS,
 }
+DECLARED = {node: {p.name: p for p in parameters} for node, parameters in PARAMETERS.items()}
 
 
 @pytest.mark.parametrize(
@@ -97,9 +100,9 @@ def test_arguments_default_to_what_the_nodes_default_to(monkeypatch):
             assert argument.kwargs["default_value"] == DECLARED["driver_node"][argument.args[0]].default
 
 
-@pytest.mark.parametrize(("file", "node"), [("driver.yaml", "driver_node"), ("replay.yaml", "replay_node")])
-def test_parameter_file_matches_what_the_node_declares(file, node):
-    text = (ROS2 / "config" / file).read_text(encoding="utf-8")
+@pytest.mark.parametrize("node", PARAMETERS)
+def test_parameter_file_matches_what_the_node_declares(node):
+    text = (ROS2 / "config" / f"{node.removesuffix('_node')}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)[node]["ros__parameters"]
     assert values == {name: p.default for name, p in DECLARED[node].items()}
     for name, p in DECLARED[node].items():
@@ -108,26 +111,30 @@ def test_parameter_file_matches_what_the_node_declares(file, node):
         assert re.search(rf"^ +# {re.escape(p.description + limits)}\n +{name}:", text, re.MULTILINE), name
 
 
-def test_replay_overrides_only_what_the_driver_has_and_stays_in_range():
-    values = yaml.safe_load((ROS2 / "config" / "replay.yaml").read_text(encoding="utf-8"))["driver_node"]
-    for name, value in values["ros__parameters"].items():
-        if name != "use_sim_time":
-            assert DECLARED["driver_node"][name].low <= value <= DECLARED["driver_node"][name].high
+@pytest.mark.parametrize("file", ["replay.yaml", "sim.yaml"])
+def test_overrides_are_of_what_the_other_node_has_and_stay_in_range(file):
+    files = yaml.safe_load((ROS2 / "config" / file).read_text(encoding="utf-8"))
+    for node in files.keys() - {f"{file.removesuffix('.yaml')}_node"}:
+        for name, value in files[node]["ros__parameters"].items():
+            if name != "use_sim_time":
+                assert DECLARED[node][name].low <= value <= DECLARED[node][name].high
 
 
 def test_defaults_lie_in_their_ranges():
-    for p in (*interface.DRIVER_PARAMETERS, *interface.REPLAY_PARAMETERS):
-        assert (p.low is None) == isinstance(p.default, str)
+    for p in (p for parameters in PARAMETERS.values() for p in parameters):
+        assert (p.low is None) == isinstance(p.default, (str, bool))
         assert p.low is None or p.low <= p.default <= p.high
 
 
 def test_readme_table_is_the_interface():
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| (in|out) \| ([^|]+) \|", README, re.MULTILINE)
-    assert rows == [(t.name, t.type, t.direction, t.qos) for t in (*ros2_topics.INPUTS, *interface.OUTPUTS)]
+    driver, control = (*ros2_topics.INPUTS, *interface.OUTPUTS), (*interface.CONTROL_INPUTS, *interface.CONTROL_OUTPUTS)
+    topics = (*driver, *control, *interface.CONTROL_OPTIONAL)
+    assert rows == [(t.name, t.type, t.direction, t.qos) for t in topics]
 
 
 def test_readme_says_what_it_must():
-    for words in ("research software", "closed course", "safety driver", "never commands"):
+    for words in ("research software", "closed course", "safety driver", "shadow mode", "control is possible"):
         assert words in README.lower()
     for name in re.findall(r"(?<=launch/)ros2/[\w./]+\w", README):
         assert (ROOT / "launch" / name).exists(), name
@@ -150,7 +157,7 @@ def test_package_is_one_package():
             if isinstance(f, ast.FunctionDef)
         ]
         assert "main" in functions
-    assert set(re.findall(r"(\w+) = {NAME}", setup)) == {interface.DRIVER, interface.REPLAY}
+    assert set(re.findall(r"(\w+) = {NAME}", setup)) == set(PARAMETERS)
 
 
 def test_manifest_names_every_message_package():
@@ -161,7 +168,11 @@ def test_manifest_names_every_message_package():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
-    ros = {name for name in imported if name.endswith(("_msgs", "_interfaces")) or name in ("launch", "launch_ros")}
+    ros = {
+        name
+        for name in imported
+        if name.endswith(("_msgs", "_interfaces", "_srvs")) or name in ("launch", "launch_ros")
+    }
     assert ros | {"rclpy", "rmw_fastrtps_cpp"} == depends
 
 

@@ -1,8 +1,12 @@
 """The driver's inputs: messages to a `ClipAssembler`, behind a lock, with what was refused and why. No ROS in here."""
 
 import threading
-from collections import Counter
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from sensors.camera import Camera
 from sensors.clip import Clip
@@ -18,8 +22,10 @@ from sensors.ros2_messages import (
     steering_from_message,
     time_us_from_stamp,
 )
-from sensors.ros2_source import ClipAssembler, Limits, StaleInput
+from sensors.ros2_source import ClipAssembler, Limits, StaleInput, Stream
 
+REPEATS_AFTER_M = 0.2  # a car that moved this far sees something else
+TOLD_US = 1_000_000  # why messages are refused is told this long
 OTHERS = ("imu", "odometry", "steering")  # streams beside the cameras
 
 
@@ -33,12 +39,37 @@ class StreamReport:
     fault: str
 
 
+class Decoder:
+    """Pictures of one camera on a thread of its own, in order; of those that wait the newest two are kept."""
+
+    def __init__(self, name: str, decode: Callable[..., None]):
+        self._waiting: deque[tuple] = deque(maxlen=2)
+        self._decode, self._some, self._ended = decode, threading.Semaphore(0), False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, *message) -> None:
+        self._waiting.append(message)
+        self._some.release()
+
+    def end(self) -> None:
+        self._ended = True
+        self._some.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._some.acquire() and not self._ended:
+            if self._waiting:  # it may have been pushed out by newer ones
+                self._decode(*self._waiting.popleft())
+
+
 class Inputs:
     """Takes messages from several threads; decodes outside the lock, so that cameras decode side by side. Command and
     instruction are those given until others are heard.
 
     Nothing is assembled before every camera's CameraInfo has come. A CameraInfo that disagrees with the first one is a
-    fault that stays until the node is configured anew.
+    fault that stays until the node is configured anew. A picture that repeats the one before, byte by byte, while the
+    car has moved on comes from a camera that hangs, whatever its stamp says, and is refused.
     """
 
     def __init__(
@@ -59,6 +90,8 @@ class Inputs:
         self._words = {"command": command, "instruction": instruction}
         self._world_frame = ""
         self._reported: dict[str, tuple[int, int]] = {}
+        self._refusal: dict[str, tuple[int, str]] = {}  # the latest: when (steady), why
+        self._pictures: dict[str, tuple[int, np.ndarray]] = {}  # checksum, and where the car was when it first came
         self.reset()
 
     def reset(self) -> None:
@@ -66,6 +99,7 @@ class Inputs:
         with self._lock:
             self._assembler: ClipAssembler | None = None
             self._reported.clear()
+            self._pictures.clear()
             self._assemble_when_calibrated()
 
     def _assemble_when_calibrated(self) -> None:
@@ -101,42 +135,43 @@ class Inputs:
             if message.header.frame_id != frame_id:
                 raise InputError(f"image of {name}", "header.frame_id", message.header.frame_id, frame_id)
             time_us = time_us_from_stamp(message.header.stamp, f"image of {name}")
+            self._check_new(name, message.data)
             image = image_from_message(message, camera, self._image_size)
         except InputError as error:
-            return self._refuse(name, error)
+            return self._refuse(name, error, steady_us)
         with self._lock:
             if self._assembler is not None:
-                self._assembler.images[name].add(time_us, image, now_us, steady_us)
+                self._add(name, self._assembler.images[name], time_us, image, now_us, steady_us)
 
     def take_imu(self, message, now_us: int, steady_us: int) -> None:
         try:
             time_us, *sample = imu_from_message(message, self._calibration.R_ego_from_imu)
         except InputError as error:
-            return self._refuse("imu", error)
+            return self._refuse("imu", error, steady_us)
         with self._lock:
             if self._assembler is not None:
-                self._assembler.imu.add(time_us, sample, now_us, steady_us)
+                self._add("imu", self._assembler.imu, time_us, sample, now_us, steady_us)
 
     def take_odometry(self, message, now_us: int, steady_us: int) -> None:
         try:
             sample = odometry_from_message(message)
         except InputError as error:
-            return self._refuse("odometry", error)
+            return self._refuse("odometry", error, steady_us)
         with self._lock:
             if self._world_frame not in ("", sample.frame_id):
                 self._fault.setdefault("odometry", f"odometry changed from {self._world_frame} to {sample.frame_id}")
             self._world_frame = sample.frame_id
             if self._assembler is not None:
-                self._assembler.odometry.add(sample.time_us, sample, now_us, steady_us)
+                self._add("odometry", self._assembler.odometry, sample.time_us, sample, now_us, steady_us)
 
     def take_steering(self, message, now_us: int, steady_us: int) -> None:
         try:
             time_us, steering_rad = steering_from_message(message)
         except InputError as error:
-            return self._refuse("steering", error)
+            return self._refuse("steering", error, steady_us)
         with self._lock:
             if self._assembler is not None:
-                self._assembler.steering.add(time_us, steering_rad, now_us, steady_us)
+                self._add("steering", self._assembler.steering, time_us, steering_rad, now_us, steady_us)
 
     def take_command(self, message) -> None:
         """One that nobody knows takes back the one before: what was to be done then may be wrong now."""
@@ -151,9 +186,55 @@ class Inputs:
         with self._lock:
             self._words["instruction"] = message.data
 
-    def _refuse(self, name: str, error: InputError) -> None:
+    def _add(self, name: str, stream: Stream, time_us: int, value, now_us: int, steady_us: int) -> None:
+        if not stream.add(time_us, value, now_us, steady_us):
+            self._refusal[name] = (
+                steady_us,
+                f"stamp {(time_us - now_us) / 1000:+.0f} ms off the clock or not increasing",
+            )
+
+    def _check_new(self, name: str, data: bytes) -> None:
+        checksum = zlib.crc32(data)
+        with self._lock:
+            if self._assembler is None or not self._assembler.odometry.values:
+                return
+            at_m = self._assembler.odometry.values[-1].T_world_from_ego[:2, 3]
+            before, was_m = self._pictures.get(name, (None, at_m))
+            if checksum != before:
+                self._pictures[name] = checksum, at_m
+            elif np.hypot(*(at_m - was_m)) > REPEATS_AFTER_M:
+                came = f"the picture before, though the car moved {np.hypot(*(at_m - was_m)):.1f} m"
+                raise InputError(f"image of {name}", "data", came, "a new picture")
+
+    def _refuse(self, name: str, error: InputError, steady_us: int) -> None:
         with self._lock:
             self._refused[name][error.field] += 1
+            self._refusal[name] = steady_us, f"{error.field}: came {error.came[:60]}"
+
+    def health(self, now_us: int, steady_us: int) -> tuple[list[str], list[str]]:
+        """(faults, degradations) of the inputs now, each in words that begin with the input's name."""
+        with self._lock:
+            if self._fault:
+                return list(self._fault.values()), []
+            if self._assembler is None:
+                lacking = ", ".join(n for n in CAMERAS if n not in self._cameras)
+                return [f"no CameraInfo of {lacking} yet"], []
+            clock, limits, faults, slight = (now_us, steady_us), self._limits, [], []
+            for name, stream in self._assembler.images.items():
+                slight += self._stale(name, stream, limits.camera_age_us, *clock)
+            if len(CAMERAS) - len(slight) < limits.min_cameras:
+                faults, slight = slight, []
+            slight += self._stale("imu", self._assembler.imu, limits.imu_age_us, *clock)
+            faults += self._stale("odometry", self._assembler.odometry, limits.odometry_age_us, *clock)
+            return faults, slight
+
+    def _stale(self, name: str, stream: Stream, limit_us: int, now_us: int, steady_us: int) -> list[str]:
+        if stream.fresh(limit_us, now_us, steady_us):
+            return []
+        age_us = stream.age_us(now_us, steady_us)
+        words = "none yet" if age_us is None else f"{age_us / 1000:.0f} ms old, limit {limit_us / 1000:.0f} ms"
+        refused_us, why = self._refusal.get(name, (0, ""))
+        return [f"{name}: {words}" + (f" ({why})" if why and steady_us - refused_us < TOLD_US else "")]
 
     def clip(self, now_us: int, steady_us: int) -> tuple[Clip, str]:
         """The clip and the frame its poses are in; StaleInput, which says why, where there can be none."""

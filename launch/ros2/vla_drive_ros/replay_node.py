@@ -5,12 +5,10 @@ Messages keep their recorded stamps, so whoever listens sets use_sim_time. Image
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -25,7 +23,7 @@ from sensors.nuscenes_source import CAMERAS
 from sensors.ros2_recording import calibration_of, messages_of
 from sensors.ros2_topics import INPUTS, Topic, image_topic, info_topic
 from vla_drive_ros import interface, messages
-from vla_drive_ros.process import declare, run
+from vla_drive_ros.process import Loop, Stop, declare, run
 
 TICK_S = 0.01
 CLASSES = (CameraInfo, CompressedImage, Imu, JointState, Odometry, String)
@@ -33,7 +31,7 @@ CLASSES_OF = {topic.name: kind for topic in INPUTS for kind in CLASSES if topic.
 
 
 class ReplayNode(Node):
-    def __init__(self, stop: Callable[[str], None]):
+    def __init__(self, stop: Stop):
         super().__init__(interface.REPLAY)
         declare(self, interface.REPLAY_PARAMETERS)
         dataroot = self._value("dataroot")
@@ -55,9 +53,10 @@ class ReplayNode(Node):
         self._clock_publisher = self.create_publisher(ClockMessage, interface.CLOCK, 10)
         self.get_logger().info(f"{scene.name}: {len(self._events)} messages, {self._length_s():.1f} s")
         self._start = time.monotonic() + self._value("start_delay_s")
-        self.create_timer(TICK_S, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._loop = Loop("player", TICK_S, self._tick, stop)
 
-    def finish(self, why: str) -> None:
+    def finish(self, why: str, hurry) -> None:
+        self._loop.end()
         self.get_logger().info(f"{why}: {self._next} of {len(self._events)} messages published")
 
     def _length_s(self) -> float:
@@ -66,7 +65,7 @@ class ReplayNode(Node):
     def _tick(self) -> None:
         """Publish all that is due."""
         elapsed_s = time.monotonic() - self._start
-        if elapsed_s < 0:
+        if elapsed_s < 0 or self._next == len(self._events):
             return
         due_us = self._events[0].time_us + int(elapsed_s * self._rate * 1e6)
         muted = {topic(name) for name in _muted(self._value("muted")) for topic in (image_topic, info_topic)}

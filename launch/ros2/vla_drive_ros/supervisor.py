@@ -1,0 +1,203 @@
+"""Nodes as processes, and somebody who configures, engages and watches them: for `vla ros`, the fault campaign, tests.
+
+No ROS command line is needed. Processes are spawned, never forked: a fork after rclpy.init hangs.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from sensors import ros2_topics
+from sensors.errors import InputError
+from vla_drive_ros import interface
+
+HERE = Path(__file__).resolve().parent
+# Beside the package in a checkout, inside it in a wheel; colcon puts it under share/.
+CONFIG = next((path for path in (HERE.parent / "config", HERE / "config") if path.is_dir()), HERE.parent / "config")
+ENDS_WITHIN_S = 20.0
+
+
+def environment(domain: int | None = None) -> dict[str, str]:
+    """What the nodes are started with: on this machine only unless told otherwise, images through shared memory."""
+    found = dict(os.environ)
+    found.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    found.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(CONFIG / "fastdds_shm.xml"))
+    found["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [found.get("PYTHONPATH")])])
+    if domain is not None:
+        found["ROS_DOMAIN_ID"] = str(domain)
+    return found
+
+
+def spawn(
+    module: str, parameters: dict[str, object], log: Path | None = None, domain: int | None = None, name: str = ""
+) -> subprocess.Popen:
+    """A node in a process of its own; its output goes to `log`, or where ours goes. An empty text is not passed on."""
+    words = [word for key, value in parameters.items() if value != "" for word in ("-p", f"{key}:={value}")]
+    command = [sys.executable, "-m", f"vla_drive_ros.{module}", "--ros-args", *words]
+    if name:
+        command += ["-r", f"__node:={name}"]
+    if log is None:
+        return subprocess.Popen(command, env=environment(domain))
+    with open(log, "a") as file:
+        return subprocess.Popen(command, env=environment(domain), stdout=file, stderr=subprocess.STDOUT)
+
+
+def end(processes: list[subprocess.Popen], number: int = signal.SIGINT) -> list[int]:
+    """Ask all to end, wait, kill what does not; their exit statuses."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(number)
+    until = time.monotonic() + ENDS_WITHIN_S
+    for process in processes:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return [process.returncode for process in processes]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message and when it came, by the steady clock."""
+
+    at_s: float
+    message: object
+
+
+class Supervisor:
+    """Calls the nodes' services, and keeps what they say: states, commands, odometry, plans and diagnostics."""
+
+    def __init__(self, domain: int | None = None):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node("vla_supervisor", context=self.context)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self.states: list[Heard] = []
+        self.commands: list[Heard] = []
+        self.odometry: list[Heard] = []
+        self.plans: list[Heard] = []
+        self.diagnostics: list[Heard] = []
+        self._emergency_stop = self.node.create_publisher(Bool, interface.EMERGENCY_STOP, 10)
+        sensor_data = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+        control, driver = interface.CONTROL, interface.DRIVER
+        for kind, topic, kept, qos in (
+            (DiagnosticArray, interface.of_node(control, interface.STATE), self.states, 100),
+            (JointTrajectory, interface.of_node(control, interface.JOINT_COMMAND), self.commands, 100),
+            (Odometry, ros2_topics.ODOMETRY, self.odometry, sensor_data),
+            (PathMessage, interface.of_node(driver, interface.TRAJECTORY), self.plans, 100),
+            (DiagnosticArray, interface.DIAGNOSTICS, self.diagnostics, 100),
+        ):
+            keep = lambda m, kept=kept: kept.append(Heard(time.monotonic(), m))  # noqa: E731
+            self.node.create_subscription(kind, topic, keep, qos)
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    # Time and services
+
+    def until(self, done: Callable[[], object], seconds: float) -> bool:
+        """Hear until `done` or so long; whether it was done."""
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            self._executor.spin_once(timeout_sec=0.02)
+            if done():
+                return True
+        return False
+
+    def hear(self, seconds: float) -> None:
+        self.until(lambda: False, seconds)
+
+    def call(self, kind: type, name: str, request: object, seconds: float = 30.0):
+        """The answer of a service; nobody there, or no answer in time, is an InputError."""
+        client = self.node.create_client(kind, name)
+        try:
+            if not self.until(client.service_is_ready, seconds):
+                raise InputError(name, "service", "nobody", f"a node that offers it within {seconds:.0f} s")
+            future = client.call_async(request)
+            if not self.until(future.done, seconds):
+                raise InputError(name, "answer", "none", f"one within {seconds:.0f} s")
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    def change(self, node: str, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, f"/{node}/change_state", request, 60.0).success
+
+    def bring_up(self, *nodes: str) -> None:
+        """Configure and activate; what a node says against it is an InputError. Nothing moves by this."""
+        for name, transition in (
+            ("configure", Transition.TRANSITION_CONFIGURE),
+            ("activate", Transition.TRANSITION_ACTIVATE),
+        ):
+            for node in nodes:
+                if not self.change(node, transition):
+                    raise InputError(node, name, "a refusal", "an agreement", "Its output and /diagnostics say why.")
+
+    def engage(self, wanted: bool = True) -> str:
+        """ "" if the control node agrees, else why not."""
+        service = interface.of_node(interface.CONTROL, interface.ENGAGE)
+        answer = self.call(SetBool, service, SetBool.Request(data=wanted))
+        return "" if answer.success else answer.message
+
+    def engage_within(self, seconds: float) -> None:
+        """Engage as soon as it is healthy; an InputError says what still speaks against it then."""
+        end_s = time.monotonic() + seconds
+        while refusal := self.engage():
+            if time.monotonic() > end_s:
+                raise InputError(interface.CONTROL, "engage", refusal, f"a car that may move within {seconds:.0f} s")
+            self.hear(0.2)
+
+    def reset(self) -> str:
+        answer = self.call(Trigger, interface.of_node(interface.CONTROL, interface.RESET), Trigger.Request())
+        return "" if answer.success else answer.message
+
+    def emergency_stop(self, pressed: bool) -> None:
+        self._emergency_stop.publish(Bool(data=pressed))
+
+    def set_text(self, node: str, name: str, value: str) -> None:
+        """Set a text parameter of a running node; a refusal is an InputError."""
+        given = Parameter(name=name, value=ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value))
+        request = SetParameters.Request(parameters=[given])
+        (result,) = self.call(SetParameters, f"/{node}/set_parameters", request).results
+        if not result.successful:
+            raise InputError(node, name, value, result.reason)
+
+    # What was heard
+
+    @property
+    def state(self) -> str:
+        """The control node's latest state, "" before the first."""
+        return self.states[-1].message.status[0].message.partition(":")[0] if self.states else ""
+
+    @property
+    def status(self) -> DiagnosticStatus | None:
+        return self.states[-1].message.status[0] if self.states else None
+
+    @property
+    def speed_mps(self) -> float:
+        return self.odometry[-1].message.twist.twist.linear.x if self.odometry else float("nan")
