@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sensors.errors import InputError
-from sensors.nuscenes_index import NuscenesIndex
+from sensors.nuscenes_index import NuscenesIndex, SceneInventory
 from sim.gl_device import gl_name
 from vla.precision import compute_dtype
 from vla.te_layers import engine, why_not
@@ -75,16 +75,34 @@ def _numbers() -> Finding:
 
 
 def _dataroot(dataroot: Path, dataset_version: str) -> list[Finding]:
-    """One finding per scene; images that are absent are not a defect of the set-up, but they are said."""
-    findings = []
-    for scene in NuscenesIndex(dataroot, dataset_version).inventory():
-        absent = {channel: count for channel, count in scene.images_missing.items() if count}
-        parts = [f"{scene.keyframes} keyframes", f"{scene.annotations} boxes", f"{scene.images} images"]
-        parts += [f"{sum(absent.values())} images missing ({', '.join(sorted(absent))})"] if absent else []
-        parts += [f"CAN bus {', '.join(scene.can_present)}" if scene.can_present else "no CAN bus"]
-        parts += [] if scene.map_present else ["no map raster"]
-        findings.append(Finding(scene.name, "; ".join(parts), "lack" if absent or not scene.can_present else "ok"))
-    return findings
+    """How it opens, and one finding a scene; images that are absent are not a defect of the set-up, but are said."""
+    index = NuscenesIndex(dataroot, dataset_version)
+    words = f"{len(index.scenes)} scenes" + (
+        f"; tables are read again each time, as {index.unkept}" if index.unkept else ""
+    )
+    return [Finding("tables", words, "lack" if index.unkept else "ok"), *map(_scene, index.inventory())]
+
+
+def _scene(scene: SceneInventory) -> Finding:
+    if scene.problem:
+        return Finding(scene.name, f"can't be used: {scene.problem}", "lack")
+    absent = {channel: count for channel, count in scene.images_missing.items() if count}
+    parts = [f"{scene.keyframes} keyframes", f"{scene.annotations} boxes", f"{scene.images} images"]
+    parts += [f"{sum(absent.values())} images missing ({', '.join(sorted(absent))})"] if absent else []
+    parts += [f"{scene.sweeps_present} sweeps"] if scene.sweeps_present else []
+    parts += [f"{scene.sweeps_missing} sweeps missing"] if scene.sweeps_missing else []
+    parts += [f"first missing: {scene.first_missing[0]}"] if scene.first_missing else []
+    parts += [f"{scene.repeated_sweeps} sweeps left out, whose time stamps repeat"] if scene.repeated_sweeps else []
+    parts += [_bus(scene)]
+    parts += [] if scene.map_present else ["no map raster"]
+    lacks = scene.first_missing or not scene.can_present or scene.can_refused
+    return Finding(scene.name, "; ".join(parts), "lack" if lacks else "ok")
+
+
+def _bus(scene: SceneInventory) -> str:
+    if scene.can_refused:
+        return "CAN bus not used, as nuScenes refuses it for this scene"
+    return f"CAN bus {', '.join(scene.can_present)}" if scene.can_present else "no CAN bus"
 
 
 def _version(distribution: str) -> str:

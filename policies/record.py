@@ -18,8 +18,8 @@ from policies.runs import Run
 from policies.shoot import COURSE, NUMBERS, Recording, Shot, shoot
 from policies.workers import processes
 from sensors.errors import InputError
-from sensors.nuscenes_index import read_json
 from sensors.nuscenes_recorder import StagedScene
+from sensors.nuscenes_tables import read_json
 from sim.scenarios import suite_length
 
 KEYFRAMES_HZ = 2

@@ -25,8 +25,8 @@ def check_images(source: NuscenesSource, policy: Policy) -> None:
     """A policy that drives by looking needs pictures: a scene without any is an InputError before anything runs."""
     if not policy.needs_images:
         return
-    for scene in source.index.inventory():
-        if scene.name in source.scenes and not scene.images:
+    for scene in source.index.inventory(source.scenes):
+        if not scene.images:
             raise InputError(
                 f"{source.index.dataroot} {scene.name}",
                 "images",
@@ -38,8 +38,7 @@ def check_images(source: NuscenesSource, policy: Policy) -> None:
 
 def surroundings_of(source: NuscenesSource, scene: str) -> Surroundings:
     """What the dataset says of a scene: the recorded drive and where one may drive; no lanes, and no word of lights."""
-    keyframes = source.index.scene(scene).keyframes
-    track = frames.xy_yaw(np.stack([keyframe.T_world_from_ego_now for keyframe in keyframes]))
+    track = frames.xy_yaw(source.index.scene(scene).T_world_from_ego_now)
     time_us, path = source.frame_times_us(scene), source.index.map_path(scene)
     low, high = track[:, :2].min(axis=0) - MAP_AROUND_M, track[:, :2].max(axis=0) + MAP_AROUND_M
     areas = [] if path is None else drivable_area(path, low, high)

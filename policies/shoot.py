@@ -33,8 +33,9 @@ from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.gym_source import ClipHistory
 from sensors.imu import ImuWindow
+from sensors.nuscenes_can import REFUSED
 from sensors.nuscenes_recorder import SceneRecorder, StagedScene, map_png
-from sensors.nuscenes_writer import NO_CAN_BUS, NuscenesWriter
+from sensors.nuscenes_writer import NuscenesWriter
 from sim.env import CameraEnv, CourseEnv
 from sim.roads import Road
 from sim.rollout_log import EpisodeRecorder
@@ -58,7 +59,7 @@ TOWN_PUSH_EVERY_S, TOWN_PUSH_S, TOWN_PUSH_MPS2 = (4.0, 9.0), (0.5, 1.5), (-2.5, 
 IMAGINED_EVERY_M, IMAGINED_EVERY_S = 1.5, 1.0  # one way or the other, whichever comes first
 STUDENT_SHARE, TURN_S = 0.75, (4.0, 16.0)  # of a student's turns, and how long one lasts
 IMU_KEYS = ("imu_time_us", "imu_accel_mps2", "imu_gyro_radps")
-NUMBERS = tuple(n for n in range(1, 10_000) if n not in NO_CAN_BUS)  # nuScenes scene names have four digits
+NUMBERS = tuple(n for n in range(1, 10_000) if n not in REFUSED)  # nuScenes scene names have four digits
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ rate of the poses (correlation 0.996, slope 1.00), its x the derivative of speed
 (0.94), and z averages 9.79 m/s2. `pose` (50 Hz) gives speed (vel[0]; 1.7 % below the poses there) and yaw rate
 (rotation_rate[2]), `steeranglefeedback` (100 Hz) the angle of the steering wheel in radians. `vehicle_monitor` (2 Hz;
 km/h, degrees) is written for the devkit's sake and not read. null in a written message is a signal nobody measured.
+
+The state at an instant is that of the latest message at or before it. Converters that take the one before that, as
+BEVFormer's does (its pull request 244), lag by a message, 20 ms of `pose`.
 """
 
 from dataclasses import dataclass
@@ -16,8 +19,11 @@ from sensors.clip import VehicleState
 from sensors.errors import InputError
 from sensors.frames import quaternion_from_rotation
 from sensors.imu import ImuWindow
-from sensors.nuscenes_index import read_json
+from sensors.nuscenes_tables import read_json
 
+CAN_MESSAGES = ("ms_imu", "pose", "steeranglefeedback", "vehicle_monitor")
+# Numbers of scenes whose CAN bus nuScenes refuses (`can_blacklist` of the devkit's NuScenesCanBus).
+REFUSED = frozenset((*range(161, 169), *range(170, 177), *range(309, 315)))
 STALE_US = 200_000  # a bus signal older than this says nothing about now
 # Steering wheel over road wheels of the recording car, a Renault Zoe. Public converters of nuScenes use 16.6 (with a
 # wheelbase of 2.588 m). A kinematic bicycle of that wheelbase, fitted to the yaw rate of scene-0103, gives 16.9 to 17.2
@@ -51,8 +57,20 @@ class Bus:
         return VehicleState(latest(self.speed_mps), latest(self.yaw_rate_radps), latest(self.steering_rad))
 
 
-def read_bus(imu_path: Path, pose_path: Path, steering_path: Path) -> Bus:
-    """The bus from its three files; one that isn't there leaves its signals empty, a bad message is an InputError."""
+def can_is_refused(scene: str) -> bool:
+    """Whether nuScenes says that this scene's CAN bus is not to be used, files or not."""
+    number = scene.removeprefix("scene-")
+    return number.isdigit() and len(number) == 4 and int(number) in REFUSED
+
+
+def read_bus(dataroot: Path, scene: str) -> Bus:
+    """The bus of a scene from its three files; one that isn't there leaves its signals empty, as all are of a scene
+    whose bus is refused. A bad message is an InputError."""
+    folder = Path(dataroot) / "can_bus"
+    if can_is_refused(scene):
+        nothing = np.zeros(0, np.int64), np.zeros(0)
+        return Bus(ImuWindow.empty(), nothing, nothing, nothing)
+    imu_path, pose_path, steering_path = (folder / f"{scene}_{message}.json" for message in CAN_MESSAGES[:3])
     imu_us, accel_mps2, gyro_radps = _messages(imu_path, {"linear_accel": (3,), "rotation_rate": (3,)})
     pose_us, velocity_mps, rate_radps = _messages(pose_path, {"vel": (3,), "rotation_rate": (3,)})
     wheel_us, wheel_rad = _messages(steering_path, {"value": ()})

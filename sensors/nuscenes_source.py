@@ -1,7 +1,7 @@
 """Clips from a nuScenes dataroot (v1.0 tables, camera JPEGs, CAN bus extension).
 
 A frame is a keyframe (a sample, about 2 Hz); a clip holds the last `steps` of them. The clip's instant is the
-keyframe's `now_us` (see `sensors.nuscenes_index.Keyframe`).
+keyframe's `now_us` (see `sensors.nuscenes_scene.Keyframe`).
 
 Steps before the start of a scene are masked: image_mask False, the camera's first pose, and scheduled times that lie
 whole keyframe periods (the scene's median) before its first capture. An image file that isn't there is masked too.
@@ -24,12 +24,13 @@ from sensors.errors import BrokenFile, InputError
 from sensors.imu import ImuWindow
 from sensors.nuscenes_can import Bus, read_bus
 from sensors.nuscenes_extension import SceneExtension, read_extension
-from sensors.nuscenes_index import Capture, Keyframe, NuscenesIndex, RecordedScene
+from sensors.nuscenes_index import NuscenesIndex
+from sensors.nuscenes_scene import Capture, RecordedScene
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
+SCENES_KEPT = 64  # views of the index, with cameras
 BUSES_KEPT = 256  # scenes; 0.2 MB each, and slow to parse
-BUS_MESSAGES = ("ms_imu", "pose", "steeranglefeedback")
 # Inside the entropy-coded part of a JPEG, FF is followed by 00 (a data byte FF) or D0..D7 (restart); FF FF is padding.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame header, which says the size
@@ -88,27 +89,27 @@ class NuscenesSource:
         self.name = f"nuscenes {version}"
         self.scenes = self.index.scenes if scenes is None else tuple(scenes)
         self.steps, self.image_size, self.imu_window_us = steps, image_size, imu_window_us
-        self._cameras = {name: self._rig(self.index.scene(name)) for name in self.scenes}
-        self._shown = {name: tuple(self._sized(camera) for camera in rig) for name, rig in self._cameras.items()}
+        for name in self.scenes:
+            self._check(name)
+        self._opened = _Recent(SCENES_KEPT)
         self._images = _Recent(len(CAMERAS) * (steps + 1))
         self._buses = _Recent(BUSES_KEPT)
         self._extensions = _Recent(BUSES_KEPT)
 
     def frame_times_us(self, scene: str) -> np.ndarray:
-        return np.array([keyframe.now_us for keyframe in self.index.scene(scene).keyframes], np.int64)
+        return self.index.frame_times_us(scene)
 
     def clip(self, scene: str, frame: int) -> Clip:
-        keyframes, cameras = self.index.scene(scene).keyframes, self._cameras[scene]
-        now = self._keyframe(scene, frame)
-        shown = self._shown[scene]
+        recorded, cameras, shown = self._rig(scene, frame)
+        keyframes = [recorded.keyframes[max(frame + k, 0)] for k in range(1 - self.steps, 1)]
+        now = keyframes[-1]
         T, N, (width, height) = self.steps, len(cameras), (shown[0].width, shown[0].height)
         images = np.zeros((T, N, height, width, 3), np.uint8)
         mask = np.zeros((T, N), bool)
         time_us = np.zeros((T, N), np.int64)
         T_world_from_ego = np.zeros((T, N, 4, 4))
         for t in range(T):
-            k = frame - (T - 1) + t
-            keyframe = keyframes[max(k, 0)]
+            k, keyframe = frame - (T - 1) + t, keyframes[t]
             for n, camera in enumerate(cameras):
                 capture = keyframe.captures.get(camera.name)
                 time_us[t, n] = keyframe.now_us if capture is None else capture.time_us
@@ -117,7 +118,7 @@ class NuscenesSource:
                 if image is not None:
                     images[t, n], mask[t, n] = image, True
             if k < 0:
-                time_us[t] += k * self._period_us(keyframes)
+                time_us[t] += k * self._period_us(recorded)
         imu, vehicle = self.imu(scene, now.now_us), self.vehicle(scene, now.now_us)
         extension = self.extension(scene)
         cue = extension.cue_at(now.now_us) if extension is not None else ("follow", "")
@@ -126,10 +127,10 @@ class NuscenesSource:
 
     def future(self, scene: str, frame: int) -> Future:
         """The ego pose at `now_us` of every later keyframe, and the boxes annotated at this one."""
-        now = self._keyframe(scene, frame)
-        later = self.index.scene(scene).keyframes[frame + 1 :]
-        poses = np.array([k.T_world_from_ego_now for k in later]).reshape(-1, 4, 4)
-        return Future(np.array([k.now_us for k in later], np.int64), poses, now.boxes)
+        recorded, _, _ = self._rig(scene, frame)
+        later = slice(frame + 1, None)
+        boxes = recorded.keyframes[frame].boxes
+        return Future(recorded.now_us[later], recorded.T_world_from_ego_now[later], boxes)
 
     def extension(self, scene: str) -> SceneExtension | None:
         """What a simulated scene knows beyond nuScenes' tables; None for any other."""
@@ -143,27 +144,31 @@ class NuscenesSource:
         """What the bus says of the car at an instant, NaN where it is silent."""
         return self._bus(scene).vehicle_at(now_us)
 
-    def _keyframe(self, scene: str, frame: int) -> Keyframe:
-        if scene not in self._cameras:
-            raise InputError(self.name, "scene", scene, f"one of {', '.join(self.scenes)}")
-        keyframes = self.index.scene(scene).keyframes
-        if not 0 <= frame < len(keyframes):
-            raise InputError(f"{self.name} {scene}", "frame", frame, f"0 to {len(keyframes) - 1}")
-        return keyframes[frame]
-
-    def _rig(self, scene: RecordedScene) -> tuple[Camera, ...]:
-        lacking = [name for name in CAMERAS if name not in scene.cameras]
+    def _check(self, scene: str) -> None:
+        """An InputError if a scene can't be used, or lacks one of the cameras."""
+        self.index.check(scene)
+        lacking = [name for name in CAMERAS if name not in self.index.channels(scene)]
         if lacking:
             where, came = self.index.table_path("sample_data"), f"no key frame of {', '.join(lacking)}"
-            raise InputError(where, f"channels of {scene.name}", came, f"all of {', '.join(CAMERAS)}")
-        return tuple(scene.cameras[name] for name in CAMERAS)
+            raise InputError(where, f"channels of {scene}", came, f"all of {', '.join(CAMERAS)}")
 
-    def _sized(self, camera: Camera) -> Camera:
-        return camera if self.image_size is None else camera.resize(*self.image_size)[1]
+    def _rig(self, scene: str, frame: int) -> tuple[RecordedScene, tuple[Camera, ...], tuple[Camera, ...]]:
+        """A scene that has this frame, its cameras as they recorded, and as they are shown."""
+        if scene not in self.scenes:
+            raise InputError(self.name, "scene", scene, f"one of {', '.join(self.scenes)}")
+        recorded, cameras, shown = self._opened.get(scene, lambda: self._read(scene))
+        if not 0 <= frame < len(recorded.keyframes):
+            raise InputError(f"{self.name} {scene}", "frame", frame, f"0 to {len(recorded.keyframes) - 1}")
+        return recorded, cameras, shown
 
-    def _period_us(self, keyframes: tuple[Keyframe, ...]) -> int:
-        times_us = [keyframe.now_us for keyframe in keyframes]
-        return int(np.median(np.diff(times_us))) if len(times_us) > 1 else NOMINAL_PERIOD_US
+    def _read(self, scene: str) -> tuple[RecordedScene, tuple[Camera, ...], tuple[Camera, ...]]:
+        recorded = self.index.scene(scene)
+        cameras = tuple(recorded.cameras[name] for name in CAMERAS)
+        size = self.image_size
+        return recorded, cameras, cameras if size is None else tuple(camera.resize(*size)[1] for camera in cameras)
+
+    def _period_us(self, scene: RecordedScene) -> int:
+        return int(np.median(np.diff(scene.now_us))) if len(scene.now_us) > 1 else NOMINAL_PERIOD_US
 
     def shard(self, scene: str) -> str:
         """Name of what a scene is read from; scenes of one name lie together."""
@@ -184,7 +189,7 @@ class NuscenesSource:
         return self._images.get(capture.token, read)
 
     def _bus(self, scene: str) -> Bus:
-        return self._buses.get(scene, lambda: read_bus(*(self.index.can_path(scene, m) for m in BUS_MESSAGES)))
+        return self._buses.get(scene, lambda: read_bus(self.index.dataroot, scene))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -8,7 +8,7 @@ moved into place when the scene is complete; then a new set of tables is written
 symbolic link, is turned to it in one step. Whatever stops the process before that step leaves the old tables, which
 name none of the new files; the next recording clears them away, led by the staging folder, and appends.
 
-What nuScenes has no place for: the camera's distortion goes to `camera_distortion.json` (`sensors.nuscenes_index`),
+What nuScenes has no place for: the camera's distortion goes to `camera_distortion.json` (`sensors.nuscenes_tables`),
 the ego pose at the instant of a sample to the ego_pose record with the sample's token. What a recording doesn't know
 is left empty and not made up: no visibility, no attributes, -1 lidar and radar points, null in CAN bus messages.
 """
@@ -27,12 +27,12 @@ import numpy as np
 
 from sensors.camera import Camera
 from sensors.errors import InputError
+from sensors.nuscenes_can import REFUSED
 from sensors.nuscenes_extension import FOLDER as EXTENSION_FOLDER
-from sensors.nuscenes_index import read_json
 from sensors.nuscenes_recorder import APPENDED, SHARED, SceneRecorder, StagedScene, map_png, write_file
+from sensors.nuscenes_tables import read_json
 
 SCENE_NAME = re.compile(r"scene-\d{4}")  # what NuScenesCanBus insists on
-NO_CAN_BUS = frozenset((*range(161, 169), *range(170, 177), *range(309, 315)))  # numbers that NuScenesCanBus refuses
 NOTES = "recording.json"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -59,7 +59,7 @@ class NuscenesWriter:
     def free_scene_name(self) -> str:
         """The lowest scene-0001, scene-0002, ... that no version of the dataroot holds and the devkit accepts."""
         taken = self._taken()
-        names = (f"scene-{k:04d}" for k in range(1, 10_000) if k not in NO_CAN_BUS)
+        names = (f"scene-{k:04d}" for k in range(1, 10_000) if k not in REFUSED)
         for name in names:
             if name not in taken:
                 return name
@@ -157,7 +157,7 @@ class NuscenesWriter:
         return names | (with_can - {path.name for path in self._staging.glob("*")})
 
     def _check_name(self, name: str) -> None:
-        if not SCENE_NAME.fullmatch(name) or int(name[-4:]) in NO_CAN_BUS:
+        if not SCENE_NAME.fullmatch(name) or int(name[-4:]) in REFUSED:
             expected = "scene- and four digits, a number that the official CAN bus reader accepts"
             raise InputError(self.dataroot, "scene name", name, expected, f"{self.free_scene_name()} is free.")
         if name in self._taken():

@@ -103,7 +103,8 @@ class RecordedDrive:
 
 def recorded_drive(source: NuscenesSource, scene: str) -> RecordedDrive:
     """A scene of a source; one too short, or without a map, is an InputError."""
-    keyframes, where = source.index.scene(scene).keyframes, f"{source.index.dataroot} {scene}"
+    recorded, where = source.index.scene(scene), f"{source.index.dataroot} {scene}"
+    keyframes = tuple(recorded.keyframes)
     time_us = source.frame_times_us(scene)
     seconds = float(time_us[-1] - time_us[0]) * 1e-6
     if seconds < LEAST_S:
@@ -113,13 +114,13 @@ def recorded_drive(source: NuscenesSource, scene: str) -> RecordedDrive:
     if map_path is None:
         fix = "Add maps/ of the nuScenes download; open loop does without."
         raise InputError(where, "map", "no raster of this location", "the drivable area as a PNG", fix)
-    cameras = tuple(source.index.scene(scene).cameras[camera.name] for camera in source.clip(scene, 0).cameras)
+    cameras = tuple(recorded.cameras[camera.name] for camera in source.clip(scene, 0).cameras)
     taken = [[k.captures[c.name] for k in keyframes if c.name in k.captures] for c in cameras]
     before_us = [
         np.median([k.now_us - k.captures[c.name].time_us for k in keyframes if c.name in k.captures]) for c in cameras
     ]
     there = [[c for c in captures if source.index.path(c.filename).is_file()] for captures in taken]
-    poses = np.stack([keyframe.T_world_from_ego_now for keyframe in keyframes])
+    poses = recorded.T_world_from_ego_now
     vehicle = source.vehicle(scene, int(time_us[0]))
     return RecordedDrive(
         name=scene,

@@ -17,8 +17,9 @@ import numpy as np
 from sensors import frames
 from sensors.nuscenes_can import Bus, read_bus
 from sensors.nuscenes_extension import read_extension
-from sensors.nuscenes_index import NuscenesIndex, RecordedScene
-from sensors.nuscenes_source import BUS_MESSAGES, CAMERAS, read_bytes
+from sensors.nuscenes_index import NuscenesIndex
+from sensors.nuscenes_scene import RecordedScene
+from sensors.nuscenes_source import CAMERAS, read_bytes
 from sensors.ros2_calibration import Calibration
 from sensors.ros2_messages import (
     OdometrySample,
@@ -66,7 +67,7 @@ def calibration_of(scene: RecordedScene) -> Calibration:
 def messages_of(index: NuscenesIndex, scene: RecordedScene) -> list[Sent]:
     """A scene in order of time: calibration, what the route asks for, odometry at 50 Hz and at every instant with
     a recorded pose, cameras with the images that exist, IMU, steering, and last the instants of the keyframes."""
-    bus = read_bus(*(index.can_path(scene.name, message) for message in BUS_MESSAGES))
+    bus = read_bus(index.dataroot, scene.name)
     odometry = list(_odometry(scene, bus))
     start_us = odometry[0].time_us
     sent = [Sent(start_us, CALIBRATION, partial(_text, json.dumps(calibration_of(scene).content())))]

@@ -1,18 +1,22 @@
 """Measurements of nuScenes logs, each alone on a core (`policies.bench.pinned`); run as a program."""
 
 import io
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from policies.bench.log_tables import VERSION
 from policies.bench.pinned import serve
 from sensors.camera import Camera
-from sensors.nuscenes_source import picture, reduction
+from sensors.nuscenes_source import NuscenesSource, picture, reduction
 
 RECORDED, WANTED, CAMERAS = (1600, 900), (400, 225), 6
+WALK = 1000  # keyframes drawn at random, with their boxes and what follows them
 JPEG_QUALITY = 80  # quantised as nuScenes is; a picture of `detailed` is a quarter larger
 
 
@@ -34,7 +38,9 @@ def decode(ready: Callable[[], None], rounds: int) -> dict[str, float]:
     """
     cv2.setNumThreads(1)
     settings = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
-    files = [cv2.imencode(".jpg", detailed(*RECORDED, seed), settings)[1].tobytes() for seed in range(CAMERAS)]
+    shown = detailed(*RECORDED)
+    shifted = (np.roll(shown, k * RECORDED[0] // CAMERAS, axis=1) for k in range(CAMERAS))
+    files = [cv2.imencode(".jpg", image, settings)[1].tobytes() for image in shifted]
     K = np.array([[1250.0, 0, RECORDED[0] / 2], [0, 1250.0, RECORDED[1] / 2], [0, 0, 1]])
     camera = Camera("CAM_FRONT", *RECORDED, K, np.eye(4), "none", ())
     scaled = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}[reduction(*RECORDED, *WANTED)]
@@ -54,5 +60,34 @@ def decode(ready: Callable[[], None], rounds: int) -> dict[str, float]:
     return {name: min(seconds) for name, seconds in took.items()} | {"file_bytes": float(np.mean([*map(len, files)]))}
 
 
+def load_by_devkit(ready: Callable[[], None], dataroot: str) -> dict[str, float]:
+    """Seconds, and growth of resident memory, of the official devkit's one load."""
+    from nuscenes.nuscenes import NuScenes  # one of the extra [dev]
+
+    ready()
+    before, begun = resident_mb(), time.perf_counter()
+    devkit = NuScenes(VERSION, dataroot, verbose=False)
+    return {"seconds": time.perf_counter() - begun, "mb": resident_mb() - before, "samples": len(devkit.sample)}
+
+
+def open_log(ready: Callable[[], None], dataroot: str, cache: str) -> dict[str, float]:
+    """Seconds to open all scenes, and growth of resident memory by that and by a walk through `WALK` keyframes."""
+    os.environ["XDG_CACHE_HOME"] = cache
+    ready()
+    before, begun = resident_mb(), time.perf_counter()
+    source = NuscenesSource(dataroot, VERSION)
+    seconds = time.perf_counter() - begun
+    frames = [(scene, frame) for scene in source.scenes for frame in range(len(source.frame_times_us(scene)))]
+    for k in np.random.default_rng(0).integers(0, len(frames), WALK):
+        source.future(*frames[k])
+    return {"seconds": seconds, "mb": resident_mb() - before, "samples": len(frames)}
+
+
+def resident_mb() -> float:
+    """Memory of this process, what it has mapped and looked at included."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 if __name__ == "__main__":
-    serve({"decode": decode})
+    serve({"decode": decode, "load_by_devkit": load_by_devkit, "open_log": open_log})
