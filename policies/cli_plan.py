@@ -6,7 +6,7 @@ from pathlib import Path
 
 from policies.cli_parts import between, count
 from policies.plan import EFFICIENCY, GPUS, LINK_EFFICIENCY, RECOMPUTE, Asked, plan_recipe
-from policies.recipes import TokenizerRecipe, load_recipe, shipped
+from policies.recipes import Recipe, load_recipe, shipped
 from policies.runs import write_json
 from sensors.errors import InputError
 
@@ -43,7 +43,7 @@ def add_plan_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    if isinstance(recipe, TokenizerRecipe):
+    if not isinstance(recipe, Recipe):
         raise InputError("vla plan", "--recipe", options.recipe, "the recipe of a policy")
     if options.json is not None and not options.json.resolve().parent.is_dir():
         raise InputError("--json", "file", options.json, "a file in a folder that exists")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from policies.cli_parts import count, run_arguments, seen_argument
 from policies.dry_run import dry_run
+from policies.grpo import dry_run_grpo, grpo
 from policies.inspection import inspect, write_inspection
-from policies.recipes import TokenizerRecipe, load_recipe, shipped
+from policies.recipes import GrpoRecipe, TokenizerRecipe, load_recipe, shipped
 from policies.runs import default_path
 from policies.stages import load_stages, make, shipped_stages
 from policies.train import train
@@ -21,7 +22,9 @@ EPILOGS = {
   vla train my-recipe.yaml train.steps=100 --out runs/t  the same --out again resumes
   vla train tiny-town --dry-run                          what it would cost
   vla train tiny-town model.size=300m --dry-run          what a larger one would
-  vla train image-tokens data.dataroot=data/town         codes for images""",
+  vla train image-tokens data.dataroot=data/town         codes for images
+  vla train grpo rollouts.start_from=runs/mine/checkpoint --workers 2
+                                                         on with a policy by the reward of its own drives""",
     "make": """examples:
   vla make tiny-town --out runs/tiny-town                the shipped policy from nothing, with its scores
   vla make dagger start=runs/mine/checkpoint town=data/town    rounds of driving in turns with the expert
@@ -41,9 +44,11 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("recipe", help=f"a YAML file or one of: {', '.join(shipped())}")
     words = f"replace values, as in train.steps=10; model.size=NAME exchanges the size: {', '.join(SIZES)}"
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
-    words = "processes that share each batch (default 1); on a CPU one a core is faster than threads"
+    words = "processes that share each batch, or the drives (default 1); on a CPU one a core is faster than threads"
     sub.add_argument("--workers", type=count, default=1, help=words)
-    words = "say what it would cost in parameters, memory, tokens and time, measured in two steps; write nothing"
+    words = (
+        "say what it would cost in parameters, memory, tokens and time, measured in two steps or a drive; write nothing"
+    )
     sub.add_argument("--dry-run", action="store_true", help=words)
     run_arguments(sub)
 
@@ -72,13 +77,17 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         if isinstance(recipe, TokenizerRecipe):
             raise InputError("vla train", "--dry-run", options.recipe, "the recipe of a policy")
-        print(*dry_run(recipe, options.workers).lines(), sep="\n")
+        own = isinstance(recipe, GrpoRecipe)
+        lines = dry_run_grpo(recipe, options.workers) if own else dry_run(recipe, options.workers).lines()
+        print(*lines, sep="\n")
         return 0
     out, progress = options.out or default_path("train"), not options.quiet
     if isinstance(recipe, TokenizerRecipe):
         if options.workers > 1:
             raise InputError("vla train", "--workers", options.workers, "1 for an image tokenizer")
         report = train_images(recipe, out, progress)
+    elif isinstance(recipe, GrpoRecipe):
+        report = grpo(recipe, out, progress, options.workers)
     else:
         report = train(recipe, out, progress, options.workers)
     print(f"report: {report}")

@@ -31,6 +31,11 @@ class Learned:
         return cls(dict(_known(source, scene) for source, scene in places))
 
     @classmethod
+    def of_starts(cls, starts: Iterable[int | Scenario]) -> "Learned":
+        """All of these seeds of the course and scenarios of towns."""
+        return cls(dict(_start(start) for start in starts))
+
+    @classmethod
     def from_json(cls, rows: list) -> "Learned":
         """Of what `to_json` made."""
         return cls({(scene, town, seed): name for name, scene, town, seed in rows})
@@ -57,14 +62,11 @@ class Learned:
         """Which seeds of the course and scenarios of towns were learned, or promise a town that was not but was."""
         seen = []
         for start in starts:
-            if not isinstance(start, Scenario):
-                seen += [f"seed {start}"] if (f"scene-{start:04d}", COURSE, RECORDED) in self.names else []
-                continue
-            town = Path(start.town).name.partition(".")[0]
-            if ("", town, start.seed) in self.names:
-                seen.append(start.name)
-            elif start.town == UNSEEN_TOWN and town in self.towns:
-                seen.append(f"{start.name} (in {town}, which was to be unseen)")
+            key, name = _start(start)
+            if key in self.names:
+                seen.append(name)
+            elif isinstance(start, Scenario) and start.town == UNSEEN_TOWN in self.towns:
+                seen.append(f"{name} (in {start.town}, which was to be unseen)")
         return seen
 
     def seen_in(self, source: NuscenesSource) -> list[str]:
@@ -80,6 +82,13 @@ def refuse_seen(seen: list[str], allowed: bool, verb: str) -> None:
         raise InputError(verb, "scenes", f"{_listed(seen)}, which it learned from", "scenes that it has not seen", fix)
     if seen:
         print(f"SEEN IN TRAINING, so no score of how well it does elsewhere: {_listed(seen)}", flush=True)
+
+
+def _start(start: int | Scenario) -> tuple[Key, str]:
+    """What a seed of the course or a scenario is, and what it is called."""
+    if not isinstance(start, Scenario):
+        return (f"scene-{start:04d}", COURSE, RECORDED), f"seed {start}"
+    return ("", Path(start.town).name.partition(".")[0], start.seed), start.name
 
 
 def _known(source: NuscenesSource, scene: str) -> tuple[Key, str]:

@@ -55,7 +55,7 @@ class Trainer(TrainingLoop):
     """Model, optimizer and data of one recipe; `run` trains to the recipe's last step."""
 
     def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None):
-        size, data, self.device = image_size(recipe.model), recipe.data, _device(recipe)
+        size, data, self.device = image_size(recipe.model), recipe.data, device_of(recipe.name, recipe.train.device)
         roots = (data.dataroot, *data.more_dataroots)
         source, *more = (open_source(root, data.version, recipe.model.steps, size) for root in roots)
         learned, held_out = split_scenes(source.scenes, data)
@@ -207,11 +207,12 @@ class Trainer(TrainingLoop):
         return torch.from_numpy(self.replicas.share(draws) >= self.recipe.train.motion_dropout)
 
 
-def _device(recipe: Recipe) -> torch.device:
-    if recipe.train.device == "cuda" and not torch.cuda.is_available():
+def device_of(recipe: str, device: str) -> torch.device:
+    """The device that a recipe's train.device names; one that is not here is an InputError."""
+    if device == "cuda" and not torch.cuda.is_available():
         fix = "Say train.device=cpu, or ask vla doctor what is missing."
-        raise InputError(f"recipe {recipe.name}", "train.device", "cuda", "a GPU that torch can use", fix)
-    return torch.device(recipe.train.device)
+        raise InputError(f"recipe {recipe}", "train.device", "cuda", "a GPU that torch can use", fix)
+    return torch.device(device)
 
 
 def _hide_motion(batch: Batch, shown: Tensor) -> Batch:

@@ -119,8 +119,8 @@ def _merged(records: list[dict], events: list[dict]) -> list[dict]:
 class View:
     """One block of lines that is drawn over itself on a terminal; elsewhere a line now and then."""
 
-    def __init__(self, steps: int, batch_size: int, shown: bool, out: TextIO = sys.stderr):
-        self.steps, self.batch_size, self.shown, self.out = steps, batch_size, shown, out
+    def __init__(self, steps: int, batch_size: int, unit: str, shown: bool, out: TextIO = sys.stderr):
+        self.steps, self.batch_size, self.unit, self.shown, self.out = steps, batch_size, unit, shown, out
         self.live = shown and out.isatty()
         self.recent: deque[dict] = deque(maxlen=SMOOTHED)
         self.skipped, self.broken, self.rewinds, self._drawn, self._at = 0, 0, 0, 0, -1e9
@@ -146,16 +146,25 @@ class View:
         """What there is to see now: how far, losses, gradients, experts, events."""
         last, step_s = self.recent[-1], self._mean("step_s")
         done = f"step {last['step']} of {self.steps}, {last['step'] / self.steps:.0%}"
-        speed = f"{self.batch_size / step_s:.1f} clips/s, loader {self._mean('loader_share'):.0%}"
+        speed = f"{self.batch_size / step_s:.1f} {self.unit}/s, loader {self._mean('loader_share'):.0%}"
         left_s = (self.steps - last["step"]) * step_s
         norms = f"{self._mean('gradient_norm'):.3g}{self._listed('gradient_norm_')}"
         return [
             f"train    {done}, {speed}, {duration(left_s)} to go",
             f"loss     {self._mean('loss'):.4g}{self._listed('loss_')}",
+            *self._drives(),
             f"gradient {norms}, rate {last['learning_rate']:.2e}",
             *([f"experts  busiest x even{self._listed('expert_load_')}"] if "busiest_expert" in last else []),
             f"events   {self.skipped} steps skipped, {self.rewinds} rewinds, {self.broken} broken examples passed over",
         ]
+
+    def _drives(self) -> list[str]:
+        """Of a training that learns from its own drives: what they are worth, and how far it went from its start."""
+        if "reward" not in self.recent[-1]:
+            return []
+        gated = f"gated {self._mean('gated'):.0%}{self._listed('gated_')}"
+        policy = f"KL {self._mean('kl'):.3g}, entropy {self._mean('entropy'):.3g}, clipped {self._mean('clipped'):.1%}"
+        return [f"reward   {self._mean('reward'):.4g}{self._listed('reward_')}, {gated}", f"policy   {policy}"]
 
     def _listed(self, prefix: str) -> str:
         names = [name for name in self.recent[-1] if name.startswith(prefix)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from policies.descent import Average, Clipping, learning_rate, named_sum
 from policies.guard import Guard
 from policies.loader import shuffled
-from policies.recipes import DataConfig, Recipe, TokenizerRecipe
+from policies.recipes import AnyRecipe, DataConfig
 from policies.runs import git_commit, package_version, write_json
 from policies.train_log import StepLog, View, read_steps, told_if_full
 from sensors.errors import InputError
@@ -57,7 +57,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        recipe: Recipe | TokenizerRecipe,
+        recipe: AnyRecipe,
         path: Path,
         model: nn.Module,
         examples: int,
@@ -109,6 +109,11 @@ class TrainingLoop:
         return self.path / "checkpoint"
 
     @property
+    def pace(self) -> tuple[int, str]:
+        """(how much a step learns from, what that is counted in)."""
+        return self.recipe.train.batch_size, "clips"
+
+    @property
     def writes(self) -> bool:
         return self.replicas.rank == 0
 
@@ -124,9 +129,7 @@ class TrainingLoop:
 
     def resume(self) -> bool:
         """Take up the run directory's checkpoint, if it has one; another recipe than the run's is an InputError."""
-        recorded = self.path / "recipe.json"
-        if recorded.exists():
-            _require_same(build(type(self.recipe), json.loads(recorded.read_text()), recorded), self.recipe, recorded)
+        recorded = require_recipe(self.recipe, self.path)
         if self.writes:
             with told_if_full(recorded):
                 write_json(recorded, self.recipe.to_dict())
@@ -141,7 +144,7 @@ class TrainingLoop:
         self.model.train()
         if config.spike and not exists(self.checkpoint_path):
             self.save()  # to go back to
-        view = View(config.steps, config.batch_size, progress)
+        view = View(config.steps, *self.pace, progress)
         with closing(StepLog(self.path if self.writes else None, self.step, self.guard.events)) as log:
             while self.step < config.steps:
                 record = self._one_step() | self._looked()
@@ -254,7 +257,15 @@ class TrainingLoop:
                 self.optimizer.state[p] = {"step": tensors[f"{name}:step"], **moments}
 
 
-def _require_same(recorded: Recipe | TokenizerRecipe, given: Recipe | TokenizerRecipe, where: Path) -> None:
+def require_recipe(recipe: AnyRecipe, path: Path) -> Path:
+    """The file in which a run directory keeps its recipe; an InputError if it is there and holds another one."""
+    recorded = path / "recipe.json"
+    if recorded.exists():
+        _require_same(build(type(recipe), json.loads(recorded.read_text()), recorded), recipe, recorded)
+    return recorded
+
+
+def _require_same(recorded: AnyRecipe, given: AnyRecipe, where: Path) -> None:
     """An InputError that names a key in which two recipes differ, one of the architecture if there is one."""
     old, new = (_flat(recipe.to_dict()) for recipe in (recorded, given))
     shape = ("model.", "image_tokenizer.")

@@ -6,8 +6,22 @@ TOGETHER = {  # the first words of names whose curves share a chart: what it is 
     "gradient_norm": "gradient norm",
     "expert_load": "load of the busiest expert, times an even one, by layer",
     "accuracy": "accuracy",
+    "reward": "reward of its drives, and what they got of each part",
+    "gated": "share of drives without reward, by cause",
 }
-FIRST = ("loss", "loss_", "val.", "gradient", "expert", "accuracy", "learning", "loader")  # charts, in this order
+FIRST = (
+    "reward",
+    "gated",
+    "kl",
+    "loss",
+    "loss_",
+    "val.",
+    "gradient",
+    "expert",
+    "accuracy",
+    "learning",
+    "loader",
+)  # charts, in this order
 EVENTS_SHOWN = 100
 HUES = 137.5  # degrees between the colours of neighbouring lines: all differ
 

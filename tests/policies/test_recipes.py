@@ -23,7 +23,7 @@ def test_shipped_recipes_load_and_say_their_cost(name):
     assert "minutes" in cost or "hours" in cost
     assert "\n# data " in text
     assert "\n# score " in text
-    assert load_recipe(name, ["train.steps=7"]).train.steps == 7
+    assert load_recipe(name, ["train.steps=8"]).train.steps == 8
     with pytest.raises(InputError, match=r"Did you mean train\.steps"):
         load_recipe(name, ["train.stepz=7"])
 

@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_sees_one_block_that_is_drawn_over_itself():
     out = Terminal()
-    view = View(4, 8, True, out)
+    view = View(4, 8, "clips", True, out)
     view.show(record(1), 0)
     first = out.getvalue()
     assert "step 1 of 4, 25%, 16.0 clips/s, loader 10%, 2 s to go" in first
@@ -42,7 +42,7 @@ def test_a_terminal_sees_one_block_that_is_drawn_over_itself():
 
 def test_elsewhere_there_are_plain_lines_and_quiet_says_nothing():
     out, quiet = io.StringIO(), Terminal()
-    view, silent = View(2, 8, True, out), View(2, 8, False, quiet)
+    view, silent = View(2, 8, "clips", True, out), View(2, 8, "clips", False, quiet)
     for step in (1, 2):
         view.show(record(step), 0)
         silent.show(record(step), 0)
