@@ -29,7 +29,7 @@ def add_plan_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--gpus", type=count, required=True, help="how many, in nodes of 8")
     sub.add_argument("--gpu", choices=tuple(GPUS), default="h100", help="of which kind (default h100)")
     words = "GPUs that share out the routed experts (default: as many as divide them, within a node)"
-    sub.add_argument("--experts", type=count, metavar="N", help=words)
+    sub.add_argument("--experts-over", type=count, metavar="N", help=words)
     words = "keep only the input of each layer, and compute the layer again for its gradients (default none)"
     sub.add_argument("--recompute", choices=RECOMPUTE, default=RECOMPUTE[0], help=words)
     words = f"share of a GPU's arithmetic that products reach (default {EFFICIENCY})"
@@ -47,7 +47,7 @@ def _plan(options: argparse.Namespace) -> int:
         raise InputError("vla plan", "--recipe", options.recipe, "the recipe of a policy")
     if options.json is not None and not options.json.resolve().parent.is_dir():
         raise InputError("--json", "file", options.json, "a file in a folder that exists")
-    spread = options.gpus, options.gpu, options.experts, options.recompute
+    spread = options.gpus, options.gpu, options.experts_over, options.recompute
     planned = plan_recipe(recipe, Asked(*spread, options.efficiency, options.link_efficiency, options.tokens))
     print(*planned.lines(), sep="\n")
     if options.json is not None:

@@ -283,7 +283,7 @@ def plan_recipe(recipe: Recipe, asked: Asked) -> RecipePlan:
         experts = math.gcd(c.experts, asked.gpus, gpu.node_gpus)
     c.experts_per_rank(experts)
     if asked.gpus % experts:
-        raise InputError("vla plan", "--experts", experts, f"a divisor of --gpus {asked.gpus}")
+        raise InputError("vla plan", "--experts-over", experts, f"a divisor of --gpus {asked.gpus}")
     model = on_paper(c)
     freeze(model, train.freeze, recipe.name)
     dtype = "fp32" if train.dtype == "fp32" else "bf16"
