@@ -200,9 +200,9 @@ def _record(options: argparse.Namespace) -> int:
     _known("vla record", "--suite", options.suite, (COURSE, *SUITES))
     if options.renderer == "gl":
         open_gl()
-    if options.imagined and (on_course or options.hz == 10 or options.student):
-        came, fix = "with the course, 10 Hz or a student", "Add --suite town-train, and leave the others out."
-        raise InputError("vla record", "--imagined", came, "moments of the expert's drives through a town", fix)
+    if options.imagined and (on_course or options.hz == 10):
+        came, fix = "with the course or 10 Hz", "Add --suite town-train, and leave out --hz."
+        raise InputError("vla record", "--imagined", came, "moments of drives through a town", fix)
     recording = Recording(
         dataroot=options.out or default_path("record"),
         version=options.version,

@@ -273,7 +273,8 @@ class _Take:
     def _plan(self, step: int) -> tuple[Plan, Plan]:
         """What the expert would do now, and the plan that the tracker follows: that, or the student's."""
         observation, stage = self.observation, self.stage
-        if "images" not in observation and (not self.recording.imagined or self.episode.media is not None):
+        unseen = self.recording.imagined and self.student is None and self.episode.media is None
+        if "images" not in observation and not unseen:
             observation["images"] = self.env.unwrapped.capture().rgb
         self.history.append(observation)
         clip = self.history.clip(*stage.cue())
