@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vla.parallel import Replicas
+
 PARTS = {  # of a driving model, by the first word of a parameter's name; all others are the backbone
     "vision": ("encoder", "scene", "deep"),
     "text": ("embedding", "instruction_order"),
@@ -46,17 +48,25 @@ class Clipping:
     """Gradients of named parameters, clipped by their norm: all by that of all or, `by_part`, each part by its own.
 
     By part, a part whose gradients explode (images at the start, text that is rare) does not stop the others.
+    `replicas` know the norms of gradients of which this process may hold a piece only.
     """
 
-    def __init__(self, trained: dict[str, nn.Parameter], part: Callable[[str], str], limit: float, by_part: bool):
-        self.trained, self.limit, self.by_part = trained, limit, by_part
+    def __init__(
+        self,
+        trained: dict[str, nn.Parameter],
+        part: Callable[[str], str],
+        limit: float,
+        by_part: bool,
+        replicas: Replicas | None = None,
+    ):
+        self.trained, self.limit, self.by_part, self.replicas = trained, limit, by_part, replicas or Replicas()
         self.parts: dict[str, list[str]] = {}
         for name in trained:
             self.parts.setdefault(part(name), []).append(name)
 
     def norms(self) -> dict[str, float]:
         """`gradient_norm` of all, and of each part where there are several, before clipping."""
-        each = {name: torch.linalg.vector_norm(p.grad) for name, p in self.trained.items() if p.grad is not None}
+        each = self.replicas.norms({name: p.grad for name, p in self.trained.items() if p.grad is not None})
         total = {"gradient_norm": list(each)}
         if len(self.parts) > 1:
             total |= {f"gradient_norm_{part}": [n for n in names if n in each] for part, names in self.parts.items()}

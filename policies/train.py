@@ -1,7 +1,7 @@
 """Training of the driving model: clips of recorded scenes, the expert's action tokens. See `policies.training_loop`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,33 @@ from vla.losses import WHOLE, Counted, Loss
 from vla.model import DrivingModel
 from vla.moe import CollapseMonitor
 from vla.parallel import Replicas
-from vla.precision import compute_dtype, scaling_state, use_precision
+from vla.precision import Precision, compute_dtype, scaling_state, use_precision
 from vla.sentences import sentences_of
+from vla.sharding import Division, Shards
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who trains: so many processes, over which the model may be divided. reshard: also where a run's shards are those
+    of another arrangement."""
+
+    count: int = 1
+    division: Division = field(default_factory=Division)
+    reshard: bool = False
+
+    def require_fits(self, recipe: Recipe) -> None:
+        """An InputError if they cannot train this recipe."""
+        self.division.require_fits(recipe.model, self.count)
+        if self.division.divides and recipe.train.precision != "torch":
+            fix = "Leave out --shard and --experts-over, or say train.precision=torch."
+            raise InputError("vla train", "train.precision", recipe.train.precision, "torch for a divided model", fix)
+
+    def join(self, rank: int, meeting: Path | str, device: str) -> Replicas:
+        """Meet the others, see `Replicas.join`."""
+        if self.count == 1:
+            return Replicas()
+        replicas = Replicas.join(rank, self.count, meeting, device)
+        return Shards.of(replicas, self.division, device) if self.division.divides else replicas
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,7 @@ class Part:
 class Trainer(TrainingLoop):
     """Model, optimizer and data of one recipe; `run` trains to the recipe's last step."""
 
-    def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None):
+    def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None, reshard: bool = False):
         size, data, self.device = image_size(recipe.model), recipe.data, device_of(recipe.name, recipe.train.device)
         roots = (data.dataroot, *data.more_dataroots)
         source, *more = (open_source(root, data.version, recipe.model.steps, size) for root in roots)
@@ -79,10 +104,12 @@ class Trainer(TrainingLoop):
         self.learned.require_apart(self.val_set.learned, data.dataroot)
         freeze(model, recipe.train.freeze, recipe.name)
         model.to(self.device)
-        super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas)
+        super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas, reshard)
         self.feed = Feed(self.train_set, recipe, self.replicas)
         self.extra["learned"] = self.learned.to_json()
-        self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
+        self.precision = Precision("torch", "the model is divided")
+        if not self.replicas.divided:
+            self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
         self.scaling = scaling_state(model.backbone)
         self._kept |= {f"scaling.{name}": history for name, history in self.scaling.items()}
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
@@ -94,6 +121,9 @@ class Trainer(TrainingLoop):
     def _load(self, path: Path) -> Loaded:
         return load(path, self.recipe.model)
 
+    def _blank(self) -> DrivingModel:
+        return DrivingModel(self.recipe.model, self.recipe.seed).to(self.device)
+
     def _part_of(self, name: str) -> str:
         return part_of(name)
 
@@ -104,13 +134,14 @@ class Trainer(TrainingLoop):
 
     def _looked(self) -> dict:
         every = self.recipe.train.validate_every
-        if not every or self.step % every or not self.writes:
+        model = self.whole() if every and self.step % every == 0 else None
+        if model is None or not self.writes:
             return {}
-        return {name: value for name, value in self.validate().items() if isinstance(value, float)}  # no counts
+        return {name: value for name, value in self.validate(model).items() if isinstance(value, float)}  # no counts
 
-    def validate(self, batch_size: int = 8) -> dict[str, float]:
-        """Loss and plan error on the held-out scenes, decoding greedily as at run time."""
-        model = self.result.eval()
+    def validate(self, model: DrivingModel, batch_size: int = 8) -> dict[str, float]:
+        """Loss and plan error of a `whole` model on the held-out scenes, decoding greedily as at run time."""
+        model.eval()
         losses, errors, reasons = [], [], []
         graph = self._sentences.reason_graph.to(self.device) if self._sentences and self.val_set.has_reasons else None
         with torch.inference_mode():
@@ -242,47 +273,56 @@ def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[st
     return loaded.model, Learned.from_json(loaded.extra.get("learned", []))
 
 
-def train(recipe: Recipe, out: Path, progress: bool = True, workers: int = 1) -> Path:
+def train(recipe: Recipe, out: Path, progress: bool = True, workers: Workers | int = 1) -> Path:
     """Train a recipe in a run directory, new or begun, to its last step; returns the path of its report.
 
     Several workers share each batch; the order of the data does not depend on how many there are.
     """
+    workers = workers if isinstance(workers, Workers) else Workers(workers)
+    workers.require_fits(recipe)
     run = Run.create("train", out, recipe.to_dict(), [recipe.seed], resume=True)
-    with companions(workers, _work, recipe, out) as meeting:
-        trainer, records = _train(recipe, out, meeting, 0, workers, progress)
-    run.summary["numbers"] = {"precision": asdict(trainer.precision), "dtype": asdict(trainer.dtype)}
-    run.summary["curves"] = curves(records)
-    run.summary["events"] = happened(records, trainer.guard.events)
-    run.summary["situations"] = trainer.train_set.situations()
-    last = [record for record in records if record["loss"] is not None][-50:]
-    run.summary["metrics"] = {
-        "train.loss": float(np.mean([record["loss"] for record in last])),
-        "train.step_s": float(np.median([record["step_s"] for record in records])),
-        "train.minutes": sum(record["step_s"] for record in records) / 60,
-        "train.examples": len(trainer.train_set),
-        "train.broken": sum(record.get("broken", 0) for record in records),
-        **trainer.validate(),
-    }
+    with companions(workers.count, _work, workers, recipe, out) as meeting:
+        run.summary |= _train(0, meeting, workers, recipe, out, progress)
     run.summary["scenes"] = {"asked": 1, "finished": 1, "failed": 0}
     run.save()
     return write_report(out)
 
 
-def _train(
-    recipe: Recipe, out: Path, meeting: Path, rank: int, workers: int, progress: bool
-) -> tuple[Trainer, list[dict]]:
-    """One replica, from its start or from where the run was interrupted to the last step."""
-    replicas = Replicas.join(rank, workers, meeting) if workers > 1 else Replicas()
-    trainer = Trainer(recipe, out, replicas)
-    if progress:
-        for taken in (trainer.precision, trainer.dtype):
-            print(f"{taken.name}: {taken.why}")
-    if trainer.resume() and progress:
-        print(f"resuming at step {trainer.step} of {recipe.train.steps}")
-    records = trainer.run(progress)
-    replicas.leave()
-    return trainer, records
+def _train(rank: int, meeting: Path | str, workers: Workers, recipe: Recipe, out: Path, progress: bool) -> dict:
+    """One replica, from its start or from where the run was interrupted to the last step; what the first one has to
+    tell of it, in the words of a run's summary."""
+    replicas, model = workers.join(rank, meeting, recipe.train.device), None
+    try:
+        trainer = Trainer(recipe, out, replicas, workers.reshard)
+        if progress:
+            for taken in (trainer.precision, trainer.dtype):
+                print(f"{taken.name}: {taken.why}")
+        if trainer.resume() and progress:
+            print(f"resuming at step {trainer.step} of {recipe.train.steps}")
+        records = trainer.run(progress)
+        model = trainer.whole()
+    finally:
+        replicas.leave()
+    if not trainer.writes:
+        return {}
+    trainer.export(model)
+    last = [record for record in records if record["loss"] is not None][-50:]
+    metrics = {
+        "train.loss": float(np.mean([record["loss"] for record in last])),
+        "train.step_s": float(np.median([record["step_s"] for record in records])),
+        "train.minutes": sum(record["step_s"] for record in records) / 60,
+        "train.examples": len(trainer.train_set),
+        "train.broken": sum(record.get("broken", 0) for record in records),
+        **trainer.validate(model),
+    }
+    return {
+        "numbers": {"precision": asdict(trainer.precision), "dtype": asdict(trainer.dtype)},
+        "curves": curves(records),
+        "events": happened(records, trainer.guard.events),
+        "situations": trainer.train_set.situations(),
+        "metrics": metrics,
+    }
 
 
-def _work(rank: int, workers: int, meeting: Path, recipe: Recipe, out: Path) -> None:
-    _train(recipe, out, meeting, rank, workers, progress=False)
+def _work(rank: int, meeting: Path | str, workers: Workers, recipe: Recipe, out: Path) -> None:
+    _train(rank, meeting, workers, recipe, out, progress=False)

@@ -38,7 +38,7 @@ def processes(count: int) -> Iterator[Executor | None]:
 
 @contextmanager
 def companions(count: int, work: Callable[..., None], *arguments: object) -> Iterator[Path]:
-    """`work(rank, count, meeting, *arguments)` in count - 1 spawned processes beside this one, which is rank 0.
+    """`work(rank, meeting, *arguments)` in count - 1 spawned processes beside this one, which is rank 0.
 
     Yields `meeting`, a path that all can write. Each has its share of the cores. They end with this process, whatever
     ends it; one that fails ends the others, and is an InputError that says which.
@@ -48,7 +48,7 @@ def companions(count: int, work: Callable[..., None], *arguments: object) -> Ite
         meeting = Path(folder) / "meeting"
         others = [
             # No daemons: those may not have processes of their own.
-            spawn.Process(target=_accompany, args=(share, work, rank, count, meeting, *arguments))
+            spawn.Process(target=_accompany, args=(share, work, rank, meeting, *arguments))
             for rank in range(1, count)
         ]
         for other in others:

@@ -5,7 +5,7 @@
 Who sees whom is `vla.attention.Layout` and `visible`. Letters: B batch, L tokens, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from contextlib import nullcontext
 
 import torch
@@ -36,7 +36,7 @@ class Block(nn.Module):
         bias: Tensor | str | None,
         cos_sin: tuple[Tensor, Tensor],
         cache: LayerCache | None,
-        routings: list[Routing] | None,
+        routings: MutableSequence[Routing] | None,
         generator: torch.Generator | None,
         last: int | None = None,
     ) -> Tensor:
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         x: Tensor,
         layout: Layout,
         cache: Cache | None = None,
-        routings: list[Routing] | None = None,
+        routings: MutableSequence[Routing] | None = None,
         horizon: Horizon | None = None,
         generator: torch.Generator | None = None,
         last: int | None = None,
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
         cos_sin: tuple[Tensor, Tensor],
         bias: Tensor | str | None = None,
         cache: Cache | None = None,
-        routings: list[Routing] | None = None,
+        routings: MutableSequence[Routing] | None = None,
         generator: torch.Generator | None = None,
         last: int | None = None,
         last_bias: Tensor | str | None = None,
@@ -138,7 +138,9 @@ class LanguageModel(nn.Module):
         self.backbone = Backbone(config.validate())
         self.head = nn.Linear(config.width, vocabulary, bias=False)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None, routings: list[Routing] | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: Cache | None = None, routings: MutableSequence[Routing] | None = None
+    ) -> Tensor:
         """Logits [B, L, V] of what follows each of tokens int64 [B, L], which follow the cache."""
         if tokens.min() < 0 or tokens.max() >= len(self.embedding.weight):
             came = f"{int(tokens.min())} .. {int(tokens.max())}"

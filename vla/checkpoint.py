@@ -1,16 +1,11 @@
 """A checkpoint is a folder: `model.safetensors`, `checkpoint.json`, and `state.safetensors` where training saved state.
 
 `checkpoint.json` names every file with size and sha256, every parameter with its shape, the config that builds the
-model, the layout of its vocabulary, and itself by a sha256 of its other fields; so a changed, cut or exchanged file is
-found before it is used, and so are weights whose tokens mean something else here. Nothing is ever unpickled.
-
-A checkpoint is written beside its place, flushed to disk, then renamed. While an existing one is replaced it stands for
-a moment as `.NAME.previous`; `load` and `exists` look there too, so a crash at any instant leaves a whole one.
+model, the layout of its vocabulary, and itself (`vla.manifest`); so a changed, cut or exchanged file is found before it
+is used, and so are weights whose tokens mean something else here. Nothing is ever unpickled, and `load` and `exists`
+look for a replaced one too, so a crash at any instant leaves a whole one.
 """
 
-import hashlib
-import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +18,24 @@ from sensors.errors import InputError
 from vla.backbone import LanguageModel
 from vla.config import BackboneConfig, ModelConfig
 from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
+from vla.manifest import (
+    FORMAT,
+    MANIFEST,
+    entry_of,
+    exchange,
+    read_file,
+    read_manifest,
+    sealed,
+    sha256_of,
+    standing,
+    sync_folder,
+    write_file,
+)
 from vla.model import DrivingModel
 from vla.text_tokens import SHIPPED
 
-FORMAT = 1
 SIZED_BY = {"text_tokens": "text", "accel_bins": "action", "curvature_bins": "action", "image_codes": "image"}
-MANIFEST, MODEL, STATE = "checkpoint.json", "model.safetensors", "state.safetensors"
+MODEL, STATE = "model.safetensors", "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Loaded:
 
 def exists(path: Path) -> bool:
     """Whether `load` finds a checkpoint at `path`."""
-    return (_place(Path(path)) / MANIFEST).is_file()
+    return (standing(Path(path)) / MANIFEST).is_file()
 
 
 def save(
@@ -66,22 +73,21 @@ def save(
         "format": FORMAT,
         "config": model.config.to_dict(),
         **({"vocabulary": _layout(model.config)} if isinstance(model, DrivingModel) else {}),
-        "files": {name: {"bytes": len(blob), "sha256": _sha256(blob)} for name, blob in blobs.items()},
+        "files": {name: entry_of(blob) for name, blob in blobs.items()},
         "parameters": {name: list(tensor.shape) for name, tensor in weights.items()},
         "state": state or {},
         "extra": extra or {},
     }
-    manifest["sha256"] = _manifest_sha256(manifest)
-    blobs[MANIFEST] = json.dumps(manifest, indent=1, allow_nan=False).encode()
+    blobs[MANIFEST] = sealed(manifest)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name, blob in blobs.items():
-            _write(partial / name, blob)
-        _sync_folder(partial)
-        _exchange(partial, path)
+            write_file(partial / name, blob)
+        sync_folder(partial)
+        exchange(partial, path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(
@@ -99,7 +105,12 @@ def load(path: Path, config: ModelConfig | None = None) -> Loaded:
 
 def is_image_tokenizer(path: Path) -> bool:
     """Whether the checkpoint at `path` is one of an image tokenizer; rules as `load`."""
-    return "quantizer" in _manifest(_place(Path(path)) / MANIFEST)["config"]
+    return "quantizer" in read_manifest(standing(Path(path)) / MANIFEST)["config"]
+
+
+def state_of(path: Path) -> dict:
+    """The state that the checkpoint at `path` was saved with; rules as `load`."""
+    return read_manifest(standing(Path(path)) / MANIFEST)["state"]
 
 
 def load_image_tokenizer(path: Path, config: ImageTokenizerConfig | None = None) -> Loaded:
@@ -108,8 +119,8 @@ def load_image_tokenizer(path: Path, config: ImageTokenizerConfig | None = None)
 
 
 def _load(path: Path, config, config_type: type, model_type: type) -> Loaded:
-    place = _place(Path(path))
-    manifest = _manifest(place / MANIFEST)
+    place = standing(Path(path))
+    manifest = read_manifest(place / MANIFEST)
     own = config_type.from_dict(manifest["config"], f"{place / MANIFEST} config")
     if config is not None and own != config:
         wanted, found = config.to_dict(), own.to_dict()
@@ -121,7 +132,7 @@ def _load(path: Path, config, config_type: type, model_type: type) -> Loaded:
     if config_type is ModelConfig:
         _check_layout(place / MANIFEST, manifest.get("vocabulary"), own)
     files = manifest["files"]
-    blobs = {name: _file(place / name, files[name]) for name in (MODEL, STATE) if name in files}
+    blobs = {name: read_file(place / name, files[name]) for name in (MODEL, STATE) if name in files}
     model = model_type(own)
     weights = tensors_from_bytes(blobs[MODEL])
     expected = model.state_dict()
@@ -137,7 +148,7 @@ def _load(path: Path, config, config_type: type, model_type: type) -> Loaded:
 
 def _layout(config: ModelConfig) -> dict:
     """What the tokens of a model mean: the vocabulary, and which text its text tokens stand for."""
-    text = _sha256(SHIPPED.read_bytes()) if config.text_tokens else ""
+    text = sha256_of(SHIPPED.read_bytes()) if config.text_tokens else ""
     return config.vocabulary.to_dict() | {"text_sha256": text}
 
 
@@ -150,80 +161,6 @@ def _check_layout(path: Path, came: dict | None, config: ModelConfig) -> None:
         if came.get(name) != value:
             fields = " or ".join(f"config.{field}" for field, kind in SIZED_BY.items() if kind == name)
             raise InputError(path, f"vocabulary.{name}", came.get(name), value, f"Change {fields}." if fields else fix)
-
-
-def _place(path: Path) -> Path:
-    previous = _previous(path)
-    return previous if previous.is_dir() and not path.exists() else path
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")
-
-
-def _exchange(partial: Path, path: Path) -> None:
-    """Put `partial` in the place of `path`, so that at every instant `path` or its `.previous` is whole."""
-    previous = _previous(path)
-    if path.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.rename(path, previous)
-    os.rename(partial, path)
-    _sync_folder(path.parent)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _write(path: Path, blob: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _manifest(path: Path) -> dict:
-    """The parsed and verified `checkpoint.json`."""
-    try:
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
-        fix = "Give the folder that `vla train` wrote."
-        raise InputError(path, "file", error.strerror, "a readable checkpoint", fix) from error
-    except ValueError as error:
-        raise InputError(path, "file", f"no JSON ({error})", "a whole checkpoint.json", "Is it cut?") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        came = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(path, "format", came, FORMAT, "It was written by another version.")
-    if manifest.get("sha256") != _manifest_sha256(manifest):
-        raise InputError(path, "sha256", _manifest_sha256(manifest), manifest.get("sha256"), "The file was changed.")
-    return manifest
-
-
-def _file(path: Path, entry: dict) -> bytes:
-    """Content of a file that has the size and the sha256 of its entry."""
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, "file", error.strerror, "a readable file, as checkpoint.json says") from error
-    if len(blob) != entry["bytes"]:
-        raise InputError(path, "size", f"{len(blob)} bytes", f"{entry['bytes']} bytes", "The file is cut or replaced.")
-    if _sha256(blob) != entry["sha256"]:
-        raise InputError(path, "sha256", _sha256(blob), entry["sha256"], "The file was changed.")
-    return blob
-
-
-def _manifest_sha256(manifest: dict) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return _sha256(json.dumps(rest, sort_keys=True).encode())
-
-
-def _sha256(blob: bytes) -> str:
-    return hashlib.sha256(blob).hexdigest()
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

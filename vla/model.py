@@ -17,6 +17,7 @@ each action token is predicted from the position before it; or, with parallel ac
 the reason reads all that the plan is read from, and is not seen by it: who does not ask for it pays nothing.
 """
 
+from collections import deque
 from dataclasses import dataclass, replace
 
 import torch
@@ -237,7 +238,7 @@ class DrivingModel(nn.Module):
         self._check_tokens(batch, action_tokens)
         if reason_tokens is not None:
             self._check_reason(batch, reason_tokens)
-        routings: list[Routing] = []
+        routings: deque[Routing] = deque()  # FSDP would hand the layers copies of a list that holds tensors
         kept: list[Tensor] | None = None if auxiliary is None else []
         x, n = self.sequence(batch, action_tokens, allow_blind, generator, reason_tokens, kept), action_tokens.shape[1]
         told = 0 if reason_tokens is None else reason_tokens.shape[1]

@@ -11,7 +11,7 @@ is ever dropped. Letters: M tokens, D width, E experts, k chosen per token, F ex
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,7 @@ class MoE(nn.Module):
         self.register_buffer("bias", torch.zeros(c.experts))
         # Tokens each expert got since the last `rebalance`; zero between steps, so not part of a checkpoint.
         self.register_buffer("load", torch.zeros(c.experts), persistent=False)
+        self.exchange: Callable | None = None  # where other workers hold some of the experts: `vla.expert_parallel`
         self.take_products(grouped_linear, grouped_linear)
 
     def take_products(self, up: Callable, down: Callable) -> None:
@@ -75,7 +76,9 @@ class MoE(nn.Module):
                 delattr(self, name)
             setattr(self, name, product)
 
-    def forward(self, x: Tensor, routings: list[Routing] | None = None, generator: torch.Generator | None = None):
+    def forward(
+        self, x: Tensor, routings: MutableSequence[Routing] | None = None, generator: torch.Generator | None = None
+    ):
         """`routings`, where given, gets what this layer chose; `generator` draws which experts are dropped."""
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens).float()
@@ -108,7 +111,7 @@ class MoE(nn.Module):
 
     def _way(self, tokens: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Three ways to one result: on a CPU, sorting a few tokens takes longer than computing too much for them."""
-        if torch.is_grad_enabled() or tokens.is_cuda or self.up_product is not grouped_linear:
+        if torch.is_grad_enabled() or tokens.is_cuda or self.up_product is not grouped_linear or self.exchange:
             return self.mixture
         if len(tokens) == 1:
             return self.one_token
@@ -128,13 +131,21 @@ class MoE(nn.Module):
         """[M, D]: each token's experts, weighed. Sorted by expert, each expert's tokens are one run of rows."""
         order = chosen.flatten().argsort(stable=True)
         place = order.argsort()
-        ends = chosen.flatten().bincount(minlength=self.experts).cumsum(0, dtype=torch.int32)
-        rows = _Rows.apply(tokens, order, place, self.k)
-        gate, up = self.up_product(rows, self.gate_up, ends).chunk(2, dim=-1)
-        rows = self.down_product(F.silu(gate) * up, self.down, ends)
+        counts = chosen.flatten().bincount(minlength=self.experts)
+        rows = Rows.apply(tokens, order, place, self.k)
+        if self.exchange is None:
+            rows = self.by_expert(rows, counts, self.gate_up, self.down)
+        else:
+            rows = self.exchange(self, rows, counts)
         # Back in the order of the tokens: a sum over k neighbours, the same on every run and for every batch.
-        routed = _Rows.apply(rows, place, order, 1).view(len(tokens), self.k, -1)
+        routed = Rows.apply(rows, place, order, 1).view(len(tokens), self.k, -1)
         return (routed * weights[..., None].to(rows.dtype)).sum(dim=1)
+
+    def by_expert(self, rows: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """rows [R, D], sorted by expert, through their experts; counts int64 [E] of each expert's rows."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        gate, up = self.up_product(rows, gate_up, ends).chunk(2, dim=-1)
+        return self.down_product(F.silu(gate) * up, down, ends)
 
     def one_token(self, token: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`mixture` of a single token [1, D] on a CPU: sorting and grouping would take longer than the products."""
@@ -154,7 +165,7 @@ class MoE(nn.Module):
         self.load.zero_()
 
 
-class _Rows(torch.autograd.Function):
+class Rows(torch.autograd.Function):
     """Row order[i] // k of x [R, D] for each i; `place` is the inverse of the permutation `order` [R k].
 
     torch's own gradient of this adds rows up in any order; this one gathers them, faster and always alike.
@@ -186,12 +197,12 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 # What routers are told, and what is told about them ----------------------------------------------
 
 
-def router_z_loss(routings: list[Routing]) -> Tensor:
+def router_z_loss(routings: Sequence[Routing]) -> Tensor:
     """mean log(sum exp logits)^2 over tokens and layers: keeps logits small (Zoph et al. 2022, eq. 5)."""
     return torch.stack([routing.logits.logsumexp(dim=-1).square().mean() for routing in routings]).mean()
 
 
-def balance_loss(routings: list[Routing]) -> Tensor:
+def balance_loss(routings: Sequence[Routing]) -> Tensor:
     """E sum_e f_e p_e, mean over layers: f_e share of choices, p_e mean probability; 1 when even (Fedus et al.)."""
     losses = []
     for routing in routings:
@@ -201,7 +212,7 @@ def balance_loss(routings: list[Routing]) -> Tensor:
 
 
 @torch.no_grad()
-def routing_statistics(routings: list[Routing], groups: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+def routing_statistics(routings: Sequence[Routing], groups: Tensor, names: tuple[str, ...]) -> dict[str, float]:
     """Named figures per routed layer and group of tokens (`groups` int64 [M] indexes `names`); a group without tokens
     has none.
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from sensors.errors import InputError
 
@@ -25,11 +25,24 @@ class Replicas:
     count: int = 1
 
     @classmethod
-    def join(cls, rank: int, count: int, meeting: Path) -> "Replicas":
-        """Meet the others over the file `meeting`, which must not exist before; returns when all are there."""
-        store = f"file://{Path(meeting).absolute()}"
-        distributed.init_process_group("gloo", store, rank=rank, world_size=count, timeout=PATIENCE)
+    def join(cls, rank: int, count: int, meeting: Path | str, device: str = "cpu") -> "Replicas":
+        """Meet the others; returns when all are there. On a GPU each takes one, in the order of their ranks.
+
+        meeting: a file that all can write and that must not exist before, or "tcp://HOST:PORT", a free port of the
+        first one's machine.
+        """
+        store = meeting if isinstance(meeting, str) else f"file://{meeting.absolute()}"
+        backend = "gloo"
+        if device == "cuda":
+            torch.cuda.set_device(rank % torch.cuda.device_count())
+            backend = "cpu:gloo,cuda:nccl"
+        distributed.init_process_group(backend, store, rank=rank, world_size=count, timeout=PATIENCE)
         return cls(rank, count)
+
+    @property
+    def divided(self) -> bool:
+        """Whether each holds only a part of the model: `vla.sharding`."""
+        return False
 
     def leave(self) -> None:
         if self.count > 1:
@@ -43,6 +56,36 @@ class Replicas:
         size = len(batch) // self.count
         return batch[self.rank * size : (self.rank + 1) * size]
 
+    @property
+    def arrangement(self) -> dict:
+        """As a checkpoint in shards says it: over what a model is divided."""
+        return {"workers": self.count, "shard": False, "experts_over": 1}
+
+    def divide(self, model: nn.Module) -> None:
+        """Leave of a model, equal on all of them, what this one is to hold: all of it."""
+
+    def own(self, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """What this one's optimizer moves of named parameters."""
+        return parameters
+
+    def settle(self, parameters: dict[str, nn.Parameter], own: dict[str, nn.Parameter]) -> None:
+        """Make the gradients of `own(parameters)` those of the mean of all replicas' losses."""
+        self.average(p.grad for p in parameters.values() if p.grad is not None)
+
+    def norms(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The norm of the whole of each, by name of the parameter that it is this one's part of."""
+        return {name: torch.linalg.vector_norm(gradient) for name, gradient in gradients.items()}
+
+    def as_whole(self, name: str, part: Tensor) -> Tensor:
+        """What belongs to this one's part of a parameter (a moment), as a part of the whole."""
+        return part
+
+    def fill(self, tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+        """Give tensors of this one's, by name, the values that they have as a whole."""
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(values[name])
+
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor, in place, by its mean over the replicas."""
         self._over_all(tensors, distributed.ReduceOp.SUM, 1.0 / self.count)
@@ -55,12 +98,18 @@ class Replicas:
         """Replace each number of each tensor, in place, by its maximum over the replicas."""
         self._over_all(tensors, distributed.ReduceOp.MAX)
 
-    def _over_all(self, tensors: Iterable[Tensor], kind: distributed.ReduceOp, scale: float = 1.0) -> None:
+    def _over_all(
+        self,
+        tensors: Iterable[Tensor],
+        kind: distributed.ReduceOp,
+        scale: float = 1.0,
+        group: distributed.ProcessGroup | None = None,
+    ) -> None:
         tensors = list(tensors)
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])  # one message instead of hundreds
-        distributed.all_reduce(flat, kind)
+        distributed.all_reduce(flat, kind, group)
         flat *= scale
         for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(piece.view_as(tensor))

@@ -101,7 +101,7 @@ def test_training_scores_reasons_and_validation_asks_for_them(trainer):
     for record in trainer.records:
         assert record["loss_reason"] > 0
         assert 0 <= record["accuracy_reason"] <= 1
-    figures = trainer.validate()
+    figures = trainer.validate(trainer.result)
     assert 0 <= figures["val.reason_cause"] <= figures["val.reason_action"] <= 1
     assert figures["val.reasons"] == figures["val.keyframes"]
 
@@ -110,7 +110,7 @@ def test_recordings_that_know_no_reasons_are_trained_on_without(recipe, course_d
     plain = replace(recipe, data=replace(recipe.data, dataroot=str(course_dataroot)))
     trainer = Trainer(plain, tmp_path)
     assert "loss_reason" not in trainer._one_step()
-    assert "val.reasons" not in trainer.validate()
+    assert "val.reasons" not in trainer.validate(trainer.result)
 
 
 def test_a_policy_says_why_and_drives_the_same_if_it_does_not(trainer, recipe, tmp_path):

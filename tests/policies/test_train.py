@@ -203,7 +203,7 @@ def test_two_workers_learn_what_one_learns(course_dataroot, tmp_path):
 
 
 def test_replicas_share_the_largest_number(monkeypatch):
-    def with_another(flat, kind):
+    def with_another(flat, kind, group):
         assert kind == torch.distributed.ReduceOp.MAX
         flat.copy_(torch.maximum(flat, torch.tensor([2.0, 2.0, 2.0])))
 
@@ -213,8 +213,8 @@ def test_replicas_share_the_largest_number(monkeypatch):
     assert [tensor.tolist() for tensor in mine] == [[[2.0, 3.0]], 2.0]
 
 
-def _dies(rank, workers, meeting):
-    Replicas.join(rank, workers, meeting)
+def _dies(rank, meeting):
+    Replicas.join(rank, 2, meeting)
     os._exit(7)
 
 

@@ -232,14 +232,14 @@ def test_another_architecture_is_not_resumed(course_dataroot, tmp_path):
 
 def test_a_full_disk_leaves_the_last_checkpoint(course_dataroot, tmp_path, monkeypatch):
     recipe = small_recipe(course_dataroot, "train.steps=4", "train.checkpoint_every=2", "train.batch_size=2")
-    write = vla.checkpoint._write
+    write = vla.checkpoint.write_file
 
     def full_from_step_4_on(path, blob):
         if (tmp_path / "checkpoint").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, blob)
 
-    monkeypatch.setattr(vla.checkpoint, "_write", full_from_step_4_on)
+    monkeypatch.setattr(vla.checkpoint, "write_file", full_from_step_4_on)
     with pytest.raises(InputError, match=r"checkpoint: came No space left on device.*Is the disk full"):
         train(recipe, tmp_path, progress=False)
     assert load(tmp_path / "checkpoint").state["step"] == 2

@@ -9,7 +9,8 @@ import torch
 
 from sensors.errors import InputError
 from vla import checkpoint
-from vla.checkpoint import MANIFEST, MODEL, STATE, exists, load, save
+from vla.checkpoint import MODEL, STATE, exists, load, save
+from vla.manifest import MANIFEST, sealed
 from vla.model import DrivingModel
 
 
@@ -71,7 +72,7 @@ def test_a_crash_while_replacing_leaves_a_whole_one(saved, small, monkeypatch, f
 
         return call
 
-    for module, name in ((os, "rename"), (os, "fsync"), (checkpoint.shutil, "rmtree"), (checkpoint, "_write")):
+    for module, name in ((os, "rename"), (os, "fsync"), (checkpoint.shutil, "rmtree"), (checkpoint, "write_file")):
         monkeypatch.setattr(module, name, crashing(getattr(module, name)))
     try:
         save(saved, DrivingModel(small, 6), state={"step": 8})
@@ -91,7 +92,7 @@ def test_a_full_disk_is_an_error_and_keeps_the_old_one(saved, small, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "write_file", full)
     with pytest.raises(InputError, match="No space left on device"):
         save(saved, DrivingModel(small, 6), state={"step": 8})
     assert load(saved).state == {"step": 7}
@@ -137,8 +138,7 @@ def rewrite(path, change):
     """Another manifest with a right checksum, as another version or a tool might write it."""
     manifest = json.loads((path / MANIFEST).read_text())
     change(manifest)
-    manifest["sha256"] = checkpoint._manifest_sha256(manifest)
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_bytes(sealed(manifest))
 
 
 def test_load_rejects_another_format(saved):
