@@ -8,18 +8,20 @@ from policies.cli_parts import count, run_arguments, seen_argument
 from policies.dry_run import dry_run
 from policies.grpo import dry_run_grpo, grpo
 from policies.inspection import inspect, write_inspection
-from policies.recipes import GrpoRecipe, TokenizerRecipe, load_recipe, shipped
+from policies.recipes import GrpoRecipe, Recipe, TokenizerRecipe, load_recipe, shipped
 from policies.runs import default_path
 from policies.stages import load_stages, make, shipped_stages
-from policies.train import train
+from policies.train import Workers, train
 from policies.train_images import check_tokenizer, report_figures, train_images
 from sensors.errors import InputError
+from vla.sharding import Division
 from vla.sizes import SIZES
 
 EPILOGS = {
     "train": """examples:
   vla train tiny data.dataroot=data/course               ten minutes on two cores
   vla train my-recipe.yaml train.steps=100 --out runs/t  the same --out again resumes
+  vla train tiny --workers 4 --shard --experts-over 2    one model, divided over four workers
   vla train tiny-town --dry-run                          what it would cost
   vla train tiny-town model.size=300m --dry-run          what a larger one would
   vla train image-tokens data.dataroot=data/town         codes for images
@@ -46,6 +48,12 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
     words = "processes that share each batch, or the drives (default 1); on a CPU one a core is faster than threads"
     sub.add_argument("--workers", type=count, default=1, help=words)
+    words = "divide every weight over the workers, gathered for the layer being computed (FSDP2)"
+    sub.add_argument("--shard", action="store_true", help=words)
+    words = "divide the experts of a layer over so many workers; tokens travel to them (default 1: all have all)"
+    sub.add_argument("--experts-over", type=count, default=1, metavar="N", help=words)
+    words = "go on from a checkpoint that another arrangement of workers wrote in shards"
+    sub.add_argument("--reshard", action="store_true", help=words)
     words = (
         "say what it would cost in parameters, memory, tokens and time, measured in two steps or a drive; write nothing"
     )
@@ -82,6 +90,9 @@ def _train(options: argparse.Namespace) -> int:
         print(*lines, sep="\n")
         return 0
     out, progress = options.out or default_path("train"), not options.quiet
+    division = Division(options.shard, options.experts_over)
+    if division.divides and not isinstance(recipe, Recipe):
+        raise InputError("vla train", "--shard, --experts-over", options.recipe, "the recipe of a policy that imitates")
     if isinstance(recipe, TokenizerRecipe):
         if options.workers > 1:
             raise InputError("vla train", "--workers", options.workers, "1 for an image tokenizer")
@@ -89,7 +100,7 @@ def _train(options: argparse.Namespace) -> int:
     elif isinstance(recipe, GrpoRecipe):
         report = grpo(recipe, out, progress, options.workers)
     else:
-        report = train(recipe, out, progress, options.workers)
+        report = train(recipe, out, progress, Workers(options.workers, division, options.reshard))
     print(f"report: {report}")
     return 0
 

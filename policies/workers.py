@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -44,11 +45,12 @@ def companions(count: int, work: Callable[..., None], *arguments: object) -> Ite
     ends it; one that fails ends the others, and is an InputError that says which.
     """
     spawn, share = multiprocessing.get_context("spawn"), max(1, len(os.sched_getaffinity(0)) // count)
+    said = spawn.SimpleQueue()
     with TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
         others = [
             # No daemons: those may not have processes of their own.
-            spawn.Process(target=_accompany, args=(share, work, rank, meeting, *arguments))
+            spawn.Process(target=_accompany, args=(share, said, work, rank, meeting, *arguments))
             for rank in range(1, count)
         ]
         for other in others:
@@ -60,27 +62,59 @@ def companions(count: int, work: Callable[..., None], *arguments: object) -> Ite
             yield meeting
             for other in others:
                 other.join()
-        except RuntimeError as error:  # of torch.distributed, when one of them is no longer there
+        except (MemoryError, RuntimeError) as error:  # of torch.distributed, when one of them is no longer there
+            if out_of_memory(error):
+                raise of_worker(0, count, no_memory(error)) from error
             for other in others:
                 other.join(5.0)
             dead = [(k + 1, other.exitcode) for k, other in enumerate(others) if other.exitcode]
+            if not said.empty():
+                rank, why = said.get()
+                raise of_worker(rank, count, why) from error
             if not dead:
                 raise
-            came = f"ended with exit status {dead[0][1]}: {str(error).splitlines()[0]}"
-            fix = "The same command goes on from the last checkpoint."
-            raise InputError(
-                "--workers", f"worker {dead[0][0]} of {count}", came, "all to work to the end", fix
-            ) from error
+            raise died(dead[0][0], count, f"exit status {dead[0][1]}") from error
         finally:
             torch.set_num_threads(before)
             for other in others:
                 other.terminate()
 
 
-def _accompany(share: int, work: Callable[..., None], rank: int, *arguments: object) -> None:
+def _accompany(share: int, said: SimpleQueue, work: Callable[..., None], rank: int, *arguments: object) -> None:
     torch.set_num_threads(share)
     work_alone()
-    work(rank, *arguments)
+    try:
+        work(rank, *arguments)
+    except InputError as error:
+        said.put((rank, error))
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            said.put((rank, no_memory(error)))
+        raise
+
+
+def of_worker(rank: int, count: int, error: InputError) -> InputError:
+    """The error, with the worker that had it."""
+    return InputError(f"worker {rank} of {count}: {error.where}", error.field, error.came, error.expected, error.fix)
+
+
+def died(rank: int, count: int, how: str) -> InputError:
+    """A worker that is no longer there."""
+    fix = "Was it killed, perhaps for its memory? The same command goes on from the last checkpoint."
+    return InputError("--workers", f"worker {rank} of {count}", f"an end with {how}", "all to work to the end", fix)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python had no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def no_memory(error: BaseException) -> InputError:
+    """What an error that is `out_of_memory` says to a user."""
+    came = str(error).strip().splitlines()[-1] if str(error) else "too little"
+    fix = "Divide the model over more workers (--shard, --experts-over), or raise train.accumulate."
+    return InputError("training", "memory", came, "enough for the model and its batch", fix)
 
 
 def _begin_process(begun: Synchronized, enough: Event) -> None:

@@ -229,7 +229,7 @@ def _lives():
 
 @pytest.mark.timeout(60)
 def test_a_worker_that_dies_is_named():
-    with pytest.raises(InputError, match=r"worker 1 of 2.*exit status 7"):
+    with pytest.raises(InputError, match=r"worker 1 of 2: came an end with exit status 7"):
         _lives()
 
 
