@@ -26,7 +26,7 @@ from policies.cli_score import add_score_verbs
 from policies.cli_train import EPILOGS as TRAIN_EPILOGS
 from policies.cli_train import add_train_verbs
 from policies.cli_vision import EPILOGS as VISION_EPILOGS
-from policies.cli_vision import add_vision_verb
+from policies.cli_vision import add_vision_verbs
 from policies.doctor import examine
 from sensors.errors import InputError
 
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_verb(verb)
 
     add_replay_verb(verb)
-    add_vision_verb(verb)
+    add_vision_verbs(verb)
     add_score_verbs(verb)
     add_bench_verb(verb)
 

@@ -13,6 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from policies.protocol import Plan, Privileged
+from policies.town_expert import TownExpert
 from policies.wishes import LANES
 from sensors.frames import matrix_from_xy_yaw
 from sim.geometry import overlap
@@ -69,6 +71,13 @@ def imagine(world: TownWorld, rng: np.random.Generator) -> Imagined:
     # Drawn aside, so that all else is as it would be if nobody wished for anything.
     might = _wished(there, might, rng.spawn(1)[0])
     return replace(might, ego=replace(there.ego, speed_mps=min(wanted, _fair_mps(there, might))))
+
+
+def expected(world: TownWorld, expert: TownExpert, imagined: Imagined) -> tuple[TownWorld, Plan]:
+    """The world as it would be, and what the expert, who remembers the way here but for another one, would do there."""
+    there = world.imagined(imagined)
+    beginner = type(expert)() if imagined.edges else expert.copy()
+    return there, beginner.plan(None, Privileged(world=there))
 
 
 def drawn(world: TownWorld, moment: Moment, imagined: Imagined, weather: Weather) -> Moment:

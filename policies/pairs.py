@@ -7,6 +7,14 @@ both versions and passes none, since every criterion asks for a difference betwe
     lead        the road ahead free, and the vehicle that is ahead drawn       (nobody else about)
     obstacle    the road ahead free, and a vehicle or a person standing in the lane       (nobody else about)
     turn        one way through the junction asked for, and another: a command with its sentence, one picture
+
+And minimal pairs of what is said, in one picture, which may matter as well (nobody else about but who is spoken of):
+
+    turn_words, turn_command   as turn, but only the sentence differs, or only the command
+    slow        the route's sentence, and "Slow down."
+    stop        the route's sentence, and "Stop behind the bus." with a bus parked ahead
+    stop_whom   "Stop behind the truck.", and "Stop behind the bus.", with a bus parked ahead and no truck
+    lane        the route's sentence, and "Change lane to the left.", or right, where there is one
 """
 
 import math
@@ -18,6 +26,7 @@ from sensors.frames import wrap
 from sim.tracker import Plan
 
 KINDS = ("red_light", "lead", "obstacle", "turn")
+WORD_KINDS = ("turn", "turn_words", "turn_command", "slow", "stop", "stop_whom", "lane")
 
 LINE_SLACK_M = 1.0  # the bumper may come to stand this far beyond a stop line; the event "stop_line" is another matter
 RED_SHARE = 0.5  # or: before a red light one drives at most this share of what one drives before a green one
@@ -26,6 +35,8 @@ LEAD_NEARER_M = 3.0  # behind somebody the plan ends this much earlier, at least
 OBSTACLE_NEARER_M = 2.0  # before an obstacle the plan ends this much earlier, at least,
 OBSTACLE_SHARE = 0.7  # and before it, or is at most this share as long;
 ASIDE_M = 1.0  # or it passes where the obstacle begins this far beside where it would have passed, at least
+SLOW_LESS_M, SLOW_SHARE = 2.0, 0.85  # who is asked to slow down drives this much less at least, and at most this share
+LANE_ASIDE_M = 1.5  # who is asked to change lanes ends this far beside where it would be, at least
 Z_95 = 1.959964  # of the normal distribution: 95 % of it lie within so many standard deviations
 
 
@@ -64,6 +75,18 @@ def tells_ways(one: Plan, other: Plan, yaw_rad: Sequence[float]) -> bool:
     ends = [plan.xyyaw_in_ego[-1, 2] for plan in (one, other)]
     away = np.abs(wrap(np.subtract.outer(np.array(ends), np.array(yaw_rad))))  # [plan, way]
     return bool(away[0, 0] < away[0, 1] and away[1, 1] < away[1, 0])
+
+
+def tells_slow(usual: Plan, slow: Plan) -> bool:
+    """Whether the second drives less far in the same time."""
+    usual_m, slow_m = driven_m(usual), driven_m(slow)
+    return slow_m <= SLOW_SHARE * usual_m and usual_m - slow_m >= SLOW_LESS_M
+
+
+def tells_lane(stays: Plan, changes: Plan, left: int) -> bool:
+    """Whether the second ends beside the first, on the left (left = 1) or right (-1)."""
+    aside_m = changes.xyyaw_in_ego[-1, 1] - stays.xyyaw_in_ego[-1, 1]
+    return bool(left * aside_m >= LANE_ASIDE_M)
 
 
 def wilson(passed: int, count: int) -> tuple[float, float]:

@@ -46,7 +46,7 @@ DISTINCT_RAD = 0.6  # between the headings at the ends of two ways
 HIT_M = 3.0  # so far beyond the beginning of an obstacle one gets without it
 NEAREST_SHARE = 0.3  # of a range of distances is left to ask in, wherever one begins to
 EVERY_S = (4.0, 8.0)  # between two questions of a kind that no line belongs to
-IN_LANE_M, ALONG_RAD = 0.6, 0.15  # who changes lanes or turns is not asked
+IN_LANE_M, ALONG_RAD = 0.6, 0.15
 PASTED_INSTANCE = 4_000
 OBSTACLES = (
     (KINDS["car"].category, KINDS["car"].size_lwh_m),
@@ -89,18 +89,18 @@ class Probes:
         self._asked: set[tuple[str, str]] = set()
 
     def at(self, world: TownWorld) -> Iterator[Probe]:
-        place = world.place
-        here = world.network.lanes[place.lane]
-        if here.kind != "road" or abs(place.lateral_m) > IN_LANE_M or abs(place.heading_error_rad) > ALONG_RAD:
+        if not in_its_lane(world):
             return
-        for gap_m, link in place.stop_lines:
-            if link.from_lane == place.lane and gap_m > 0.0:
-                yield from self._before("red_light", LIGHT_M, gap_m, link, partial(_light, world, gap_m, link))
-                if world.ego.speed_mps >= MOVES_MPS:
-                    yield from self._before("turn", TURN_M, gap_m, link, partial(_ways, world, gap_m, link, self._rng))
+        for gap_m, link in _lines(world):
+            yield from self._before("red_light", LIGHT_M, gap_m, link, partial(_light, world, gap_m, link))
         if world.ego.speed_mps >= MOVES_MPS:
+            yield from self._turns(world)
             yield from self._now_and_then("lead", world.time_us, partial(_lead, world))
             yield from self._now_and_then("obstacle", world.time_us, partial(_obstacle, world, self._rng))
+
+    def _turns(self, world: TownWorld) -> Iterator[Probe]:
+        for gap_m, link in _lines(world):
+            yield from self._before("turn", TURN_M, gap_m, link, partial(_ways, world, gap_m, link, self._rng))
 
     def _before(
         self, kind: str, within_m: tuple[float, float], gap_m: float, link: Link, make: Callable[[], Probe | None]
@@ -123,6 +123,20 @@ class Probes:
         if probe is not None:
             self._next_us[kind] = now_us + round(1e6 * self._rng.uniform(*EVERY_S))
             yield probe
+
+
+def in_its_lane(world: TownWorld) -> bool:
+    """Whether the ego drives along a road's lane; who turns or changes lanes is not asked."""
+    place = world.place
+    if world.network.lanes[place.lane].kind != "road":
+        return False
+    return abs(place.lateral_m) <= IN_LANE_M and abs(place.heading_error_rad) <= ALONG_RAD
+
+
+def _lines(world: TownWorld) -> list[tuple[float, Link]]:
+    """How far ahead the end of the ego's lane is, and how it leads on there."""
+    place = world.place
+    return [(gap_m, link) for gap_m, link in place.stop_lines if link.from_lane == place.lane and gap_m > 0.0]
 
 
 def _light(world: TownWorld, gap_m: float, link: Link) -> Probe | None:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from policies.expert import PurePursuit
-from policies.imagine import drawn, imagine
+from policies.imagine import drawn, expected, imagine
 from policies.protocol import NOTHING, Plan, Policy, Privileged
 from policies.rollout import REPLAN_EVERY
 from policies.runs import Episode, kept, new_row
@@ -312,9 +312,9 @@ class _Take:
             return
         self.imagined_at = ego.x_m, ego.y_m, now_us
         imagined = imagine(world, self.imagining)
-        stage = replace(self.stage, world=world.imagined(imagined))
-        expert = type(self.expert)() if imagined.edges else self.expert.copy()
-        plan = expert.plan(None, Privileged(world=stage.world)).validate(f"imagined in {stage.name} at {now_us} us")
+        there, plan = expected(world, self.expert, imagined)
+        stage = replace(self.stage, world=there)
+        plan.validate(f"imagined in {stage.name} at {now_us} us")
         env = self.env.unwrapped
         moment = drawn(world, env.moment(), imagined, env.weather)
         seen = {

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -84,11 +85,14 @@ class Questioner:
     """Drives as the town's expert, and asks another policy wherever a pair can be asked for.
 
     It is a policy without cameras: the pictures of the last instants are drawn when there is somebody to ask.
+
+    probes: of a seed, what finds the instants.
     """
 
     name = TownExpert.name
     privileged = True
     needs_images = False
+    probes: Callable[[int], Probes] = Probes
 
     def __init__(self, policy: Policy, env: CameraEnv, scene: str, album: Album):
         self._asked, self._control = policy, Blinded(policy, "blank")
@@ -100,7 +104,7 @@ class Questioner:
 
     def reset(self, seed: int) -> None:
         self._expert.reset(seed)
-        self._probes, self._moments = Probes(seed), deque[Moment](maxlen=self.clip_steps)
+        self._probes, self._moments = self.probes(seed), deque[Moment](maxlen=self.clip_steps)
         self._begun_us: int | None = None
 
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
@@ -113,7 +117,7 @@ class Questioner:
 
     def _ask(self, probe: Probe, clip: Clip) -> None:
         clips = [self._seen(clip, version) for version in probe.versions]
-        plans, unseeing = ([_fresh(policy, clip) for clip in clips] for policy in (self._asked, self._control))
+        plans, unseeing = ([fresh(policy, clip) for clip in clips] for policy in (self._asked, self._control))
         answer = Answer(
             kind=probe.kind,
             scene=self._scene,
@@ -137,7 +141,10 @@ class Questioner:
         return replace(clip, images=images, image_mask=mask, command=command, instruction=instruction)
 
 
-def _fresh(policy: Policy, clip: Clip) -> Plan:
+Asking = TypeVar("Asking", bound=Questioner)
+
+
+def fresh(policy: Policy, clip: Clip) -> Plan:
     """What a policy plans for a clip that is all it knows."""
     policy.reset(0)
     return policy.plan(clip, NOTHING).validate(policy.name)
@@ -153,54 +160,73 @@ def ask(
 ) -> list[Answer]:
     """Ask a policy along the expert's drives of these scenarios. The answers are in RUN/pairs.json, its figures in
     `pairs` of the summary, and some pictures in `pictures`."""
-    answers, album = [], Album(run.path / "media")
+    questioners = along(run, Questioner, policy, scenarios, seconds, renderer, progress)
+    answers = [answer for questioner in questioners for answer in questioner.answers]
+    run.summary["pairs"] = {policy.name: figures(answers)}
+    run.save()
+    return answers
+
+
+def along(
+    run: Run,
+    ask_as: type[Asking],
+    policy: Policy,
+    scenarios: Sequence[Scenario],
+    seconds: float | None,
+    renderer: str,
+    progress: bool,
+) -> list[Asking]:
+    """One drive of the expert's for each scenario, with its questioner. The answers so far are in RUN/pairs.json, some
+    pictures in `pictures` of the summary."""
+    questioners, album = [], Album(run.path / "media")
     bar = tqdm(scenarios, disable=not progress, unit="episode", desc="pairs", miniters=0, mininterval=1.0)
+    answers: list[Answer] = []
 
     def tell(text: str) -> None:
         bar.set_postfix_str(f"{text}, {len(answers)} pairs before", refresh=False)
         bar.update(0)
 
     for scenario in bar:
-        answers += _ask_along(run, policy, scenario, seconds, renderer, album, tell)
+        questioners += _ask_along(run, ask_as, policy, scenario, seconds, renderer, album, tell)
+        answers = [answer for questioner in questioners for answer in questioner.answers]
         write_json(run.path / PAIRS_FILE, [asdict(answer) for answer in answers])
-    run.summary |= {"pairs": {policy.name: figures(answers)}, "pictures": album.shown}
-    run.save()
-    return answers
+    run.summary["pictures"] = album.shown
+    return questioners
 
 
 def _ask_along(
     run: Run,
+    ask_as: type[Asking],
     policy: Policy,
     scenario: Scenario,
     seconds: float | None,
     renderer: str,
     album: Album,
     tell: Callable[[str], None],
-) -> list[Answer]:
-    """One drive of the expert's, an episode of the run; one that fails gives the answers it had until then."""
-    row = new_row(f"{Questioner.name}-{scenario.name}".replace("/", "-"), Questioner.name, scenario.seed, scenario.name)
-    answers: list[Answer] = []
+) -> list[Asking]:
+    """One drive of the expert's, an episode of the run; one that fails has the answers it had until then."""
+    row = new_row(f"{ask_as.name}-{scenario.name}".replace("/", "-"), ask_as.name, scenario.seed, scenario.name)
+    questioners: list[Asking] = []
     with tried(run.path, row, 0) as episode:
         env = quiet_env(policy.image_size, seconds, scenario, renderer)
         try:
-            questioner = Questioner(policy, env, scenario.name, album)
-            answers = questioner.answers
-            episode.log = drive_episode(questioner, env, scenario, episode, tell)
+            questioners.append(ask_as(policy, env, scenario.name, album))
+            episode.log = drive_episode(questioners[0], env, scenario, episode, tell)
         finally:
             env.close()
     run.add(row)
-    return answers
+    return questioners
 
 
-def figures(answers: Sequence[Answer]) -> dict[str, float]:
+def figures(answers: Sequence[Answer], kinds: Sequence[str] = KINDS) -> dict[str, float]:
     """Flat: `pair.KIND` and, of the same policy behind black cameras, `blank.KIND`, each with its n and interval."""
     flat: dict[str, float] = {}
     for prefix, of in (("pair", "passed"), ("blank", "blank_passed")):
-        for kind in KINDS:
+        for kind in kinds:
             flat |= share_figures(f"{prefix}.{kind}", [getattr(a, of) for a in answers if a.kind == kind])
     return flat
 
 
 def not_asked(flat: dict[str, float]) -> list[str]:
     """Kinds for which no instant was found."""
-    return [kind for kind in KINDS if not flat[f"pair.{kind}.n"]]
+    return [key.split(".")[1] for key, n in flat.items() if key.startswith("pair.") and key.endswith(".n") and not n]

@@ -14,6 +14,7 @@ import numpy as np
 from sensors.errors import InputError, nearest
 from sim.metrics import drive_protocols, driving
 from sim.metrics.drive_protocols import Drive
+from sim.metrics.junctions import junctions
 from sim.metrics.log_view import LogView
 from sim.metrics.open_loop import keyframe_errors
 from sim.metrics.plan_protocols import pdm_scores
@@ -96,6 +97,7 @@ PROTOCOLS = {
     "hugsim": Protocol("HUGSIM", DRIVE, lambda p: drive_protocols.hugsim(p.drive), ("hugsim.hd", "hugsim.hd_strict")),
     "neuroncap": Protocol("NeuroNCAP", DRIVE, lambda p: drive_protocols.neuroncap(p.drive), ("neuroncap.score",)),
     "alpasim": Protocol("AlpaSim", DRIVE, lambda p: drive_protocols.alpasim(p.drive), ("alpasim.score",)),
+    "junctions": Protocol("junctions left as told", DRIVE, lambda p: junctions(p.drive), ("junction.followed",)),
     "nuscenes": Protocol("nuScenes open loop, three conventions", REPLAY, lambda p: nuscenes(p.view), NUSCENES),
 }
 QUICK = tuple(name for name, protocol in PROTOCOLS.items() if protocol.quick)

@@ -25,6 +25,7 @@ from sim.rollout_log import EpisodeLog, read_episode
 MIME = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".png": "image/png"}
 EMBEDDED_BYTES, DRAWN_BYTES = 6_500_000, 3_000_000  # base64 makes 4 of 3
 PLANS_LISTED = 5
+MISTAKEN = 4  # categories that are listed beside the one that was meant
 FILTERS = ("policy", "outcome", "suite", "town", "weather")  # of the table of episodes, where they differ
 ROW_COLUMNS = (  # of the table of episodes: what the outcome does not say already
     "time_on_course_s",
@@ -93,6 +94,7 @@ def write_report(run_dir: Path, most_clips: int = MOST_CLIPS) -> Path:
         undrawn=drawn.refused,
         linked=films.refused,
         pictures=[{**shown, "path": _media(run_dir, shown["path"], films)} for shown in summary.get("pictures", [])],
+        confusions={words: _confused(rows) for words, rows in summary.get("confusions", {}).items() if rows},
         charts=charts(summary.get("curves", {})),
         happened=happened,
         unlisted=unlisted,
@@ -115,6 +117,17 @@ def _episode(run_dir: Path, row: dict, place: int) -> dict:
         plot, line = bird_eye_plot(log, found), time_line(log, found)
         shown["drawn"] = {"plot": plot, "line": line, "plans": _listed_plans(log)}
     return shown
+
+
+def _confused(rows: list[list]) -> list[dict]:
+    """Of each category that was meant: how often, how often it was said, and what was said instead."""
+    found: dict[str, dict] = {}
+    for meant, said, times in rows:
+        row = found.setdefault(meant, {"meant": meant, "times": 0, "right": 0, "instead": []})
+        row["times"] += times
+        row["right"] += times if said == meant else 0
+        row["instead"] += [(said, times)] if said != meant else []
+    return [row | {"instead": sorted(row["instead"], key=lambda each: -each[1])[:MISTAKEN]} for row in found.values()]
 
 
 def _place(policy: str, policies: list[str]) -> int:

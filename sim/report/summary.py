@@ -3,7 +3,8 @@
 RUN/summary.json    command, config, version, git_commit, seeds, scenes {asked, finished, failed}, metrics {flat},
                     optionally started, policies {name: {flat}} (the first is the run's own), curves
                     {name: [[step, value], ...]}, of a training also events [{event, step, ...}] and situations
-                    {name: examples}, pairs {policy: {flat}} (figures that no log has) and pictures [{path, words}],
+                    {name: examples}, pairs {policy: {flat}} (figures that no log has), pictures [{path, words}] and
+                    confusions {words: [[meant, said, times], ...]},
                     episodes [{name, policy, seed, log, video, sheets, ended_by, error}] with paths relative to RUN;
                     log and video may be null
 RUN/episodes/*.npz  RUN/media/*.mp4, *.jpg
@@ -31,10 +32,21 @@ PAIRS = {
     "lead": "somebody ahead or nobody",
     "obstacle": "lane free or not",
     "turn": "one way or another",
+    "turn_words": "one way or another, in words alone",
+    "turn_command": "one way or another, by command alone",
+    "slow": "asked to slow down or not",
+    "stop": "asked to stop behind somebody or not",
+    "stop_whom": "asked to stop behind who is there or somebody else",
+    "lane": "asked to change lanes or not",
 }
 LABELS = {  # metric: (words, unit)
     **{f"pair.{kind}": (f"pairs told apart: {words}", "") for kind, words in PAIRS.items()},
     **{f"blank.{kind}": (f"behind black cameras: {words}", "") for kind, words in PAIRS.items()},
+    "reason.driven": ("reason right, where the policy drives", ""),
+    "reason.driven_action": ("its action right, where the policy drives", ""),
+    "reason.imagined": ("reason right, in moments that might be", ""),
+    "reason.imagined_action": ("its action right, in moments that might be", ""),
+    "junction.followed": ("junctions left by the way told", ""),
     "time_on_course_s": ("time on course", "s"),
     "distance_m": ("distance", "m"),
     "collision_rate": ("collision rate", ""),
@@ -126,7 +138,8 @@ def problems(summary: dict) -> list[str]:
     if missing > 0:
         words.append(f"{missing} of {scenes['asked']} scenes were never run.")
     for flat in summary.get("pairs", {}).values():
-        words += [f"No pair of {key.split('.')[1]} was asked." for key in flat if key.endswith(".n") and not flat[key]]
+        empty = [key.removesuffix(".n").split(".") for key in flat if key.endswith(".n") and not flat[key]]
+        words += [f"No {'reason' if kind == 'reason' else 'pair'} of {name} was asked." for kind, name in empty]
     return list(dict.fromkeys(words))
 
 
