@@ -21,6 +21,8 @@ from policies.cli_plan import EPILOGS as PLAN_EPILOGS
 from policies.cli_plan import add_plan_verb
 from policies.cli_replay import EPILOGS as REPLAY_EPILOGS
 from policies.cli_replay import add_replay_verb
+from policies.cli_ros import EPILOGS as ROS_EPILOGS
+from policies.cli_ros import add_ros_verb
 from policies.cli_score import EPILOGS as SCORE_EPILOGS
 from policies.cli_score import add_score_verbs
 from policies.cli_train import EPILOGS as TRAIN_EPILOGS
@@ -39,6 +41,7 @@ EPILOGS = {
     **SCORE_EPILOGS,
     **VISION_EPILOGS,
     **BENCH_EPILOGS,
+    **ROS_EPILOGS,
     "doctor": """example:
   vla doctor --dataroot /data/nuscenes --version v1.0-mini""",
 }
@@ -89,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add_vision_verbs(verb)
     add_score_verbs(verb)
     add_bench_verb(verb)
+    add_ros_verb(verb)
 
     sub = verb("doctor", _doctor, "say what is installed, what is missing, and what a dataroot holds and lacks")
     sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot to look into")

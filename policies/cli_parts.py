@@ -38,6 +38,12 @@ def run_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def bag_arguments(sub: argparse.ArgumentParser, optional: bool = False) -> None:
+    sub.add_argument("bag", type=Path, nargs="?" if optional else None, metavar="BAG", help="bag folder or .mcap file")
+    words = "the car's calibration file (default what the bag has)"
+    sub.add_argument("--calibration", type=Path, metavar="FILE", help=words)
+
+
 def size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from policies.bags import BAG_VERSION, unpacked
 from policies.cli_parts import (
+    bag_arguments,
     close,
     config,
     count,
@@ -31,6 +33,7 @@ from sim.log_env import VIEWS, LogScenario
 from sim.render_gl import RENDERERS
 from sim.traffic_log import MODES
 
+VERSION = "v1.0-mini"
 REPLAYERS = ("constant-velocity", "ego-status", "log", "vla")
 CLOSED = {"traffic": "reactive", "views": "auto", "renderer": "auto", "videos": 1, "clips": 3, "seconds": None}
 CLOSED["workers"] = 1
@@ -38,6 +41,7 @@ EPILOGS = {
     "replay": """examples:
   vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
   vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061
+  vla replay bags/scene-0061 --policy vla                         a bag of ROS 2, without ROS
   vla replay --closed-loop --dataroot /data/nuscenes --scene scene-0103 --policy log
   vla replay --closed-loop --dataroot data/town --policy vla --traffic replay --videos 2"""
 }
@@ -46,8 +50,9 @@ EPILOGS = {
 def add_replay_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare it; `verb` makes one subcommand from (name, function, help)."""
     sub = verb("replay", _replay, "plan at every keyframe of recorded scenes and compare, or drive through them")
-    sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot")
-    sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
+    bag_arguments(sub, optional=True)
+    sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot, instead of a bag")
+    sub.add_argument("--version", help=f"table folder (default {VERSION})")
     sub.add_argument("--scene", action="append", help="only this scene; may be repeated")
     policy_arguments(sub, REPLAYERS, REPLAYERS[0], REPLAYERS[0])
     sub.add_argument(MASK_FLAG, action="store_true", help="run with every camera masked, though the policy looks")
@@ -74,11 +79,27 @@ def _replay(options: argparse.Namespace) -> int:
     if given and not options.closed_loop:
         came, fix = "without --closed-loop", "Add --closed-loop to drive through the scenes."
         raise InputError("vla replay", f"--{given[0]}", came, "an option of open loop", fix)
+    if (options.bag is None) == (options.dataroot is None):
+        came = "neither" if options.bag is None else "both"
+        raise InputError("vla replay", "BAG, --dataroot", came, "one of them", "A bag is a folder or an .mcap file.")
+    if options.bag is None:
+        if options.calibration is not None:
+            raise InputError("vla replay", "--calibration", options.calibration, "nothing beside --dataroot")
+        return _replay_on(options, options.dataroot, options.version or VERSION)
+    if options.version is not None or options.scene:
+        came = "--version" if options.version is not None else "--scene"
+        raise InputError("vla replay", "options", came, "neither --version nor --scene beside a bag of one drive")
+    with unpacked(options.bag, options.calibration, not options.quiet) as made:
+        print(*made.drive.problems(), sep="\n", end="\n" if made.drive.refused else "")
+        return _replay_on(options, made.dataroot, BAG_VERSION)
+
+
+def _replay_on(options: argparse.Namespace, dataroot: Path, version: str) -> int:
     policies = with_baselines(make_policy(options.policy, options.checkpoint, options.best_of, options.mask_cameras))
     scenes = tuple(options.scene) if options.scene else None
     size = policies[0].image_size or options.image_size
     steps = 1 if options.closed_loop else max(policy.clip_steps for policy in policies)
-    source = NuscenesSource(options.dataroot, options.version, scenes, steps, size)
+    source = NuscenesSource(dataroot, version, scenes, steps, size)
     seen = learned_by(policies[0]).seen_in(source)
     if options.closed_loop:
         return _closed_loop(options, policies, source, seen)

@@ -22,6 +22,7 @@ EXTRAS = (
     ("dev", "pytest", "run the tests"),
     ("dev", "nuscenes-devkit", "check recordings against the official reader"),
     ("ros", "ros-kilted-rclpy", "run the ROS 2 nodes without a ROS 2 installation"),
+    ("bags", "rosbags", "read and write a car's MCAP bags without ROS"),
     ("viz", "rerun-sdk", "look at runs in rerun"),
     ("bench", "box2d", "compare with Gymnasium's CarRacing in vla bench sim"),
     ("fp8", "transformer-engine", "FP8 on NVIDIA GPUs"),

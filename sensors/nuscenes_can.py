@@ -128,28 +128,34 @@ def can_files(
     T_world_from_ego: np.ndarray,
     speed_mps: np.ndarray,
     yaw_rate_radps: np.ndarray,
+    steering_us: np.ndarray,
     steering_rad: np.ndarray,
 ) -> dict[str, list[dict] | dict]:
-    """Content of every CAN bus file of a scene by message, `meta` included, from its whole IMU track and, at times [M],
-    ego poses [M, 4, 4] and vehicle state [M] (steering is the angle of the road wheels)."""
+    """Content of every CAN bus file of a scene by message, `meta` included, from its whole IMU track; at times [M], ego
+    poses [M, 4, 4] and vehicle state [M]; and at times of its own the steering, the angle of the road wheels."""
     imu.validate(where)
-    signals = {"speed_mps": speed_mps, "yaw_rate_radps": yaw_rate_radps, "steering_rad": steering_rad}
-    for name, value in {"time_us": time_us, **signals}.items():
-        if value.shape != (len(time_us),) or not np.isfinite(value).all():
-            raise InputError(where, name, f"{value.shape} {value}", f"{len(time_us)} finite numbers")
+    signals = {"speed_mps": speed_mps, "yaw_rate_radps": yaw_rate_radps}
+    steering = {"steering_us": steering_us, "steering_rad": steering_rad}
+    for name, value in {"time_us": time_us, **signals, **steering}.items():
+        count = len(steering_us) if name in steering else len(time_us)
+        if value.shape != (count,) or not np.isfinite(value).all():
+            raise InputError(where, name, f"{value.shape} {value}", f"{count} finite numbers")
     if T_world_from_ego.shape != (len(time_us), 4, 4) or not np.isfinite(T_world_from_ego).all():
         raise InputError(where, "T_world_from_ego", T_world_from_ego.shape, f"{len(time_us)} finite poses [4, 4]")
-    if not len(time_us) or (np.diff(time_us) <= 0).any():
-        raise InputError(where, "time_us", time_us, "at least one, increasing")
-    messages = _messages_of(imu, time_us, T_world_from_ego, **signals)
+    for name, value in {"time_us": time_us, "steering_us": steering_us}.items():
+        if (np.diff(value) <= 0).any() or not len(imu) + len(time_us) + len(steering_us):
+            raise InputError(where, name, value, "at least one, increasing")
+    messages = _messages_of(imu, time_us, T_world_from_ego, **signals, **steering)
     return {**messages, "meta": {name.upper(): _statistics(rows) for name, rows in messages.items() if rows}}
 
 
-def _messages_of(imu, time_us, T_world_from_ego, speed_mps, yaw_rate_radps, steering_rad) -> dict[str, list[dict]]:
+def _messages_of(
+    imu, time_us, T_world_from_ego, speed_mps, yaw_rate_radps, steering_us, steering_rad
+) -> dict[str, list[dict]]:
     """The messages of each file, with fields and units as nuScenes has them."""
     # `pose` repeats the latest IMU sample, as in the recorded files.
     held = np.searchsorted(imu.time_us, time_us, side="right") - 1
-    pose, wheel = [], []
+    pose = []
     for k, T in enumerate(T_world_from_ego):
         fields, seen = pose_fields(T), held[k] >= 0
         rate_radps = imu.gyro_radps[held[k], :2].tolist() if seen else [0.0, 0.0]
@@ -163,14 +169,16 @@ def _messages_of(imu, time_us, T_world_from_ego, speed_mps, yaw_rate_radps, stee
                 "vel": [float(speed_mps[k]), 0.0, 0.0],
             }
         )
-        wheel.append({"utime": int(time_us[k]), "value": float(steering_rad[k] * STEERING_RATIO)})
     samples = zip(imu.time_us.tolist(), imu.accel_mps2.tolist(), imu.gyro_radps.tolist(), strict=True)
     inertial = [{"linear_accel": a, "q": None, "rotation_rate": g, "utime": t} for t, a, g in samples]
-    at = np.searchsorted(time_us, np.arange(time_us[0], time_us[-1] + 1, MONITOR_PERIOD_US))
+    wheel = [{"utime": int(t), "value": _wheel(a)} for t, a in zip(steering_us, steering_rad.tolist(), strict=True)]
+    turned = np.searchsorted(steering_us, time_us, side="right") - 1
+    first_us, last_us = (time_us[0], time_us[-1]) if len(time_us) else (1, 0)
+    at = np.searchsorted(time_us, np.arange(first_us, last_us + 1, MONITOR_PERIOD_US))
     monitor = [
         {
             **dict.fromkeys(MONITOR_UNKNOWN),
-            "steering": float(np.degrees(steering_rad[k] * STEERING_RATIO)),
+            "steering": float(np.degrees(_wheel(float(steering_rad[turned[k]])))) if turned[k] >= 0 else None,
             "utime": int(time_us[k]),
             "vehicle_speed": float(speed_mps[k] * 3.6),
             "yaw_rate": float(np.degrees(yaw_rate_radps[k])),
@@ -178,6 +186,13 @@ def _messages_of(imu, time_us, T_world_from_ego, speed_mps, yaw_rate_radps, stee
         for k in np.unique(at)
     ]
     return {"ms_imu": inertial, "pose": pose, "steeranglefeedback": wheel, "vehicle_monitor": monitor}
+
+
+def _wheel(steering_rad: float) -> float:
+    """Angle of the steering wheel; of those that round to it, one that reading divides to just these road wheels."""
+    wheel_rad = steering_rad * STEERING_RATIO
+    near = (wheel_rad, np.nextafter(wheel_rad, np.inf), np.nextafter(wheel_rad, -np.inf))
+    return float(next((each for each in near if each / STEERING_RATIO == steering_rad), wheel_rad))
 
 
 def _statistics(rows: list[dict]) -> dict:

@@ -139,16 +139,19 @@ class SceneExtension:
 def read_extension(dataroot: Path, scene: str) -> SceneExtension | None:
     """The extension of a scene, None where there is none; one that is damaged is an InputError."""
     path = Path(dataroot) / FOLDER / f"{scene}.json"
-    if not path.is_file():
-        return None
+    return extension_from_json(path.read_bytes(), path) if path.is_file() else None
+
+
+def extension_from_json(content: bytes | str, where: object) -> SceneExtension:
+    """What `to_json` made; anything else is an InputError."""
     expected = "the JSON of a scene extension"
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(content)
         made = {field.name: values[field.name] for field in fields(SceneExtension)}
         for name in ("route_m", "signals_xyyaw"):
             made[name] = np.array(made[name], np.float64).reshape(-1, 2 if name == "route_m" else 3)
         made["plan_after_s"] = np.array(made["plan_after_s"], np.float64)
-        made["plans"] = np.array(made["plans"], np.float64).reshape(len(made["plans"]), -1, 3)
+        made["plans"] = np.array(made["plans"], np.float64).reshape(len(made["plans"]), len(made["plan_after_s"]), 3)
         for name in (name for name in made if name.endswith("time_us")):
             made[name] = np.array(made[name], np.int64)
         made["lanes"] = tuple(_lane(row) for row in made["lanes"])
@@ -156,11 +159,11 @@ def read_extension(dataroot: Path, scene: str) -> SceneExtension | None:
         made["events"] = tuple((kind, actor, fault) for kind, actor, fault in made["events"])
         for name in ("lights", "commands", "instructions", "reasons"):
             made[name] = tuple(made[name])
-        return SceneExtension(**made).validate(path)
+        return SceneExtension(**made).validate(where)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(path, "content", f"{type(error).__name__}: {error}", expected, "Record it again.") from error
+        raise InputError(where, "content", f"{type(error).__name__}: {error}", expected, "Record it again.") from error
 
 
 def _lane(row: dict) -> MapLane:

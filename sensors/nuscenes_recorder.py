@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -21,6 +22,7 @@ from sensors.imu import ImuWindow
 from sensors.nuscenes_can import can_files, pose_fields
 from sensors.nuscenes_extension import FOLDER as EXTENSION_FOLDER
 from sensors.nuscenes_extension import SceneExtension
+from sensors.nuscenes_source import jpeg_size
 
 APPENDED = ("log", "scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "instance", "sample_annotation")
 SHARED = (
@@ -36,6 +38,8 @@ ATTRIBUTES = (
     *("vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider"),
     *("pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving"),
 )
+
+Images = np.ndarray | Sequence[np.ndarray | bytes | None]
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,11 @@ class SceneRecorder:
         cameras: tuple[Camera, ...],
         jpeg_quality: int,
         starts_us: frozenset[int],
+        spelling: Mapping[bytes, tuple[float, ...]],
     ):
         self.name, self.cameras = name, cameras
         self._staging, self._version, self._quality, self._starts_us = staging, version, jpeg_quality, starts_us
+        self._spelling = spelling
         self._rows: dict[str, list[dict]] = {table: [] for table in (*APPENDED, *SHARED)}
         self._last_us: np.ndarray | None = None
         self._last_data: list[dict] = []  # each camera's latest
@@ -75,14 +81,15 @@ class SceneRecorder:
     def keyframe(
         self,
         now_us: int,
-        images: np.ndarray,
+        images: Images,
         time_us: np.ndarray,
         T_world_from_ego: np.ndarray,
         T_world_from_ego_now: np.ndarray,
         boxes: Boxes,
     ) -> None:
-        """One sample: images uint8 [N, H, W, 3] RGB in the order of the cameras, their times int64 [N], not later than
-        now, and ego poses [N, 4, 4]; the ego pose at now; the boxes at now (velocities follow from their tracks)."""
+        """One sample: a picture of each camera, their times int64 [N], not later than now, and ego poses [N, 4, 4]; the
+        ego pose at now; the boxes at now (velocities follow from their tracks). A picture is uint8 [H, W, 3] RGB, bytes
+        of a JPEG, which are kept as they are, or None, which leaves its file out."""
         where = f"{self.name} keyframe {len(self._rows['sample'])}"
         self._check(where, now_us, images, time_us)
         now_us, sample = int(now_us), self._token("sample", now_us)
@@ -97,7 +104,7 @@ class SceneRecorder:
         self._annotate(where, sample, boxes)
         self._last_us = np.array([*time_us, now_us])
 
-    def sweep(self, images: np.ndarray, time_us: np.ndarray, T_world_from_ego: np.ndarray) -> None:
+    def sweep(self, images: Images, time_us: np.ndarray, T_world_from_ego: np.ndarray) -> None:
         """Images between two keyframes, as `keyframe` takes them; nuScenes files them under the sample that follows."""
         where = f"{self.name} sweep after keyframe {len(self._rows['sample']) - 1}"
         if self._last_us is None:
@@ -124,12 +131,13 @@ class SceneRecorder:
         speed_mps: np.ndarray,
         yaw_rate_radps: np.ndarray,
         steering_rad: np.ndarray,
+        steering_us: np.ndarray | None = None,
     ) -> None:
         """The CAN bus of the whole scene: its IMU track, and at times [M] ego poses [M, 4, 4] and vehicle state [M]
-        (steering is the angle of the road wheels). Call it once."""
-        files = can_files(
-            f"{self.name} CAN bus", imu, time_us, T_world_from_ego, speed_mps, yaw_rate_radps, steering_rad
-        )
+        (steering is the angle of the road wheels, at times of its own if they are given). Call it once."""
+        steering_us = time_us if steering_us is None else steering_us
+        state = speed_mps, yaw_rate_radps, steering_us, steering_rad
+        files = can_files(f"{self.name} CAN bus", imu, time_us, T_world_from_ego, *state)
         for message, content in files.items():
             path = self._staging / "can_bus" / f"{self.name}_{message}.json"
             write_file(path, json.dumps(content, allow_nan=False).encode())
@@ -171,12 +179,16 @@ class SceneRecorder:
         """32 hexadecimal digits that depend on nothing but the names: recording again gives the same files."""
         return _digest("/".join(map(str, (self._version, table, self.name, *key))).encode())
 
-    def _check(self, where: str, now_us: int, images: np.ndarray, time_us: np.ndarray) -> None:
+    def _check(self, where: str, now_us: int, images: Images, time_us: np.ndarray) -> None:
         if len(images) != len(self.cameras) or np.shape(time_us) != (len(self.cameras),):
             came = f"{len(images)} images, time_us {np.shape(time_us)}"
             raise InputError(where, "images", came, f"one per camera, {len(self.cameras)}")
         for image, camera in zip(images, self.cameras, strict=True):
-            if image.shape != (camera.height, camera.width, 3) or image.dtype != np.uint8:
+            if isinstance(image, bytes):
+                if jpeg_size(image) != (camera.width, camera.height):
+                    came, expected = jpeg_size(image) or "no whole JPEG", f"a JPEG, {camera.width} x {camera.height} px"
+                    raise InputError(where, f"image of {camera.name}", came, expected)
+            elif image is not None and (image.shape, image.dtype) != ((camera.height, camera.width, 3), np.uint8):
                 expected = f"uint8 ({camera.height}, {camera.width}, 3)"
                 raise InputError(where, f"image of {camera.name}", f"{image.dtype} {image.shape}", expected)
         if (np.asarray(time_us) > now_us).any():
@@ -190,7 +202,7 @@ class SceneRecorder:
     def _calibrate(self, camera: Camera) -> None:
         sensor, token = _digest(camera.name.encode()), self._token("calibrated_sensor", camera.name)
         self._rows["sensor"].append(_row(sensor, channel=camera.name, modality="camera"))
-        pose = pose_fields(camera.T_ego_from_cam)
+        pose = self._pose_fields(camera.T_ego_from_cam)
         self._rows["calibrated_sensor"].append(
             {**_row(token, sensor_token=sensor), **pose, "camera_intrinsic": camera.K.tolist()}
         )
@@ -201,10 +213,10 @@ class SceneRecorder:
     def _pose(self, where: str, token: str, time_us: int, T_world_from_ego: np.ndarray) -> None:
         if T_world_from_ego.shape != (4, 4) or not np.isfinite(T_world_from_ego).all():
             raise InputError(where, "T_world_from_ego", T_world_from_ego, "a finite pose [4, 4]")
-        self._rows["ego_pose"].append({**_row(token, timestamp=time_us), **pose_fields(T_world_from_ego)})
+        self._rows["ego_pose"].append({**_row(token, timestamp=time_us), **self._pose_fields(T_world_from_ego)})
 
     def _capture(
-        self, where: str, sample: str, images: np.ndarray, time_us: np.ndarray, T_world_from_ego: np.ndarray
+        self, where: str, sample: str, images: Images, time_us: np.ndarray, T_world_from_ego: np.ndarray
     ) -> None:
         """A record, a pose and a file for each camera; `sample` is "" for a sweep."""
         before, self._last_data = self._last_data, []
@@ -213,12 +225,22 @@ class SceneRecorder:
             _link(before[n : n + 1], row)
             self._last_data.append(row)
             self._pose(where, row["token"], row["timestamp"], T_world_from_ego[n])
-            bgr = cv2.cvtColor(images[n], cv2.COLOR_RGB2BGR)
-            good, jpeg = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, self._quality))
-            if not good:
-                raise RuntimeError(f"OpenCV could not encode {row['filename']}")
-            write_file(self._staging / row["filename"], jpeg, synced=False)
+            if images[n] is not None:
+                jpeg = images[n] if isinstance(images[n], bytes) else self._encoded(images[n], row["filename"])
+                write_file(self._staging / row["filename"], jpeg, synced=False)
         self._rows["sample_data"] += self._last_data
+
+    def _encoded(self, image: np.ndarray, filename: str) -> np.ndarray:
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        good, jpeg = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, self._quality))
+        if not good:
+            raise RuntimeError(f"OpenCV could not encode {filename}")
+        return jpeg
+
+    def _pose_fields(self, T: np.ndarray) -> dict[str, list[float]]:
+        """As a table spells a pose; a rotation that came as a quaternion, by that quaternion."""
+        q_wxyz = self._spelling.get(T[:3, :3].tobytes())
+        return pose_fields(T) | ({} if q_wxyz is None else {"rotation": list(q_wxyz)})
 
     def _data(self, camera: Camera, sample: str, time_us: int) -> dict:
         token, folder = self._token("sample_data", camera.name, time_us), "samples" if sample else "sweeps"

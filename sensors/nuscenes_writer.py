@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,11 +67,19 @@ class NuscenesWriter:
 
     @contextmanager
     def scene(
-        self, name: str, description: str, cameras: tuple[Camera, ...], location: str, drivable_mask: np.ndarray
+        self,
+        name: str,
+        description: str,
+        cameras: tuple[Camera, ...],
+        location: str,
+        drivable_mask: np.ndarray,
+        spelling: Mapping[bytes, tuple[float, ...]] | None = None,
     ) -> Iterator[SceneRecorder]:
         """A recorder of one scene; when the block ends normally it is committed, otherwise nothing of it stays.
 
         drivable_mask  as `map_png` takes it
+        spelling       quaternions (w, x, y, z) by the bytes of their rotation matrices [3, 3], which do not give back
+                       the last bits of what came as a quaternion
 
         A full disk is an InputError; so is a second recorder on the same version.
         """
@@ -79,7 +87,7 @@ class NuscenesWriter:
         with self.session(name):
             self._check_name(name)
             starts_us = frozenset(row["timestamp"] for row in self._rows("sample") if not row["prev"])
-            recorder = self.recorder(name, cameras, starts_us)
+            recorder = self.recorder(name, cameras, starts_us, spelling)
             yield recorder
             self.commit([recorder.finish(description, location, png)])
 
@@ -103,10 +111,15 @@ class NuscenesWriter:
             raise InputError(where, "file", error.strerror, "room to write it", fix) from error
 
     def recorder(
-        self, name: str, cameras: tuple[Camera, ...], starts_us: frozenset[int] = frozenset()
+        self,
+        name: str,
+        cameras: tuple[Camera, ...],
+        starts_us: frozenset[int] = frozenset(),
+        spelling: Mapping[bytes, tuple[float, ...]] | None = None,
     ) -> SceneRecorder:
         """A recorder that stages a scene while some process has a session; `starts_us`: when no scene may begin."""
-        return SceneRecorder(self._staging / name, self.version, name, cameras, self.jpeg_quality, starts_us)
+        about = self.jpeg_quality, starts_us, spelling or {}
+        return SceneRecorder(self._staging / name, self.version, name, cameras, *about)
 
     def commit(self, staged: Sequence[StagedScene], notes: bytes | None = None) -> None:
         """Make staged scenes part of the dataroot, in this order, all in one step. Within a session.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sensors.camera import Camera
 from sensors.errors import InputError
 
 
@@ -34,6 +35,11 @@ def read_calibration(path: Path, names: tuple[str, ...]) -> Calibration:
         raise InputError(path, "file", error.strerror, "a calibration file", "launch/README.md shows one.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(path, "content", f"no JSON: {error}", "a calibration file") from error
+    return calibration_from(content, path, names)
+
+
+def calibration_from(content: object, path: object, names: tuple[str, ...]) -> Calibration:
+    """The same of the file's content, once it is read."""
     frame_ids = {name: _entry(path, content, str, "cameras", name, "frame_id") for name in names}
     poses = {name: _entry(path, content, list, "cameras", name, "T_ego_from_cam") for name in names}
     T_ego_from_cam = {name: _rigid(path, f"cameras.{name}.T_ego_from_cam", T, 4) for name, T in poses.items()}
@@ -41,7 +47,13 @@ def read_calibration(path: Path, names: tuple[str, ...]) -> Calibration:
     return Calibration(frame_ids, T_ego_from_cam, _rigid(path, "imu.R_ego_from_imu", R, 3))
 
 
-def _entry(path: Path, content: object, kind: type, *keys: str):
+def same_calibration(one: Camera, other: Camera) -> bool:
+    """Whether two cameras have the same size, K and distortion, to the last bit."""
+    sizes = [(camera.width, camera.height, camera.distortion, camera.coefficients) for camera in (one, other)]
+    return sizes[0] == sizes[1] and np.array_equal(one.K, other.K)
+
+
+def _entry(path: object, content: object, kind: type, *keys: str):
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     if not isinstance(content, kind):
@@ -49,7 +61,7 @@ def _entry(path: Path, content: object, kind: type, *keys: str):
     return content
 
 
-def _rigid(path: Path, field: str, rows: list, size: int) -> np.ndarray:
+def _rigid(path: object, field: str, rows: list, size: int) -> np.ndarray:
     try:
         T = np.array(rows, np.float64)
     except (TypeError, ValueError):

@@ -16,7 +16,7 @@ import numpy as np
 
 from sensors import frames
 from sensors.nuscenes_can import Bus, read_bus
-from sensors.nuscenes_extension import read_extension
+from sensors.nuscenes_extension import SceneExtension, read_extension
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_scene import RecordedScene
 from sensors.nuscenes_source import CAMERAS, read_bytes
@@ -38,6 +38,7 @@ from sensors.ros2_topics import (
     INSTRUCTION,
     KEYFRAME,
     ODOMETRY,
+    SCENE,
     STEERING,
     WORLD_FRAME,
     image_topic,
@@ -71,7 +72,10 @@ def messages_of(index: NuscenesIndex, scene: RecordedScene) -> list[Sent]:
     odometry = list(_odometry(scene, bus))
     start_us = odometry[0].time_us
     sent = [Sent(start_us, CALIBRATION, partial(_text, json.dumps(calibration_of(scene).content())))]
-    sent += _words(index, scene, start_us)
+    extension = read_extension(index.dataroot, scene.name)
+    about = {"name": scene.name, "description": scene.description, "location": scene.location}
+    about |= {"extension": None if extension is None else json.loads(extension.to_json())}
+    sent += [Sent(start_us, SCENE, partial(_text, json.dumps(about))), *_words(extension, start_us)]
     sent += [Sent(sample.time_us, ODOMETRY, partial(odometry_fields, sample)) for sample in odometry]
     sent += _pictures(index, scene)
     known = bus.imu.window(start_us - BEFORE_US, odometry[-1].time_us)
@@ -88,9 +92,8 @@ def messages_of(index: NuscenesIndex, scene: RecordedScene) -> list[Sent]:
     return sorted(sent, key=attrgetter("time_us"))
 
 
-def _words(index: NuscenesIndex, scene: RecordedScene, start_us: int) -> Iterator[Sent]:
+def _words(extension: SceneExtension | None, start_us: int) -> Iterator[Sent]:
     """Command and instruction when they change; the first holds from the start on."""
-    extension = read_extension(index.dataroot, scene.name)
     if extension is None or not len(extension.cue_time_us):
         return
     times_us = np.maximum(extension.cue_time_us, start_us)

@@ -6,8 +6,10 @@ from sensors.nuscenes_source import CAMERAS
 
 IMU, ODOMETRY, STEERING = "/imu/data", "/localization/kinematic_state", "/vehicle/steering"
 COMMAND, INSTRUCTION = "/route/command", "/route/instruction"
-# Of recordings alone: the calibration file's content, and the instants at which a clip is to be made.
-CALIBRATION, KEYFRAME = "/calibration", "/keyframe"
+# Of recordings alone: the calibration file's content, what a scene is called and knows beyond messages, both as JSON,
+# and the instants at which a clip is to be made.
+CALIBRATION, SCENE, KEYFRAME = "/calibration", "/scene", "/keyframe"
+TF, TF_STATIC = "/tf", "/tf_static"
 WORLD_FRAME, EGO_FRAME = "map", "base_link"
 
 
@@ -48,3 +50,14 @@ INPUTS = (
     Topic(COMMAND, "std_msgs/msg/String", "in", "latched"),
     Topic(INSTRUCTION, "std_msgs/msg/String", "in", "latched"),
 )
+# Topics of a bag: the inputs, pictures that were recorded raw, and what only recordings have.
+BAG_TYPES = {
+    **{topic.name: topic.type for topic in INPUTS},
+    **{raw_image_topic(name): "sensor_msgs/msg/Image" for name in CAMERAS},
+    CALIBRATION: "std_msgs/msg/String",
+    SCENE: "std_msgs/msg/String",
+    KEYFRAME: "std_msgs/msg/Header",
+    TF: "tf2_msgs/msg/TFMessage",
+    TF_STATIC: "tf2_msgs/msg/TFMessage",
+}
+LATCHED = frozenset((COMMAND, INSTRUCTION, CALIBRATION, SCENE, TF_STATIC))

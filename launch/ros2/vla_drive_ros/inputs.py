@@ -12,7 +12,7 @@ from sensors.camera import Camera
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import CAMERAS
-from sensors.ros2_calibration import Calibration
+from sensors.ros2_calibration import Calibration, same_calibration
 from sensors.ros2_messages import (
     camera_from_info,
     command_from_message,
@@ -122,7 +122,7 @@ class Inputs:
             known = self._cameras.setdefault(name, camera)
             if known is camera:
                 self._assemble_when_calibrated()
-            elif _calibration_of(known) != _calibration_of(camera):
+            elif not same_calibration(known, camera):
                 self._fault.setdefault(name, f"CameraInfo of {name} changed. Configure the node anew.")
 
     def take_image(self, name: str, message, now_us: int, steady_us: int) -> None:
@@ -263,7 +263,3 @@ class Inputs:
         refused |= {"stamp not increasing": stream.not_increasing, "stamp ahead of the clock": stream.ahead}
         age_us = stream.age_us(now_us, steady_us)
         return StreamReport(rate_hz, None if age_us is None else age_us / 1000, refused, fault)
-
-
-def _calibration_of(camera: Camera) -> tuple:
-    return camera.width, camera.height, camera.K.tobytes(), camera.distortion, camera.coefficients

@@ -1,0 +1,47 @@
+"""The verb `vla ros`: bags of a car, written and read without ROS."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from policies.bags import BAG_VERSION, record_bag, unpack_bag
+from policies.cli_parts import bag_arguments
+
+EPILOGS = {
+    "ros": """examples:
+  vla ros record --dataroot data/nuscenes --scene scene-0061 --out bags/scene-0061    a scene as a bag
+  vla replay bags/scene-0061 --policy constant-velocity                               plan on it, as on a dataroot
+  vla ros unpack bags/scene-0061 --out data/from-bags                                 as a scene in nuScenes format"""
+}
+
+
+def add_ros_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare it and what it does; `verb` makes one subcommand from (name, function, help)."""
+    what = verb("ros", None, "a car's topics and bags").add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    sub = what.add_parser("record", help="write a recorded scene as an MCAP bag, without ROS")
+    sub.set_defaults(run=_record)
+    sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot")
+    sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
+    sub.add_argument("--scene", help="which one (default the first)")
+    sub.add_argument("--out", type=Path, required=True, metavar="BAG", help="a folder that is not there yet")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = what.add_parser("unpack", help="append a bag to a dataroot in nuScenes format, without ROS")
+    sub.set_defaults(run=_unpack)
+    bag_arguments(sub)
+    sub.add_argument("--out", type=Path, required=True, metavar="DATAROOT", help=f"table folder {BAG_VERSION}")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _record(options: argparse.Namespace) -> int:
+    count = record_bag(options.dataroot, options.version, options.scene, options.out, not options.quiet)
+    print(f"{count} messages\nbag: {options.out}")
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    made = unpack_bag(options.bag, options.calibration, options.out, not options.quiet)
+    print(*made.drive.problems(), sep="\n", end="\n" if made.drive.refused else "")
+    print(f"{len(made.drive.instants)} keyframes: {made.scene} of {made.dataroot}, version {BAG_VERSION}")
+    return 1 if made.drive.refused else 0
