@@ -8,7 +8,7 @@ Tar and no columnar format, since JPEGs are compressed already, and in a tar eac
 where it lies. Every tool opens it, and all files unpacked into one folder are the nuScenes dataroot again.
 
 A pack lies in a folder, or behind any URL that fsspec knows. What is behind one is fetched whole, once a machine, into
-the user's cache folder (`$XDG_CACHE_HOME/vla-drive`, or `~/.cache/vla-drive`), where CACHED_BYTES of shards are kept.
+the user's cache folder (that of `sensors.nuscenes_index`), where CACHED_BYTES of shards are kept.
 Whoever opens a shard first reads all of it and compares its checksum; one that differs is a BrokenFile, each time.
 """
 
@@ -29,6 +29,7 @@ from typing import BinaryIO
 import fsspec
 
 from sensors.errors import BrokenFile, InputError
+from sensors.nuscenes_index import cache_folder
 
 MANIFEST, TABLES, FORMAT = "pack.json", "tables.tar", "vla-drive pack 1"
 AGAIN = "Copy it again, or pack again."
@@ -121,12 +122,6 @@ def reading(where: str) -> Iterator[BinaryIO]:
 
 
 # What is kept near --------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what they can make again."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vla-drive"
 
 
 def tables_folder(pack: Pack) -> Path:

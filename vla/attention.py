@@ -3,6 +3,7 @@
 Letters: B batch, L tokens, M memory tokens, D width, h query heads, g key heads (h a multiple of g), d head size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -129,12 +130,13 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        bias: Tensor | str | None = None,
+        bias: Tensor | str | Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         cos_sin: tuple[Tensor, Tensor] | None = None,
         cache=None,
         last: int | None = None,
     ) -> Tensor:
-        """bias [L, M] from `attention_bias`, CAUSAL, or None: all to all. cos_sin from `rope`, or None: no order.
+        """bias [L, M] from `attention_bias`, CAUSAL, or None: all to all; or who attends in its stead, as a
+        `vla.ring_attention.Ring`. cos_sin from `rope`, or None: no order.
 
         cache: a `vla.cache.LayerCache`, whose `append` returns everything up to and with the new keys and values.
         last: only the last so many tokens ask (bias [last, M]); all are keys.
@@ -146,7 +148,9 @@ class SelfAttention(nn.Module):
             k, v = cache.append(k, v)
         if last is not None:
             q, L = q[:, L - last :], last
-        if bias is None and h != g:  # queries that share a key head are rows of one product
+        if callable(bias):
+            y = bias(q.transpose(1, 2), k, v).transpose(1, 2)
+        elif bias is None and h != g:  # queries that share a key head are rows of one product
             rows = q.view(B, L, g, h // g, d).transpose(1, 2).reshape(B, g, L * h // g, d)
             y = F.scaled_dot_product_attention(rows, k, v).view(B, g, L, h // g, d).transpose(1, 2)
         else:

@@ -92,7 +92,7 @@ def test_the_nearest_shards_are_kept(afar, tmp_path, monkeypatch):
     source = open_source(afar, VERSION, 1)
     for scene in source.scenes:
         source.clip(scene, 0)
-    kept = {path.stem for path in (tmp_path / "cache" / "vla-drive" / "shards").glob("*.tar")}
+    kept = {path.stem for path in (tmp_path / "cache" / "vla-drive" / "nuscenes" / "shards").glob("*.tar")}
     assert kept <= {shard.sha256 for shard in source.shards.pack.shards[-2:]}
     assert kept
 
@@ -178,7 +178,7 @@ def test_what_fails_on_the_way_is_tried_again(afar, monkeypatch):
 
 def test_a_cached_shard_that_rots_is_fetched_again(afar, tmp_path):
     open_source(afar, VERSION, 1).clip("scene-0001", 0)
-    [cached] = (tmp_path / "cache" / "vla-drive" / "shards").glob("*.tar")
+    [cached] = (tmp_path / "cache" / "vla-drive" / "nuscenes" / "shards").glob("*.tar")
     flip(cached, 700)
     assert open_source(afar, VERSION, 1).clip("scene-0001", 0).image_mask.any()
     cached = read_pack(afar).shards[0]
