@@ -44,7 +44,7 @@ def add_plan_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _plan(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     if not isinstance(recipe, Recipe):
-        raise InputError("vla plan", "--recipe", options.recipe, "the recipe of a policy")
+        raise InputError("vla plan", "--recipe", options.recipe, "a recipe with a `model`")
     if options.json is not None and not options.json.resolve().parent.is_dir():
         raise InputError("--json", "file", options.json, "a file in a folder that exists")
     spread = options.gpus, options.gpu, options.experts_over, options.recompute

@@ -1,11 +1,15 @@
 import json
 
 import pytest
+import yaml
+from test_train import SMALL
 
 from policies.cli import _parser, main
 from policies.recipes import load_recipe
 from policies.stages import load_stages, shipped_stages
 from sensors.errors import InputError
+from vla.checkpoint import save
+from vla.model import DrivingModel
 
 RECORD = "record --steps 4 --scene-steps 4 --image-size 32x32 --workers 1 --videos 0 --quiet --out {out}/course"
 
@@ -72,6 +76,26 @@ def test_each_round_of_dagger_learns_from_all_that_was_recorded_and_drives_what_
         driver = f"{options[f'train-{k}'].out}/checkpoint"
         assert str(options[f"score-{k}"].checkpoint) == driver
     assert len(first) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_dagger_goes_from_a_policy_and_its_recording_to_three_rounds_with_scores(tmp_path):
+    recipe = load_recipe("tiny", [*SMALL, "data.dataroot=none", "train.checkpoint_every=2"])
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe.to_dict()))))
+    town, out, start = tmp_path / "town", tmp_path / "out", tmp_path / "start"
+    save(start, DrivingModel(recipe.model))
+    scenes = ["--steps", "8", "--scene-steps", "4", "--image-size", "64x32", "--videos", "0", "--quiet"]
+    assert main(["record", "--suite", "town-train", "--hz", "2", *scenes, "--out", str(town)]) == 0
+    few = ["image=64x32", "keyframes=8", "scene=4", "steps=2", "episodes=1", "seconds=2"]
+    given = [f"start={start}", f"town={town}", f"recipe={tmp_path / 'small.yaml'}", *few]
+    assert main(["make", "dagger", *given, "--out", str(out)]) == 0
+    assert len(json.loads((out / "stages.json").read_text())) == 10
+    examples = [
+        json.loads((out / f"train-{k}" / "summary.json").read_text())["metrics"]["train.examples"] for k in (1, 2, 3)
+    ]
+    assert examples == [12, 20, 28]  # four of a scene of the expert's, another being held out, and eight more a round
+    assert "route_completion" in json.loads((out / "score-3" / "summary.json").read_text())["metrics"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def test_a_terminal_sees_one_block_that_is_drawn_over_itself():
     assert "1 steps skipped, 2 rewinds, 3 broken examples passed over" in out.getvalue()
 
 
+def test_a_training_by_its_own_drives_says_what_they_are_worth():
+    out = Terminal()
+    drives = {"reward": 0.25, "reward_progress": 0.5, "gated": 0.5, "gated_red_light": 0.25, "kl": 0.01}
+    View(4, 16, "drives", True, out).show(record(1, **drives, entropy=3.0, clipped=0.1), 0)
+    assert "32.0 drives/s" in out.getvalue()
+    assert "reward   0.25 (progress 0.5), gated 50% (red light 0.25)" in out.getvalue()
+    assert "policy   KL 0.01, entropy 3, clipped 10.0%" in out.getvalue()
+
+
 def test_elsewhere_there_are_plain_lines_and_quiet_says_nothing():
     out, quiet = io.StringIO(), Terminal()
     view, silent = View(2, 8, "clips", True, out), View(2, 8, "clips", False, quiet)
