@@ -3,23 +3,28 @@
 An update drives groups of drives (`policies.explore`), each worth its reward (`policies.rewards`). A drive that was
 worth more than its group's mean makes all that was said in it likelier, one that was worth less makes it less likely:
 
-    J = mean over drives i of  mean over plans of  mean over tokens t of
-            min(rho_it A_i, clip(rho_it, 1 - e, 1 + e) A_i) - b KL(pi(. | before t) || pi_start(. | before t))
+    J = mean over drives i of mean over their plans of
+            mean over tokens t within reach of   min(rho_it A_i, clip(rho_it, 1 - e, 1 + e) A_i)
+            - b mean over all tokens t of        KL(pi(. | before t) || pi_start(. | before t))
 
     A_i = (r_i - mean r) / max(std r, LEAST_SPREAD)      in the group of i
     rho_it = pi(t) / pi_driven(t)                        pi_driven: by which it drove
 
-The divergence is over all tokens that may stand at a place, where the paper draws one: our bins are few. A run
-directory holds, beside what `policies.training_loop` keeps, `start/`, the policy that it began with and stays near, and
-`driver/`, by which drives are driven. Drives depend on (seed, update) and the weights alone, and a checkpoint is only
-written between updates, so a resumed training ends with the same weights as an uninterrupted one.
+Within reach is what of a plan moved the car before the next one came: what lies further took no part in the reward,
+and would only learn noise. The divergence is over all tokens that may stand at a place, where the paper draws one: our
+bins are few.
+
+A run directory holds, beside what `policies.training_loop` keeps, `start/`, the policy that it began with and stays
+near, and `driver/`, by which drives are driven. Drives depend on (seed, update) and the weights alone, and a checkpoint
+is only written between updates, so a resumed training ends with the same weights as an uninterrupted one.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.descent import part_of
-from policies.explore import Group, drive_groups, explore, starts_of
+from policies.explore import Experience, Group, drive_groups, explore, starts_of
 from policies.freezing import freeze
 from policies.grpo_recipe import GrpoRecipe
 from policies.rewards import GATES, progress, reward
@@ -98,13 +103,13 @@ def divergence(p: Distributions, q: Distributions) -> Tensor:
     return torch.stack(each, dim=-1).flatten(1)
 
 
-def objective(now: Tensor, driven: Tensor, advantage: Tensor, kl: Tensor, clip_ratio: float, weight: float) -> Tensor:
-    """float [N, 2K], to be raised: min(rho A, clip(rho, 1 - e, 1 + e) A) - b kl, rho = exp(now - driven).
+def gain(now: Tensor, driven: Tensor, advantage: Tensor, clip_ratio: float) -> Tensor:
+    """float [N, L], to be raised: min(rho A, clip(rho, 1 - e, 1 + e) A), rho = exp(now - driven).
 
-    now, driven: log-probabilities [N, 2K] of tokens; advantage [N]; kl [N, 2K]; e: clip_ratio; b: weight.
+    now, driven: log-probabilities [N, L] of tokens; advantage [N]; e: clip_ratio.
     """
     ratio, A = (now - driven).exp(), advantage[:, None]
-    return torch.minimum(ratio * A, ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * A) - weight * kl
+    return torch.minimum(ratio * A, ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * A)
 
 
 class GrpoTrainer(TrainingLoop):
@@ -159,46 +164,48 @@ class GrpoTrainer(TrainingLoop):
         self._plans = self._split([(drive, float(A)) for drive, A in pairs if len(drive)])
         self._told = _told(groups, worth) | ({"broken": failed} if failed else {})
 
-    def _split(self, drives: list[tuple]) -> list[Part]:
+    def _split(self, drives: list[tuple[Experience, float]]) -> list[Part]:
         """Parts of at most batch_size plans of one drive each, in which all drives weigh alike."""
-        size, parts = self.recipe.train.batch_size, []
-        for drive, advantage in drives:
-            for start in range(0, len(drive), size):
-                rows = slice(start, start + size)
-                tokens = torch.from_numpy(drive.tokens[rows])
-                known = torch.full((len(tokens),), advantage), torch.full((len(tokens),), 1.0 / len(drive))
-                parts.append(Part(drive.batch(rows), tokens, *known, torch.empty(0)))
-        if not parts:
+        size = self.recipe.train.batch_size
+        pieces = [
+            (drive, slice(start, start + size), advantage)
+            for drive, advantage in drives
+            for start in range(0, len(drive), size)
+        ]
+        if not pieces:
             fix = "Does it drive, by vla drive --policy vla --checkpoint?"
             raise InputError(self.path, "drives", "none with a plan", "plans to learn from", fix)
-        share = len(parts) / len(drives)
-        with torch.no_grad():
-            return [replace(part, weight=part.weight * share, driven=self._driven(part)) for part in parts]
+        return [self._part(*piece, len(pieces) / len(drives)) for piece in pieces]
 
-    def _driven(self, part: Part) -> Tensor:
-        """Log-probability of each token by the model as it is, [N, 2K] on the CPU."""
-        tokens = part.tokens.to(self.device)
-        among = distributions(self.model, part.batch.to(self.device), tokens, self.recipe.rollouts.temperature)
-        return of_tokens(among, tokens, self.model.slots).cpu()
+    @torch.no_grad()
+    def _part(self, drive: Experience, rows: slice, advantage: float, share: float) -> Part:
+        """These plans of a drive, which has this share of the weight."""
+        batch, tokens = drive.batch(rows), torch.from_numpy(drive.tokens[rows])
+        known = (torch.full((len(tokens),), each) for each in (advantage, share / len(drive)))
+        among = self._distributions(self.model, batch, tokens)
+        return Part(batch, tokens, *known, of_tokens(among, tokens.to(self.device), self.model.slots).cpu())
+
+    def _distributions(self, model: DrivingModel, batch: Batch, tokens: Tensor) -> Distributions:
+        tokens = tokens.to(self.device)
+        return distributions(model, batch.to(self.device), tokens, self.recipe.rollouts.temperature)
 
     def _loss(self, part: Part) -> Loss:
-        config, temperature = self.recipe.train, self.recipe.rollouts.temperature
-        batch = part.batch.to(self.device)
+        config = self.recipe.train
+        among = self._distributions(self.model, part.batch, part.tokens)
+        with torch.no_grad():
+            near = self._distributions(self.start, part.batch, part.tokens)
         tokens, advantage, weight, driven = (
             each.to(self.device) for each in (part.tokens, part.advantage, part.weight, part.driven)
         )
-        among = distributions(self.model, batch, tokens, temperature)
-        now = of_tokens(among, tokens, self.model.slots)
-        with torch.no_grad():
-            near = distributions(self.start, batch, tokens, temperature)
-        kl = divergence(among, near)
-        gain = objective(now, driven, advantage, kl, config.clip_ratio, config.kl)
+        now, kl = of_tokens(among, tokens, self.model.slots), divergence(among, near)
+        within = slice(0, 2 * math.ceil(config.reach_s / self.config.plan_dt_s))
+        gained = gain(now[:, within], driven[:, within], advantage, config.clip_ratio)
+        loss = -(weight * (gained.mean(dim=1) - config.kl * kl.mean(dim=1))).sum()
         with torch.no_grad():
             clipped = ((now - driven).exp() - 1).abs() > config.clip_ratio
             entropy = torch.stack([-(each.exp() * each).sum(dim=-1) for each in among], dim=-1).flatten(1)
-            figures = {"kl": kl, "entropy": entropy, "clipped": clipped.float()}
-            named = {name: (weight * value.mean(dim=1)).sum() for name, value in figures.items()}
-        return -(weight * gain.mean(dim=1)).sum(), named
+            figures = {"kl": kl, "entropy": entropy, "clipped": clipped[:, within].float()}
+            return loss, {name: (weight * value.mean(dim=1)).sum() for name, value in figures.items()}
 
     def _after(self, taken: bool) -> dict:
         return self._told
@@ -267,7 +274,7 @@ def grpo(recipe: GrpoRecipe, out: Path, progress: bool = True, workers: int = 1)
         for which, some in ends.items()
         for name in ("reward", "gated", "reward_progress", "reward_comfort")
     } | {
-        "train.kl": records[-1]["kl"],
+        "train.kl": next(record["kl"] for record in reversed(records) if record["kl"] is not None),
         "train.drives": sum(record["drives"] for record in firsts),
         "train.broken": sum(record.get("broken", 0) for record in firsts),
         "train.minutes": sum(record["step_s"] for record in records) / 60,

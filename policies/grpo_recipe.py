@@ -67,13 +67,15 @@ class GrpoTrainConfig(LoopConfig):
     """As LoopConfig, with steps that learn from all plans of an update, in micro-batches of batch_size plans.
 
     passes: steps in a row that learn from the same drives; only after the last of them there can be a checkpoint.
-    clip_ratio, kl: see `policies.grpo.objective`.
+    clip_ratio, kl: e and b of `policies.grpo`.
+    reach_s: how much of a plan is credited with what came of the drive; beyond it only the divergence counts.
     freeze, device: as in TrainConfig; drives are on the CPU.
     """
 
     passes: int = 2
     clip_ratio: float = 0.2
     kl: float = 0.02
+    reach_s: float = 2.0
     freeze: tuple[str, ...] = ()
     device: str = "cpu"
 
@@ -96,6 +98,8 @@ class GrpoTrainConfig(LoopConfig):
             raise InputError(where, "train.clip_ratio", self.clip_ratio, "a share in (0, 1)")
         if not 0 <= self.kl < math.inf:
             raise InputError(where, "train.kl", self.kl, "a weight of at least 0")
+        if not 0 < self.reach_s < math.inf:
+            raise InputError(where, "train.reach_s", self.reach_s, "a time above 0 s")
         if self.device not in DEVICES:
             raise unknown_name(where, "train.device", self.device, DEVICES)
 

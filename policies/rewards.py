@@ -67,7 +67,7 @@ def reward(outcome: Outcome, expert_m: float, weights: RewardConfig) -> float:
         r = (1 - a)(1 - l)(1 - s)(1 - v) (w_p p + w_c c) / (w_p + w_c)
 
     a, l, s, v: at_fault, left_road, red_light, invalid (0 or 1); p: progress; c: comfort; w: their weights. As PDMS
-    (Dauner et al. 2024, NAVSIM, eq. 1) does it: what must not be multiplies, what is good adds. So whoever breaks a
+    (Dauner et al. 2024, NAVSIM) does it: what must not be multiplies, what is good adds. So whoever breaks a
     rule gets 0, and whoever is so careful as to stand gets little.
     """
     if outcome.gated:

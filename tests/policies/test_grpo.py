@@ -13,7 +13,7 @@ import policies.explore
 import policies.grpo
 from policies.cli import main
 from policies.explore import Experience, Explorer, Group, starts_of
-from policies.grpo import GrpoTrainer, advantages, distributions, divergence, grpo, objective, of_tokens
+from policies.grpo import GrpoTrainer, advantages, distributions, divergence, gain, grpo, of_tokens
 from policies.noise import noise_clip
 from policies.protocol import NOTHING, check_policy
 from policies.recipes import load_recipe
@@ -77,18 +77,18 @@ def test_probabilities_are_those_that_the_plan_was_drawn_by(decoding):
         assert (other.max(dim=-1).values >= one.max(dim=-1).values).all()
 
 
-def test_the_objective_is_its_equation_and_has_no_gradient_where_it_is_clipped():
+def test_the_gain_is_its_equation_and_has_no_gradient_where_it_is_clipped():
     generator = torch.Generator().manual_seed(0)
-    driven, kl = torch.randn(6, 4, generator=generator), torch.rand(6, 4, generator=generator)
+    driven = torch.randn(6, 4, generator=generator)
     now = (driven + 0.4 * torch.randn(6, 4, generator=generator)).requires_grad_()
     advantage = torch.tensor([1.0, -1.0, 0.5, -2.0, 0.0, 3.0])
-    gain = objective(now, driven, advantage, kl, 0.2, 0.1)
-    gain.sum().backward()
+    gained = gain(now, driven, advantage, 0.2)
+    gained.sum().backward()
     for i, A in enumerate(advantage.tolist()):
         for t in range(4):
             rho = float((now.detach()[i, t] - driven[i, t]).exp())
-            value = min(rho * A, min(max(rho, 0.8), 1.2) * A) - 0.1 * float(kl[i, t])
-            assert gain[i, t].item() == pytest.approx(value, rel=1e-5, abs=1e-6)
+            value = min(rho * A, min(max(rho, 0.8), 1.2) * A)
+            assert gained[i, t].detach().item() == pytest.approx(value, rel=1e-5, abs=1e-6)
             held = (A > 0 and rho > 1.2) or (A < 0 and rho < 0.8) or A == 0
             assert now.grad[i, t].item() == pytest.approx(0.0 if held else rho * A, rel=1e-4, abs=1e-6)
 
@@ -125,10 +125,21 @@ def test_a_step_makes_the_better_of_two_plans_likelier_and_the_worse_less_likely
     before = [part.driven.sum().item() for part in trainer._plans]
     trainer._gradients(trainer._plans)
     trainer._descend(trainer.clipping.norms(), 1e-3)
-    with torch.no_grad():
-        after = [trainer._driven(part).sum().item() for part in trainer._plans]
+    trainer.take([Group(7, FAR_M, drives)])
+    after = [part.driven.sum().item() for part in trainer._plans]
     assert after[0] > before[0]
     assert after[1] < before[1]
+
+
+def test_what_lies_beyond_reach_is_held_by_the_divergence_alone(start, tmp_path):
+    trainer = GrpoTrainer(recipe_of(start, "train.reach_s=0.5"), tmp_path, load(start))
+    trainer.model.eval()
+    trainer.take([Group(7, FAR_M, made_up(trainer.model, 3, faster_is_better))])
+    (loss, _), part = trainer._loss(trainer._plans[0]), trainer._plans[0]
+    for places, moves in ((slice(0, 2), True), (slice(2, None), False)):
+        changed = part.driven.clone()
+        changed[:, places] -= 0.1
+        assert (trainer._loss(replace(part, driven=changed))[0] != loss) == moves
 
 
 def test_all_drives_of_an_update_weigh_alike_in_however_many_parts(start, tmp_path):
@@ -264,6 +275,7 @@ def test_a_dry_run_says_what_it_would_cost_and_leaves_nothing(start, tmp_path, c
         ("train.spike=3", "train.spike"),
         ("train.clip_ratio=1", "train.clip_ratio"),
         ("train.kl=-1", "train.kl"),
+        ("train.reach_s=0", "train.reach_s"),
         ("train.device=tpu", "train.device"),
         ("reward.progress=0", "reward: came progress 0.0"),
         ("seed=-1", "seed"),
@@ -301,7 +313,7 @@ def test_reward_rises_on_a_toy_task(start, tmp_path, monkeypatch):
 
     monkeypatch.setattr(policies.grpo, "drive_groups", toy)
     more = ["train.steps=60", "train.passes=2", "train.learning_rate=2e-3", "train.checkpoint_every=60", "train.kl=0.0"]
-    grpo(recipe_of(start, *more, "train.batch_size=32"), tmp_path, progress=False)
+    grpo(recipe_of(start, *more, "train.batch_size=32", "train.reach_s=4"), tmp_path, progress=False)
     rewards = [record["reward"] for record in read_steps(tmp_path / "train.jsonl")]
     assert np.mean(rewards[-6:]) > np.mean(rewards[:6]) + 0.2
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["train.kl"] > 0
