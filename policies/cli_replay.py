@@ -1,6 +1,7 @@
 """The verb `vla replay`: recorded scenes, open loop at their keyframes, or driven through in closed loop."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from policies.cli_parts import (
 )
 from policies.protocol import Policy
 from policies.refilm import film_failures
-from policies.replay import MASK_FLAG, check_images, replay
+from policies.replay import MASK_FLAG, check_images, replay, warn_of_missing
 from policies.rollout import drive
 from policies.runs import Run
 from policies.split import refuse_seen
 from sensors.errors import InputError
-from sensors.nuscenes_source import NuscenesSource
+from sensors.folder_source import RECORDING, FolderSource
+from sensors.nuscenes_index import NuscenesIndex
+from sensors.nuscenes_source import NuscenesSource, RecordedSource
+from sensors.nuscenes_splits import PLANNING, SPLITS, TRAINVAL, scenes_of_split
 from sensors.recorded_drive import recorded_drive
 from sim.gl_device import open_gl
 from sim.log_env import VIEWS, LogScenario
@@ -41,7 +45,9 @@ EPILOGS = {
     "replay": """examples:
   vla replay --dataroot /data/nuscenes --version v1.0-mini --policy constant-velocity
   vla replay --dataroot /data/nuscenes --policy vla --checkpoint runs/t/checkpoint --scene scene-0061
+  vla replay --dataroot /data/nuscenes --version v1.0-trainval --policy vla        the 150 scenes of published scores
   vla replay bags/scene-0061 --policy vla                         a bag of ROS 2, without ROS
+  vla replay --source my/recording --policy constant-velocity     images, and a JSON of cameras and poses
   vla replay --closed-loop --dataroot /data/nuscenes --scene scene-0103 --policy log
   vla replay --closed-loop --dataroot data/town --policy vla --traffic replay --videos 2"""
 }
@@ -52,8 +58,12 @@ def add_replay_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub = verb("replay", _replay, "plan at every keyframe of recorded scenes and compare, or drive through them")
     bag_arguments(sub, optional=True)
     sub.add_argument("--dataroot", type=Path, help="nuScenes dataroot, instead of a bag")
+    sub.add_argument("--source", type=Path, metavar="FOLDER", help=f"a folder with images and {RECORDING}, instead")
     sub.add_argument("--version", help=f"table folder (default {VERSION})")
-    sub.add_argument("--scene", action="append", help="only this scene; may be repeated")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--scene", action="append", help="only this scene; may be repeated")
+    words = f"an official split ({', '.join(SPLITS)}); of {TRAINVAL} {PLANNING} is the default, as in published scores"
+    which.add_argument("--split", metavar="NAME", help=words)
     policy_arguments(sub, REPLAYERS, REPLAYERS[0], REPLAYERS[0])
     sub.add_argument(MASK_FLAG, action="store_true", help="run with every camera masked, though the policy looks")
     sub.add_argument(
@@ -79,31 +89,52 @@ def _replay(options: argparse.Namespace) -> int:
     if given and not options.closed_loop:
         came, fix = "without --closed-loop", "Add --closed-loop to drive through the scenes."
         raise InputError("vla replay", f"--{given[0]}", came, "an option of open loop", fix)
-    if (options.bag is None) == (options.dataroot is None):
-        came = "neither" if options.bag is None else "both"
-        raise InputError("vla replay", "BAG, --dataroot", came, "one of them", "A bag is a folder or an .mcap file.")
+    places = [name for name in ("bag", "dataroot", "source") if getattr(options, name) is not None]
+    if len(places) != 1:
+        came = " and ".join(places) or "none"
+        fix = "A bag is a folder or an .mcap file."
+        raise InputError("vla replay", "BAG, --dataroot, --source", came, "one of them", fix)
+    if options.bag is None and options.calibration is not None:
+        raise InputError("vla replay", "--calibration", options.calibration, f"nothing beside --{places[0]}")
+    if options.source is not None:
+        for name in ("version", "split", "closed_loop"):
+            if getattr(options, name):
+                fix = f"vla export --source {options.source} --to nuscenes makes a dataroot, which takes it."
+                raise InputError("vla replay", f"--{name.replace('_', '-')}", "with --source", "nothing", fix)
+        return _replay_on(options, lambda scenes, **how: FolderSource(options.source, scenes, **how))
     if options.bag is None:
-        if options.calibration is not None:
-            raise InputError("vla replay", "--calibration", options.calibration, "nothing beside --dataroot")
-        return _replay_on(options, options.dataroot, options.version or VERSION)
-    if options.version is not None or options.scene:
-        came = "--version" if options.version is not None else "--scene"
-        raise InputError("vla replay", "options", came, "neither --version nor --scene beside a bag of one drive")
+        version = options.version or VERSION
+        return _replay_on(options, lambda scenes, **how: _dataroot(options, version, scenes, how))
+    for name in ("version", "scene", "split"):
+        if getattr(options, name):
+            raise InputError("vla replay", "options", f"--{name}", "nothing of a dataroot beside a bag of one drive")
     with unpacked(options.bag, options.calibration, not options.quiet) as made:
         print(*made.drive.problems(), sep="\n", end="\n" if made.drive.refused else "")
-        return _replay_on(options, made.dataroot, BAG_VERSION)
+        return _replay_on(options, lambda scenes, **how: NuscenesSource(made.dataroot, BAG_VERSION, scenes, **how))
 
 
-def _replay_on(options: argparse.Namespace, dataroot: Path, version: str) -> int:
+def _dataroot(options: argparse.Namespace, version: str, scenes: tuple[str, ...] | None, how: dict) -> NuscenesSource:
+    """The scenes that are named, those of a split, or all; of v1.0-trainval the split of published scores."""
+    split = options.split or (PLANNING if version == TRAINVAL and scenes is None else None)
+    if split is not None:
+        scenes = scenes_of_split(split, version, NuscenesIndex(options.dataroot, version).scenes)
+        print(f"split {split}: {len(scenes)} scenes")
+    return NuscenesSource(options.dataroot, version, scenes, **how)
+
+
+def _replay_on(options: argparse.Namespace, opened: Callable[..., RecordedSource]) -> int:
+    """`opened` makes the source from scenes, steps, image_size and threads."""
     policies = with_baselines(make_policy(options.policy, options.checkpoint, options.best_of, options.mask_cameras))
-    scenes = tuple(options.scene) if options.scene else None
     size = policies[0].image_size or options.image_size
     steps = 1 if options.closed_loop else max(policy.clip_steps for policy in policies)
-    source = NuscenesSource(dataroot, version, scenes, steps, size)
+    scenes, cores = tuple(options.scene) if options.scene else None, len(os.sched_getaffinity(0))
+    source = opened(scenes, steps=steps, image_size=size, threads=cores if cores > 1 else 0)
     seen = learned_by(policies[0]).seen_in(source)
     if options.closed_loop:
         return _closed_loop(options, policies, source, seen)
     check_images(source, policies[0])
+    for line in warn_of_missing(source):
+        print(line)
     refuse_seen(seen, options.allow_seen, "vla replay")
     run = Run.create("replay", options.out, config(options), [0])
     run.summary["seen_in_training"] = seen

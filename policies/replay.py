@@ -12,7 +12,7 @@ from policies.transforms import speed_at_now
 from sensors import frames
 from sensors.errors import InputError
 from sensors.nuscenes_map import drivable_area
-from sensors.nuscenes_source import CAMERAS, NuscenesSource
+from sensors.nuscenes_source import RecordedSource
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
 from sim.surroundings import Surroundings, with_holes
 
@@ -21,25 +21,32 @@ MASK_FLAG = "--mask-cameras"
 MAP_AROUND_M = 100.0  # beyond the recorded drive
 
 
-def check_images(source: NuscenesSource, policy: Policy) -> None:
+def check_images(source: RecordedSource, policy: Policy) -> None:
     """A policy that drives by looking needs pictures: a scene without any is an InputError before anything runs."""
     if not policy.needs_images:
         return
-    for scene in source.index.inventory(source.scenes):
-        if not scene.images:
+    for scene in source.scenes:
+        there, told = source.images(scene)
+        if not there:
             raise InputError(
-                f"{source.index.dataroot} {scene.name}",
+                f"{source.name} {scene}",
                 "images",
-                f"none of {scene.keyframes * len(CAMERAS)} camera files",
-                f"six cameras, which --policy {policy.name} looks at",
+                f"none of {told} camera files",
+                f"cameras, which --policy {policy.name} looks at",
                 f"Add the sensor files, choose another --scene, or run it blind on purpose with {MASK_FLAG}.",
             )
 
 
-def surroundings_of(source: NuscenesSource, scene: str) -> Surroundings:
+def warn_of_missing(source: RecordedSource) -> list[str]:
+    """A line for each scene some of whose images are missing, but not all; they are masked."""
+    counts = ((scene, *source.images(scene)) for scene in source.scenes)
+    return [f"{scene}: {told - there} of {told} images missing" for scene, there, told in counts if 0 < there < told]
+
+
+def surroundings_of(source: RecordedSource, scene: str) -> Surroundings:
     """What the dataset says of a scene: the recorded drive and where one may drive; no lanes, and no word of lights."""
-    track = frames.xy_yaw(source.index.scene(scene).T_world_from_ego_now)
-    time_us, path = source.frame_times_us(scene), source.index.map_path(scene)
+    track = frames.xy_yaw(source.scene(scene).T_world_from_ego_now)
+    time_us, path = source.frame_times_us(scene), source.map_path(scene)
     low, high = track[:, :2].min(axis=0) - MAP_AROUND_M, track[:, :2].max(axis=0) + MAP_AROUND_M
     areas = [] if path is None else drivable_area(path, low, high)
     return Surroundings(
@@ -52,7 +59,7 @@ def surroundings_of(source: NuscenesSource, scene: str) -> Surroundings:
 
 def replay_scene(
     policy: Policy,
-    source: NuscenesSource,
+    source: RecordedSource,
     scene: str,
     surroundings: Surroundings,
     mask_cameras: bool,
@@ -80,7 +87,7 @@ def replay_scene(
 
 
 def replay(
-    run: Run, policies: Sequence[Policy], source: NuscenesSource, mask_cameras: bool, progress: bool = True
+    run: Run, policies: Sequence[Policy], source: RecordedSource, mask_cameras: bool, progress: bool = True
 ) -> None:
     """Every policy on every scene of the source; the first policy's scenes are filmed."""
     total = len(policies) * sum(len(source.frame_times_us(scene)) for scene in source.scenes)

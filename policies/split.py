@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sensors.errors import InputError
-from sensors.nuscenes_source import NuscenesSource
+from sensors.nuscenes_source import RecordedSource
 from sim.scenarios import COURSE, UNSEEN_TOWN, Scenario
 
 ALLOW_FLAG = "--allow-seen"
@@ -26,7 +26,7 @@ class Learned:
     names: dict[Key, str]
 
     @classmethod
-    def of(cls, places: Iterable[tuple[NuscenesSource, str]]) -> "Learned":
+    def of(cls, places: Iterable[tuple[RecordedSource, str]]) -> "Learned":
         """All of these scenes."""
         return cls(dict(_known(source, scene) for source, scene in places))
 
@@ -69,7 +69,7 @@ class Learned:
                 seen.append(f"{name} (in {start.town}, which was to be unseen)")
         return seen
 
-    def seen_in(self, source: NuscenesSource) -> list[str]:
+    def seen_in(self, source: RecordedSource) -> list[str]:
         """Which scenes of a dataroot were learned."""
         keys = ((scene, _known(source, scene)[0]) for scene in source.scenes)
         return [scene for scene, key in keys if key in self.names]
@@ -91,11 +91,11 @@ def _start(start: int | Scenario) -> tuple[Key, str]:
     return ("", Path(start.town).name.partition(".")[0], start.seed), start.name
 
 
-def _known(source: NuscenesSource, scene: str) -> tuple[Key, str]:
+def _known(source: RecordedSource, scene: str) -> tuple[Key, str]:
     """What a scene is, and what it is called."""
     extension = source.extension(scene)
     if extension is None:
-        return (scene, source.index.scene(scene).location, RECORDED), scene
+        return (scene, source.scene(scene).location, RECORDED), scene
     return ("", extension.town, extension.seed), extension.scenario
 
 

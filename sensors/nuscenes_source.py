@@ -13,6 +13,9 @@ window is empty and the state NaN. Command and instruction come from the extensi
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future as Promise
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -25,7 +28,7 @@ from sensors.imu import ImuWindow
 from sensors.nuscenes_can import Bus, read_bus
 from sensors.nuscenes_extension import SceneExtension, read_extension
 from sensors.nuscenes_index import NuscenesIndex
-from sensors.nuscenes_scene import Capture, RecordedScene
+from sensors.nuscenes_scene import Capture, Keyframe, RecordedScene
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
@@ -60,44 +63,66 @@ class _Recent:
         return self._values[key]
 
 
-class NuscenesSource:
-    """`sensors.source.Source` over the keyframes of `<dataroot>/<version>`.
+class _Threads:
+    """So many threads that work ahead; none work at once, where they are asked to. Another process has its own."""
 
-    scenes         names, all of them by default
+    def __init__(self, count: int):
+        self.count, self._pool = count, None
+
+    def __reduce__(self):
+        return _Threads, (self.count,)
+
+    def begin(self, work: Callable[[], object]) -> Promise:
+        if self._pool is None and self.count:
+            self._pool = ThreadPoolExecutor(self.count, "decode")
+        if self._pool is not None:
+            return self._pool.submit(work)
+        promise = Promise()
+        promise.set_result(work())
+        return promise
+
+
+class RecordedSource:
+    """`sensors.source.Source` over the keyframes of recorded scenes, wherever they come from.
+
     steps          keyframes per clip, T
     image_size     (width, height) px to which image and calibration are brought; None keeps the recorded size.
                    Images are decoded no larger than that takes, see `reduction`
     imu_window_us  how far back the clip's IMU window reaches
+    threads        that decode images, those of the next keyframe ahead of time; 0: none, one after the other
 
-    Cameras are in the order of CAMERAS, clockwise from the front. Decoded images are kept for the `steps + 1` latest
-    keyframes, so that walking a scene decodes each file once. The tables are checked here, image files when a clip asks
-    for them.
+    Decoded images are kept for the latest keyframes, so that walking a scene decodes each file once. Who derives from
+    it says what a scene is (`_recorded`), what its bus says (`_read_bus`), and reads its files (`_file`).
     """
 
     def __init__(
         self,
-        dataroot: str | Path,
-        version: str,
-        scenes: tuple[str, ...] | None = None,
-        steps: int = 2,
-        image_size: tuple[int, int] | None = None,
-        imu_window_us: int = 1_000_000,
+        name: str,
+        scenes: tuple[str, ...],
+        cameras: tuple[str, ...],
+        steps: int,
+        image_size: tuple[int, int] | None,
+        imu_window_us: int,
+        threads: int,
     ):
         if steps < 1:
-            raise InputError("NuscenesSource", "steps", steps, "at least 1")
-        self.index = NuscenesIndex(dataroot, version)
-        self.name = f"nuscenes {version}"
-        self.scenes = self.index.scenes if scenes is None else tuple(scenes)
+            raise InputError(type(self).__name__, "steps", steps, "at least 1")
+        self.name, self.scenes, self._names = name, scenes, cameras
         self.steps, self.image_size, self.imu_window_us = steps, image_size, imu_window_us
-        for name in self.scenes:
-            self._check(name)
         self._opened = _Recent(SCENES_KEPT)
-        self._images = _Recent(len(CAMERAS) * (steps + 1))
+        self._images = _Recent(len(cameras) * (steps + 2))
+        self._threads = _Threads(threads)
         self._buses = _Recent(BUSES_KEPT)
         self._extensions = _Recent(BUSES_KEPT)
 
     def frame_times_us(self, scene: str) -> np.ndarray:
-        return self.index.frame_times_us(scene)
+        return self.scene(scene).now_us
+
+    def scene(self, scene: str) -> RecordedScene:
+        """All of one of the scenes."""
+        if scene not in self.scenes:
+            raise InputError(self.name, "scene", scene, f"one of {', '.join(self.scenes)}")
+        return self._opened.get(scene, lambda: self._read(scene))[0]
 
     def clip(self, scene: str, frame: int) -> Clip:
         recorded, cameras, shown = self._rig(scene, frame)
@@ -108,21 +133,22 @@ class NuscenesSource:
         mask = np.zeros((T, N), bool)
         time_us = np.zeros((T, N), np.int64)
         T_world_from_ego = np.zeros((T, N, 4, 4))
+        promised = [self._begin(scene, keyframe, cameras) for keyframe in keyframes]
+        if self._threads.count and frame + 1 < len(recorded.keyframes):
+            self._begin(scene, recorded.keyframes[frame + 1], cameras)
         for t in range(T):
             k, keyframe = frame - (T - 1) + t, keyframes[t]
             for n, camera in enumerate(cameras):
                 capture = keyframe.captures.get(camera.name)
                 time_us[t, n] = keyframe.now_us if capture is None else capture.time_us
                 T_world_from_ego[t, n] = keyframe.T_world_from_ego_now if capture is None else capture.T_world_from_ego
-                image = None if k < 0 or capture is None else self._image(scene, capture, camera)
+                image = None if k < 0 or capture is None else promised[t][n].result()
                 if image is not None:
                     images[t, n], mask[t, n] = image, True
             if k < 0:
                 time_us[t] += k * self._period_us(recorded)
         imu, vehicle = self.imu(scene, now.now_us), self.vehicle(scene, now.now_us)
-        extension = self.extension(scene)
-        cue = extension.cue_at(now.now_us) if extension is not None else ("follow", "")
-        car = (imu, vehicle, *cue)
+        car = (imu, vehicle, *self._cue(scene, frame, now.now_us))
         return Clip(now.now_us, now.T_world_from_ego_now, shown, images, mask, time_us, T_world_from_ego, *car)
 
     def future(self, scene: str, frame: int) -> Future:
@@ -133,8 +159,18 @@ class NuscenesSource:
         return Future(recorded.now_us[later], recorded.T_world_from_ego_now[later], boxes)
 
     def extension(self, scene: str) -> SceneExtension | None:
-        """What a simulated scene knows beyond nuScenes' tables; None for any other."""
-        return self._extensions.get(scene, lambda: read_extension(self.index.dataroot, scene))
+        """What a simulated scene knows beyond its format; None for any other."""
+        return None
+
+    def map_path(self, scene: str) -> Path | None:
+        """The raster of where one may drive, None without one."""
+        return None
+
+    def images(self, scene: str) -> tuple[int, int]:
+        """(how many images of the keyframes are there, how many are spoken of)."""
+        keyframes = self.scene(scene).keyframes
+        names = [c.filename for k in keyframes for name, c in k.captures.items() if name in self._names]
+        return sum(self._file(scene, name)[1] is not None for name in names), len(names)
 
     def imu(self, scene: str, now_us: int) -> ImuWindow:
         """What the IMU says up to an instant; empty where there is none."""
@@ -144,6 +180,96 @@ class NuscenesSource:
         """What the bus says of the car at an instant, NaN where it is silent."""
         return self._bus(scene).vehicle_at(now_us)
 
+    def shard(self, scene: str) -> str:
+        """Name of what a scene is read from; scenes of one name lie together."""
+        return scene
+
+    def _cue(self, scene: str, frame: int, now_us: int) -> tuple[str, str]:
+        """(command, instruction) at a frame."""
+        extension = self.extension(scene)
+        return extension.cue_at(now_us) if extension is not None else ("follow", "")
+
+    def _rig(self, scene: str, frame: int) -> tuple[RecordedScene, tuple[Camera, ...], tuple[Camera, ...]]:
+        """A scene that has this frame, its cameras as they recorded, and as they are shown."""
+        last = len(self.scene(scene).keyframes) - 1
+        if not 0 <= frame <= last:
+            raise InputError(f"{self.name} {scene}", "frame", frame, f"0 to {last}")
+        return self._opened.get(scene, lambda: self._read(scene))
+
+    def _read(self, scene: str) -> tuple[RecordedScene, tuple[Camera, ...], tuple[Camera, ...]]:
+        recorded = self._recorded(scene)
+        cameras = tuple(recorded.cameras[name] for name in self._names)
+        size = self.image_size
+        return recorded, cameras, cameras if size is None else tuple(camera.resize(*size)[1] for camera in cameras)
+
+    def _period_us(self, scene: RecordedScene) -> int:
+        return int(np.median(np.diff(scene.now_us))) if len(scene.now_us) > 1 else NOMINAL_PERIOD_US
+
+    def _begin(self, scene: str, keyframe: Keyframe, cameras: tuple[Camera, ...]) -> list[Promise | None]:
+        """The images of a keyframe to come: RGB [H, W, 3] at the size asked for, or None where there is no file."""
+
+        def begin(capture: Capture, camera: Camera) -> Promise:
+            def decode() -> np.ndarray | None:
+                where, data = self._file(scene, capture.filename)
+                return None if data is None else picture(data, where, camera, self.image_size)
+
+            return self._images.get(capture.token, lambda: self._threads.begin(decode))
+
+        captures = [keyframe.captures.get(camera.name) for camera in cameras]
+        return [c and begin(c, camera) for c, camera in zip(captures, cameras, strict=True)]
+
+    def _bus(self, scene: str) -> Bus:
+        return self._buses.get(scene, lambda: self._read_bus(scene))
+
+    def _recorded(self, scene: str) -> RecordedScene:
+        raise NotImplementedError
+
+    def _read_bus(self, scene: str) -> Bus:
+        raise NotImplementedError
+
+    def _file(self, scene: str, filename: str) -> tuple[object, bytes | None]:
+        """(where it lies, content) of a file of a scene; None where there is none."""
+        raise NotImplementedError
+
+
+class NuscenesSource(RecordedSource):
+    """The scenes of `<dataroot>/<version>`, all of them by default.
+
+    Cameras are in the order of CAMERAS, clockwise from the front. The tables are checked here, image files when a clip
+    asks for them.
+    """
+
+    def __init__(
+        self,
+        dataroot: str | Path,
+        version: str,
+        scenes: tuple[str, ...] | None = None,
+        steps: int = 2,
+        image_size: tuple[int, int] | None = None,
+        imu_window_us: int = 1_000_000,
+        threads: int = 0,
+    ):
+        self.index = NuscenesIndex(dataroot, version)
+        names = self.index.scenes if scenes is None else tuple(scenes)
+        super().__init__(f"nuscenes {version}", names, CAMERAS, steps, image_size, imu_window_us, threads)
+        for name in self.scenes:
+            self._check(name)
+
+    def frame_times_us(self, scene: str) -> np.ndarray:
+        return self.index.frame_times_us(scene)
+
+    def extension(self, scene: str) -> SceneExtension | None:
+        return self._extensions.get(scene, lambda: read_extension(self.index.dataroot, scene))
+
+    def map_path(self, scene: str) -> Path | None:
+        return self.index.map_path(scene)
+
+    def images(self, scene: str) -> tuple[int, int]:
+        [stock] = self.index.inventory([scene])
+        missing = sum(stock.images_missing[name] for name in CAMERAS)
+        there = sum(stock.images_present[name] for name in CAMERAS)
+        return there, there + missing
+
     def _check(self, scene: str) -> None:
         """An InputError if a scene can't be used, or lacks one of the cameras."""
         self.index.check(scene)
@@ -152,44 +278,15 @@ class NuscenesSource:
             where, came = self.index.table_path("sample_data"), f"no key frame of {', '.join(lacking)}"
             raise InputError(where, f"channels of {scene}", came, f"all of {', '.join(CAMERAS)}")
 
-    def _rig(self, scene: str, frame: int) -> tuple[RecordedScene, tuple[Camera, ...], tuple[Camera, ...]]:
-        """A scene that has this frame, its cameras as they recorded, and as they are shown."""
-        if scene not in self.scenes:
-            raise InputError(self.name, "scene", scene, f"one of {', '.join(self.scenes)}")
-        recorded, cameras, shown = self._opened.get(scene, lambda: self._read(scene))
-        if not 0 <= frame < len(recorded.keyframes):
-            raise InputError(f"{self.name} {scene}", "frame", frame, f"0 to {len(recorded.keyframes) - 1}")
-        return recorded, cameras, shown
-
-    def _read(self, scene: str) -> tuple[RecordedScene, tuple[Camera, ...], tuple[Camera, ...]]:
-        recorded = self.index.scene(scene)
-        cameras = tuple(recorded.cameras[name] for name in CAMERAS)
-        size = self.image_size
-        return recorded, cameras, cameras if size is None else tuple(camera.resize(*size)[1] for camera in cameras)
-
-    def _period_us(self, scene: RecordedScene) -> int:
-        return int(np.median(np.diff(scene.now_us))) if len(scene.now_us) > 1 else NOMINAL_PERIOD_US
-
-    def shard(self, scene: str) -> str:
-        """Name of what a scene is read from; scenes of one name lie together."""
-        return scene
+    def _recorded(self, scene: str) -> RecordedScene:
+        return self.index.scene(scene)
 
     def _file(self, scene: str, filename: str) -> tuple[object, bytes | None]:
-        """(where it lies, content) of a file of a scene; None where there is none."""
         path = self.index.path(filename)
         return path, read_bytes(path) if path.is_file() else None
 
-    def _image(self, scene: str, capture: Capture, camera: Camera) -> np.ndarray | None:
-        """RGB [H, W, 3] at the size asked for, or None where there is no file."""
-
-        def read() -> np.ndarray | None:
-            where, data = self._file(scene, capture.filename)
-            return None if data is None else picture(data, where, camera, self.image_size)
-
-        return self._images.get(capture.token, read)
-
-    def _bus(self, scene: str) -> Bus:
-        return self._buses.get(scene, lambda: read_bus(self.index.dataroot, scene))
+    def _read_bus(self, scene: str) -> Bus:
+        return read_bus(self.index.dataroot, scene)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sensors.errors import InputError
-from sensors.nuscenes_source import NuscenesSource
+from sensors.nuscenes_source import NuscenesSource, RecordedSource
 from sensors.shards import MANIFEST, Shards, beside, is_pack, read_pack, tables_folder
 
 
@@ -27,6 +27,9 @@ class PackSource(NuscenesSource):
 
     def shard(self, scene: str) -> str:
         return self.shards.of(scene).name
+
+    def images(self, scene: str) -> tuple[int, int]:
+        return RecordedSource.images(self, scene)
 
     def _file(self, scene: str, filename: str) -> tuple[object, bytes | None]:
         return self.shards.read(scene, filename)

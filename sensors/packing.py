@@ -205,5 +205,5 @@ def statistics(place: str | Path) -> Statistics:
         "scenes.simulated": sum(extension is not None for extension in extensions),
         "reasons": sum(len(extension.reasons) for extension in extensions if extension is not None),
     }
-    places = Counter(source.index.scene(scene).location for scene in source.scenes)
+    places = Counter(source.scene(scene).location for scene in source.scenes)
     return Statistics({name: float(value) for name, value in figures.items()}, dict(places.most_common()))

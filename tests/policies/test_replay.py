@@ -116,3 +116,37 @@ def test_replay_rejects_policies_that_need_a_world(capsys):
 def test_replay_rejects_what_is_no_dataroot(tmp_path, capsys):
     assert main(["replay", "--dataroot", str(tmp_path / "nowhere"), "--quiet"]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_plain_folder_is_replayed_through_the_same_protocol(tmp_path, tiny_checkpoint, capsys):
+    """Two cars on one straight road: constant velocity is right, and a scene of one frame has no score, but counts."""
+    for name, frames in (("a", 9), ("b", 1)):
+        (tmp_path / "plain" / name).mkdir(parents=True)
+        camera = {"width": 8, "height": 8, "K": [[8, 0, 4], [0, 8, 4], [0, 0, 1]], "T_ego_from_cam": np.eye(4).tolist()}
+        rows = [
+            {"time_us": 500_000 * k, "T_world_from_ego": (np.eye(4) + np.eye(4, k=3) * 4.0 * k).tolist(), "images": {}}
+            for k in range(frames)
+        ]
+        content = {"cameras": {"FRONT": camera}, "frames": rows}
+        (tmp_path / "plain" / name / "recording.json").write_text(json.dumps(content))
+    source, out = ["--source", str(tmp_path / "plain")], ["--out", str(tmp_path / "run"), "--quiet"]
+    assert main(["replay", *source, "--image-size", "8x8", "--policy", "log", *out]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["scenes"] == {"asked": 6, "finished": 6, "failed": 0}
+    assert summary["policies"]["log"]["ade_3s_m"] == pytest.approx(0, abs=1e-6)
+    assert summary["metrics"]["n_keyframes"] == 3
+    assert main(["replay", *source, "--closed-loop", "--policy", "log", *out]) == 2
+    assert "vla export --source" in capsys.readouterr().err
+    assert main(["replay", *source, "--policy", "vla", "--checkpoint", str(tiny_checkpoint), *out]) == 2
+    assert "none of 0 camera files" in capsys.readouterr().err
+
+
+@needs_data
+def test_a_split_that_is_not_whole_is_refused(capsys):
+    data = ["replay", "--dataroot", str(DATAROOT), "--quiet"]
+    assert main([*data, "--split", "mini_val"]) == 2
+    assert "1 of its 2 scenes missing: scene-0916" in capsys.readouterr().err
+    assert main([*data, "--split", "val"]) == 2
+    assert "expected --version v1.0-trainval" in capsys.readouterr().err
+    assert main([*data, "--split", "vall"]) == 2
+    assert "Did you mean val?" in capsys.readouterr().err
