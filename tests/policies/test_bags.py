@@ -91,8 +91,8 @@ def test_a_recorded_course_over_a_bag_and_back(tmp_path, course_dataroot):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "came neither"),
-        (("a.mcap", "--dataroot", "data"), "came both"),
+        ((), "came none"),
+        (("a.mcap", "--dataroot", "data"), "came bag and dataroot"),
         (("nowhere",), "nothing there"),
         (("nowhere", "--version", "v1.0-mini"), "came --version"),
         (("nowhere", "--scene", "scene-0001"), "came --scene"),
