@@ -7,7 +7,7 @@ A lifecycle node, started unconfigured:
     active        --deactivate--> inactive   nothing is published; what was heard is forgotten at the next activation
 
 A plan goes out once, with the stamp of the clip it was made from, if every input it needs was fresh, it was ready in
-time and keeps the limits of `vla_drive_ros.plan_check`. Otherwise nothing goes out and /diagnostics says why. Twenty
+time and keeps the limits of `vla_drive_ros.plan_check`. Otherwise nothing goes out and /diagnostics says why. Fifty
 times a second ~/output/health says whether anything is wrong (ERROR: stop) or missing (WARN: go slowly), whatever the
 policy is busy with.
 """
@@ -48,7 +48,7 @@ from vla_drive_ros.process import Loop, Stop, declare, run
 # Messages that may wait: the sensor-data default of 5 loses some of a 100 Hz IMU, many more would only grow old.
 IMAGE_DEPTH, ODOMETRY_DEPTH, IMU_DEPTH = 2, 10, 20
 IMAGE_TRANSPORTS = ("compressed", "raw")
-WATCH_S, REPORT_S = 0.05, 1.0
+WATCH_S, REPORT_S = 0.02, 1.0
 HERE_XYYAW = np.zeros(3)
 
 
@@ -273,7 +273,7 @@ class DriverNode(LifecycleNode):
         inputs, busy_since_us = self._inputs, self._busy_since_us
         if self._plan_loop is None or inputs is None:
             return [f"driver: {self._state.lower()}"], []
-        faults, slight = inputs.health(now_us, steady_us)
+        faults, slight = inputs.health(now_us, steady_us, 1000 * self._value("cameras_silent_limit_ms"))
         limit_us = 1000 * self._value("inference_limit_ms")
         if busy_since_us is not None and steady_us - busy_since_us > limit_us:
             faults.append(

@@ -135,8 +135,8 @@ class Inputs:
             if message.header.frame_id != frame_id:
                 raise InputError(f"image of {name}", "header.frame_id", message.header.frame_id, frame_id)
             time_us = time_us_from_stamp(message.header.stamp, f"image of {name}")
-            self._check_new(name, message.data)
             image = image_from_message(message, camera, self._image_size)
+            self._check_new(name, message.data)
         except InputError as error:
             return self._refuse(name, error, steady_us)
         with self._lock:
@@ -211,8 +211,11 @@ class Inputs:
             self._refused[name][error.field] += 1
             self._refusal[name] = steady_us, f"{error.field}: came {error.came[:60]}"
 
-    def health(self, now_us: int, steady_us: int) -> tuple[list[str], list[str]]:
-        """(faults, degradations) of the inputs now, each in words that begin with the input's name."""
+    def health(self, now_us: int, steady_us: int, silent_us: int) -> tuple[list[str], list[str]]:
+        """(faults, degradations) of the inputs now, each in words that begin with the input's name.
+
+        One camera may lose a picture; that all of them do at once is no chance, and is told after `silent_us`.
+        """
         with self._lock:
             if self._fault:
                 return list(self._fault.values()), []
@@ -224,6 +227,8 @@ class Inputs:
                 slight += self._stale(name, stream, limits.camera_age_us, *clock)
             if len(CAMERAS) - len(slight) < limits.min_cameras:
                 faults, slight = slight, []
+            elif not any(stream.fresh(silent_us, *clock) for stream in self._assembler.images.values()):
+                faults.append(f"CAM_*: all silent for more than {silent_us / 1000:.0f} ms")
             slight += self._stale("imu", self._assembler.imu, limits.imu_age_us, *clock)
             faults += self._stale("odometry", self._assembler.odometry, limits.odometry_age_us, *clock)
             return faults, slight

@@ -12,6 +12,7 @@ CLOCK, DIAGNOSTICS, EMERGENCY_STOP = "/clock", "/diagnostics", "/emergency_stop"
 JOINT_COMMAND, STATE = "~/output/joint_command", "~/output/state"
 AUTOWARE_COMMAND, ACKERMANN_COMMAND = "~/output/control_cmd", "~/output/ackermann_cmd"
 ENGAGE, RESET = "~/engage", "~/reset"
+TRUTH = "~/truth"  # of sim_node: how the car really moves, whatever its sensors say
 STEERING_JOINT, TRACTION_JOINT = "steering", "traction"
 POLICIES = ("constant-velocity", "repeat", "vla")
 
@@ -71,11 +72,12 @@ DRIVER_PARAMETERS = (
     Parameter("image_height", 225, "height in px of the same", 16, 4096),
     Parameter("min_cameras", 5, "cameras that the newest step must show; the others are masked", 1, 6),
     Parameter("sync_tolerance_ms", 60, "pictures of one step lie this near to the reference camera's", 1, 120),
-    Parameter("camera_age_limit_ms", 200, "oldest picture in the newest step, longest silence of a camera", 20, 2000),
+    Parameter("camera_age_limit_ms", 250, "oldest picture in the newest step, longest silence of a camera", 20, 2000),
+    Parameter("cameras_silent_limit_ms", 150, "longest silence of all cameras at once", 20, 2000),
     Parameter("odometry_age_limit_ms", 150, "oldest pose; without a younger one nothing is planned", 20, 1000),
     Parameter("imu_age_limit_ms", 200, "oldest IMU sample; without a younger one the window is empty", 20, 1000),
     Parameter("clock_skew_limit_ms", 50, "a stamp farther ahead of the clock than this is refused", 1, 500),
-    Parameter("inference_limit_ms", 200, "a policy that takes longer than this is a fault", 20, 2000),
+    Parameter("inference_limit_ms", 150, "a policy that takes longer than this is a fault", 20, 2000),
     Parameter("plan_age_limit_ms", 500, "a plan whose clip is older than this is not published", 50, 2000),
 )
 REPLAY_PARAMETERS = (
@@ -90,7 +92,7 @@ REPLAY_PARAMETERS = (
 CONTROL_PARAMETERS = (
     Parameter("plan_age_limit_ms", 800, "a plan whose clip is older than this is not followed any more", 100, 3000),
     Parameter("odometry_age_limit_ms", 150, "without a younger pose the car stops", 20, 1000),
-    Parameter("health_age_limit_ms", 150, "a driver that is silent for longer is a fault", 60, 1000),
+    Parameter("health_age_limit_ms", 120, "a driver that is silent for longer is a fault", 60, 1000),
     Parameter("loop_gap_limit_ms", 150, "a control loop that was held up for longer is a fault", 60, 1000),
     Parameter("degraded_limit_s", 10.0, "longest drive with something missing, then the car stops", 1.0, 60.0),
     Parameter("degraded_speed_mps", 3.0, "not faster while something is missing", 0.5, 10.0),

@@ -28,7 +28,7 @@ class PlanLimits:
     accel_mps2: float = 4.0
     braking_mps2: float = 8.0
     lateral_accel_mps2: float = 6.0
-    jerk_mps3: float = 30.0
+    jerk_mps3: float = 20.0
     curvature_1pm: float = 1.1 * VehicleParams().max_curvature_1pm
     steering_rate_radps: float = 1.5
 

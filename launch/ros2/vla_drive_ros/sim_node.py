@@ -85,6 +85,7 @@ class SimNode(Node):
         self._infos = {n: self.create_publisher(CameraInfo, ros2_topics.info_topic(n), latched) for n in CAMERAS}
         self._imu = self.create_publisher(Imu, ros2_topics.IMU, 100)
         self._odometry = self.create_publisher(Odometry, ros2_topics.ODOMETRY, 100)
+        self._truth = self.create_publisher(Odometry, interface.TRUTH, 100)
         self._steering = self.create_publisher(JointState, ros2_topics.STEERING, 10)
         self._clock_publisher = self.create_publisher(ClockMessage, interface.CLOCK, 10)
         self._route_command = self.create_publisher(String, ros2_topics.COMMAND, latched)
@@ -139,7 +140,10 @@ class SimNode(Node):
             self._queue = deque(sorted([*self._queue, *self._drawing.result()], key=lambda sample: sample.time_us))
             self._drawing = None
         while self._queue and self._queue[0].time_us <= self._now_us:
-            sample = self._faults.spoil(self._queue.popleft())
+            true = self._queue.popleft()
+            sample = self._faults.spoil(true)
+            if isinstance(true, OdometrySample):
+                self._truth.publish(messages.filled(Odometry(), odometry_fields(true)))
             if sample is not None:
                 self._publish(sample)
 

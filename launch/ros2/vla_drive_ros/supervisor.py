@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
@@ -26,14 +27,13 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from sensors import ros2_topics
 from sensors.errors import InputError
 from vla_drive_ros import interface
 
 HERE = Path(__file__).resolve().parent
 # Beside the package in a checkout, inside it in a wheel; colcon puts it under share/.
 CONFIG = next((path for path in (HERE.parent / "config", HERE / "config") if path.is_dir()), HERE.parent / "config")
-ENDS_WITHIN_S = 20.0
+STARTS_WITHIN_S, ENDS_WITHIN_S = 90.0, 20.0
 
 
 def environment(domain: int | None = None) -> dict[str, str]:
@@ -77,6 +77,10 @@ def end(processes: list[subprocess.Popen], number: int = signal.SIGINT) -> list[
     return [process.returncode for process in processes]
 
 
+class NoAnswer(InputError):
+    """Nobody offers a service, or whoever does says nothing."""
+
+
 @dataclass(frozen=True)
 class Heard:
     """A message and when it came, by the steady clock."""
@@ -86,7 +90,8 @@ class Heard:
 
 
 class Supervisor:
-    """Calls the nodes' services, and keeps what they say: states, commands, odometry, plans and diagnostics."""
+    """Calls the nodes' services, and keeps what they say: states, commands, plans, diagnostics, and how
+    the simulated car really moves."""
 
     def __init__(self, domain: int | None = None):
         self.context = rclpy.Context()
@@ -96,7 +101,7 @@ class Supervisor:
         self._executor.add_node(self.node)
         self.states: list[Heard] = []
         self.commands: list[Heard] = []
-        self.odometry: list[Heard] = []
+        self.truth: list[Heard] = []
         self.plans: list[Heard] = []
         self.diagnostics: list[Heard] = []
         self._emergency_stop = self.node.create_publisher(Bool, interface.EMERGENCY_STOP, 10)
@@ -105,7 +110,7 @@ class Supervisor:
         for kind, topic, kept, qos in (
             (DiagnosticArray, interface.of_node(control, interface.STATE), self.states, 100),
             (JointTrajectory, interface.of_node(control, interface.JOINT_COMMAND), self.commands, 100),
-            (Odometry, ros2_topics.ODOMETRY, self.odometry, sensor_data),
+            (Odometry, interface.of_node(interface.SIM, interface.TRUTH), self.truth, sensor_data),
             (PathMessage, interface.of_node(driver, interface.TRAJECTORY), self.plans, 100),
             (DiagnosticArray, interface.DIAGNOSTICS, self.diagnostics, 100),
         ):
@@ -136,17 +141,26 @@ class Supervisor:
         client = self.node.create_client(kind, name)
         try:
             if not self.until(client.service_is_ready, seconds):
-                raise InputError(name, "service", "nobody", f"a node that offers it within {seconds:.0f} s")
+                raise NoAnswer(name, "service", "nobody", f"a node that offers it within {seconds:.0f} s")
             future = client.call_async(request)
             if not self.until(future.done, seconds):
-                raise InputError(name, "answer", "none", f"one within {seconds:.0f} s")
+                raise NoAnswer(name, "answer", "none", f"one within {seconds:.0f} s")
             return future.result()
         finally:
             self.node.destroy_client(client)
 
-    def change(self, node: str, transition: int) -> bool:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return self.call(ChangeState, f"/{node}/change_state", request, 60.0).success
+    def change(self, node: str, transition: int, becomes: int) -> bool:
+        """Whether a lifecycle node made the transition. One that was killed seems to live for some seconds, and
+        who asks it gets no answer: asked again, its successor answers."""
+        request, end_s = ChangeState.Request(transition=Transition(id=transition)), time.monotonic() + STARTS_WITHIN_S
+        while True:
+            with suppress(NoAnswer):
+                if self.call(ChangeState, f"/{node}/change_state", request, 5.0).success:
+                    return True
+                state = self.call(GetState, f"/{node}/get_state", GetState.Request(), 5.0).current_state
+                return state.id == becomes  # an earlier request was heard after all
+            if time.monotonic() > end_s:
+                raise InputError(node, "lifecycle", "no answer", f"one within {STARTS_WITHIN_S:.0f} s")
 
     def bring_up(self, *nodes: str) -> None:
         """Configure and activate; what a node says against it is an InputError. Nothing moves by this."""
@@ -154,8 +168,9 @@ class Supervisor:
             ("configure", Transition.TRANSITION_CONFIGURE),
             ("activate", Transition.TRANSITION_ACTIVATE),
         ):
+            becomes = State.PRIMARY_STATE_INACTIVE if name == "configure" else State.PRIMARY_STATE_ACTIVE
             for node in nodes:
-                if not self.change(node, transition):
+                if not self.change(node, transition, becomes):
                     raise InputError(node, name, "a refusal", "an agreement", "Its output and /diagnostics say why.")
 
     def engage(self, wanted: bool = True) -> str:
@@ -200,4 +215,4 @@ class Supervisor:
 
     @property
     def speed_mps(self) -> float:
-        return self.odometry[-1].message.twist.twist.linear.x if self.odometry else float("nan")
+        return self.truth[-1].message.twist.twist.linear.x if self.truth else float("nan")
