@@ -51,8 +51,8 @@ PICTURES = {  # what the pictures of a run are: their heading, of what its figur
     "views": {
         "heading": "Views",
         "figures": "Of re-projected images it is the mean over the recorded ones that were held out for it.",
-        "words": "Every second recorded image is held out and made of its neighbours, as those are made that a car would "
-        "see where none was recorded.",
+        "words": "Every second recorded image is held out and made of its neighbours, as those are made that a car "
+        "would see where none was recorded.",
     },
 }
 

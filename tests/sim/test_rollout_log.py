@@ -242,7 +242,7 @@ def test_a_log_from_before_views_were_told_is_read_without_any(tmp_path: Path) -
     assert same(read_episode(path), sample_log())
     assert read_episode(path).shown() == []
     rewrite(path, head=np.array(json.dumps(head | {"version": VERSION})))
-    with pytest.raises(InputError, match="view_frame"):
+    with pytest.raises(InputError, match="view_camera: came nothing"):
         read_episode(path)
 
 
