@@ -1,14 +1,15 @@
-"""The verbs of training: a policy or an image tokenizer from a recipe, whether a tokenizer is usable, a look inside."""
+"""The verbs of training: a policy or a codebook from a recipe, whether a codebook is usable, a look inside."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from policies.cli_parts import count, run_arguments, seen_argument
+from policies.codebooks import check_codebook_file, train_actions, train_text
 from policies.dry_run import dry_run
 from policies.grpo import dry_run_grpo, grpo
 from policies.inspection import inspect, write_inspection
-from policies.recipes import GrpoRecipe, Recipe, TokenizerRecipe, load_recipe, shipped
+from policies.recipes import ActionRecipe, GrpoRecipe, Recipe, TextRecipe, TokenizerRecipe, load_recipe, shipped
 from policies.runs import default_path
 from policies.stages import load_stages, make, shipped_stages
 from policies.train import Workers, train
@@ -17,6 +18,7 @@ from sensors.errors import InputError
 from vla.sharding import Division
 from vla.sizes import SIZES
 
+CODEBOOKS = (TokenizerRecipe, TextRecipe, ActionRecipe)
 EPILOGS = {
     "train": """examples:
   vla train tiny data.dataroot=data/course               ten minutes on two cores
@@ -25,15 +27,20 @@ EPILOGS = {
   vla train tiny-town --dry-run                          what it would cost
   vla train tiny-town model.size=300m --dry-run          what a larger one would
   vla train image-tokens data.dataroot=data/town         codes for images
+  vla train text-tokens                                  codes for text
+  vla train action-codes data.dataroot=data/town         codes for chunks of driving
   vla train grpo rollouts.start_from=runs/mine/checkpoint --workers 2
                                                          on with a policy by the reward of its own drives""",
     "make": """examples:
   vla make tiny-town --out runs/tiny-town                the shipped policy from nothing, with its scores
+  vla make tokenizers --out runs/tokenizers              codes for images, text, driving; one that is no good stops it
   vla make dagger start=runs/mine/checkpoint town=data/town    rounds of driving in turns with the expert
   vla make my-stages.yaml --out runs/mine                the same command again goes on where it was""",
-    "check-tokenizer": """example:
-  vla check-tokenizer runs/codes/checkpoint --dataroot data/town
-exit status 1: the codebook has collapsed, nothing should be trained on its codes""",
+    "check-tokenizer": """examples:
+  vla check-tokenizer runs/images/checkpoint --dataroot data/other
+  vla check-tokenizer runs/actions/dct.json --dataroot data/other
+  vla check-tokenizer runs/text/text_tokens.json
+exit status 1: nothing should be trained on its codes, it says why""",
     "inspect": """examples:
   vla inspect runs/mine/checkpoint                       with clips of noise
   vla inspect runs/mine/checkpoint --dataroot data/town --out inside.html""",
@@ -42,7 +49,7 @@ exit status 1: the codebook has collapsed, nothing should be trained on its code
 
 def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare them; `verb` makes one subcommand from (name, function, help)."""
-    sub = verb("train", _train, "train a policy or an image tokenizer from a recipe")
+    sub = verb("train", _train, "train a policy or a codebook from a recipe")
     sub.add_argument("recipe", help=f"a YAML file or one of: {', '.join(shipped())}")
     words = f"replace values, as in train.steps=10; model.size=NAME exchanges the size: {', '.join(SIZES)}"
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
@@ -65,9 +72,11 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="replace what stands under `given` in the file")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="where all of it is made (default runs/<time>-make)")
 
-    sub = verb("check-tokenizer", _check_tokenizer, "say what a codebook of images is worth on recorded scenes")
-    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that vla train wrote")
-    sub.add_argument("--dataroot", type=Path, required=True, help="nuScenes dataroot that it was not trained on")
+    words = "say what a codebook of images, of driving or of text is worth"
+    sub = verb("check-tokenizer", _check_tokenizer, words)
+    sub.add_argument("codebook", type=Path, help="checkpoint folder, or JSON file, that vla train wrote")
+    words = "nuScenes dataroot that it was not trained on; text needs none"
+    sub.add_argument("--dataroot", type=Path, help=words)
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
     seen_argument(sub)
 
@@ -83,7 +92,7 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _train(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     if options.dry_run:
-        if isinstance(recipe, TokenizerRecipe):
+        if isinstance(recipe, CODEBOOKS):
             raise InputError("vla train", "--dry-run", options.recipe, "the recipe of a policy")
         own = isinstance(recipe, GrpoRecipe)
         lines = dry_run_grpo(recipe, options.workers) if own else dry_run(recipe, options.workers).lines()
@@ -93,16 +102,28 @@ def _train(options: argparse.Namespace) -> int:
     division = Division(options.shard, options.experts_over)
     if division.divides and not isinstance(recipe, Recipe):
         raise InputError("vla train", "--shard, --experts-over", options.recipe, "the recipe of a policy that imitates")
-    if isinstance(recipe, TokenizerRecipe):
+    if isinstance(recipe, CODEBOOKS):
         if options.workers > 1:
-            raise InputError("vla train", "--workers", options.workers, "1 for an image tokenizer")
-        report = train_images(recipe, out, progress)
-    elif isinstance(recipe, GrpoRecipe):
+            raise InputError("vla train", "--workers", options.workers, "1 for a codebook")
+        return _train_codebook(recipe, out, progress)
+    if isinstance(recipe, GrpoRecipe):
         report = grpo(recipe, out, progress, options.workers)
     else:
         report = train(recipe, out, progress, Workers(options.workers, division, options.reshard))
     print(f"report: {report}")
     return 0
+
+
+def _train_codebook(recipe: TokenizerRecipe | TextRecipe | ActionRecipe, out: Path, progress: bool) -> int:
+    """Train one and check it; the exit status says whether it may be used."""
+    if isinstance(recipe, TokenizerRecipe):
+        report, codebook = train_images(recipe, out, progress)
+        wrong = codebook.wrong
+    else:
+        report, check = (train_text if isinstance(recipe, TextRecipe) else train_actions)(recipe, out)
+        wrong = check.wrong
+    print(f"report: {report}")
+    return _said(wrong)
 
 
 def _make(options: argparse.Namespace) -> int:
@@ -111,11 +132,23 @@ def _make(options: argparse.Namespace) -> int:
 
 
 def _check_tokenizer(options: argparse.Namespace) -> int:
-    report = check_tokenizer(options.checkpoint, options.dataroot, options.version, options.allow_seen)
-    for name, value in report_figures(report).items():
-        print(f"{name:24s} {value:10.4g}")
-    print("usable" if report.usable else "COLLAPSED: train longer, on more varied images, or with fewer codes")
-    return 0 if report.usable else 1
+    if options.codebook.is_file():
+        check = check_codebook_file(options.codebook, options.dataroot, options.version)
+        figures, wrong = check.figures, check.wrong
+    elif options.dataroot is None:
+        raise InputError("vla check-tokenizer", "--dataroot", "nothing", "recorded scenes to look at")
+    else:
+        report = check_tokenizer(options.codebook, options.dataroot, options.version, options.allow_seen)
+        figures, wrong = report_figures(report), report.wrong
+    for name, value in figures.items():
+        print(f"{name:32s} {value:10.4g}")
+    return _said(wrong)
+
+
+def _said(wrong: tuple[str, ...]) -> int:
+    """Say whether a codebook is usable; the exit status."""
+    print("\n".join(["NOT USABLE:", *(f"  {words}" for words in wrong)]) if wrong else "usable")
+    return 1 if wrong else 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -14,11 +14,13 @@ import yaml
 from policies.grpo_recipe import GrpoRecipe
 from policies.loop_config import DEVICES, LoopConfig
 from sensors.errors import InputError, unknown_name
+from vla.action_codes import SINGLE_NUMBERS
 from vla.auxiliary import LossConfig
 from vla.config import ModelConfig, build
 from vla.image_tokens import ImageTokenizerConfig
 from vla.precision import DTYPES, FP8_RECIPES, PRECISIONS
 from vla.sizes import SIZES
+from vla.text_tokens import BYTES
 
 SHIPPED = Path(__file__).parent / "recipes"
 MOST = {  # of what DataConfig says how far it goes
@@ -187,8 +189,67 @@ class TokenizerRecipe:
         return dataclasses.asdict(self)
 
 
-AnyRecipe = Recipe | TokenizerRecipe | GrpoRecipe
-KINDS = {"image_tokenizer": TokenizerRecipe, "rollouts": GrpoRecipe}  # by a key that only they have
+@dataclass(frozen=True)
+class TextConfig:
+    """codes: how many, the 256 bytes among them; more_sentences: a file with one a line, beside those of the towns."""
+
+    codes: int = 640
+    more_sentences: str = ""
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """Of text tokens, see `policies.codebooks`: nothing about them is random."""
+
+    name: str
+    text: TextConfig
+
+    def validate(self, where: object = "recipe") -> "TextRecipe":
+        if self.text.codes < BYTES:
+            raise InputError(where, "text.codes", self.text.codes, f"at least {BYTES}, one for each byte")
+        return self
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """dct: codes of cosine transforms with byte pairs; segments: of pieces of path. A chunk of driving begins every
+    `stride` tenths of a second."""
+
+    dct: int = 2048
+    segments: int = 512
+    stride: int = 2
+
+
+@dataclass(frozen=True)
+class ActionRecipe:
+    """Of codes for chunks of driving, see `policies.codebooks`."""
+
+    name: str
+    seed: int
+    data: DataConfig
+    actions: ActionConfig
+
+    def validate(self, where: object = "recipe") -> "ActionRecipe":
+        self.data.check(where)
+        for key, low in (("dct", SINGLE_NUMBERS), ("segments", 2), ("stride", 1)):
+            if getattr(self.actions, key) < low:
+                raise InputError(where, f"actions.{key}", getattr(self.actions, key), f"at least {low}")
+        return self
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+AnyRecipe = Recipe | TokenizerRecipe | TextRecipe | ActionRecipe | GrpoRecipe
+KINDS = {  # by a key that only they have
+    "image_tokenizer": TokenizerRecipe,
+    "text": TextRecipe,
+    "actions": ActionRecipe,
+    "rollouts": GrpoRecipe,
+}
 
 
 def shipped() -> list[str]:

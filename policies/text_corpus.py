@@ -1,19 +1,11 @@
-"""The sentences that the shipped text tokens are made of, and the command that makes them:
-
-    python -m policies.text_corpus vla/text_tokens.json
+"""The sentences that the shipped text tokens are made of, by `vla train text-tokens`.
 
 All instructions that a route through a town can give, all reasons up to MOST_REASON_M, and what people say instead. The
 same corpus gives the same file, byte for byte.
 """
 
-import argparse
-from pathlib import Path
-
 from sensors.reasons import REASONS, WITH_DISTANCE, Reason
 from sim import town_words
-from sim.rollout_log import atomic_path
-from vla.config import ModelConfig
-from vla.text_tokens import TextTokenizer
 
 MOST_REASON_M, MOST_INSTRUCTION_M, EXITS = 60, 1000, 4
 OFTEN = 40  # each free sentence counts so many times, since a route's are many and nearly alike
@@ -69,20 +61,3 @@ def reasons() -> list[str]:
 def corpus() -> list[str]:
     """All sentences, in an order that does not change."""
     return [*reasons(), *town_words.every_sentence(MOST_INSTRUCTION_M, EXITS), *OFTEN * FREE]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the JSON file to write")
-    parser.add_argument("--size", type=int, default=ModelConfig.text_tokens, help="codes (default: the model's)")
-    options = parser.parse_args()
-    text, sentences = TextTokenizer.trained(corpus(), options.size), corpus()
-    with atomic_path(options.out) as temporary:
-        text.save(temporary)
-    longest = max(sentences, key=lambda sentence: len(text.encode(sentence)))
-    print(f"{options.out}: {text.size} codes, {options.out.stat().st_size} bytes, from {len(sentences)} sentences")
-    print(f"longest: {len(text.encode(longest))} codes: {longest}")
-
-
-if __name__ == "__main__":
-    main()

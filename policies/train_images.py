@@ -93,8 +93,9 @@ class ImageTrainer(TrainingLoop):
         return {"dead_codes": dead}
 
 
-def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> Path:
-    """Train in a run directory, new or begun, to the last step; returns the path of its report."""
+def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> tuple[Path, CodebookReport]:
+    """Train in a run directory, new or begun, to the last step; returns the path of its report, and what the codebook
+    is worth on the scenes that are held out."""
     run = Run.create("train", out, recipe.to_dict(), [recipe.seed], resume=True)
     trainer = ImageTrainer(recipe, out)
     if trainer.resume():
@@ -110,9 +111,10 @@ def train_images(recipe: TokenizerRecipe, out: Path, progress: bool = True) -> P
         "train.broken": trainer.broken,
         **report_figures(report),
     }
+    run.summary["wrong"] = list(report.wrong)
     run.summary["scenes"] = {"asked": 1, "finished": 1, "failed": 0}
     run.save()
-    return write_report(out)
+    return write_report(out), report
 
 
 def check_tokenizer(checkpoint: Path, dataroot: Path, version: str, allow_seen: bool = False) -> CodebookReport:

@@ -26,6 +26,7 @@ from vla.action_tokens import integrate
 STEPS, DT_S = 64, 0.1
 TOLERANCE_M = 0.04  # mean displacement that one step of a rounded coefficient is worth
 LARGEST = 511  # rounded coefficients beyond this are cut
+SINGLE_NUMBERS = 2 * LARGEST + 1
 FIRST_SYMBOL = 0x4E00  # characters that stand for rounded coefficients; any 1,023 that are no white space would do
 LEAST_EFFECT = 1e-3  # m per unit: what does not move the car, such as curvature at a standstill, is not written down
 SEGMENT_STEPS = 8

@@ -208,20 +208,21 @@ class CodebookReport:
     codes: int
 
     @property
-    def usable(self) -> bool:
-        """Whether the codebook has not collapsed."""
-        enough = self.used >= LEAST_USED and self.perplexity >= LEAST_PERPLEXITY * self.codes
-        return enough and self.psnr_db >= LEAST_PSNR_DB
+    def wrong(self) -> tuple[str, ...]:
+        """What makes the codebook collapsed, in words; none if it is usable."""
+        least = LEAST_PERPLEXITY * self.codes
+        rules = (
+            (self.used < LEAST_USED, f"{self.used:.0%} of {self.codes} codes used, of at least {LEAST_USED:.0%}"),
+            (self.perplexity < least, f"perplexity {self.perplexity:.0f}, of at least {least:.0f}"),
+            (self.psnr_db < LEAST_PSNR_DB, f"{self.psnr_db:.1f} dB, of at least {LEAST_PSNR_DB} dB"),
+        )
+        return tuple(words for broken, words in rules if broken)
 
     def require_usable(self, where: object) -> "CodebookReport":
         """Self, or an InputError: a collapsed codebook teaches a world model nothing."""
-        if not self.usable:
-            came = (
-                f"{self.used:.0%} of {self.codes} codes used, perplexity {self.perplexity:.0f}, {self.psnr_db:.1f} dB"
-            )
-            expected = f"{LEAST_USED:.0%} used, perplexity {LEAST_PERPLEXITY * self.codes:.0f}, {LEAST_PSNR_DB} dB"
+        if self.wrong:
             fix = "Train the tokenizer longer, on more varied images, or with fewer codes."
-            raise InputError(where, "codebook", came, f"at least {expected}", fix)
+            raise InputError(where, "codebook", "; ".join(self.wrong), "one that has not collapsed", fix)
         return self
 
 

@@ -4,7 +4,7 @@ Any text comes back as it was, byte for byte. There are no special tokens here: 
 the vocabulary, so that no sentence can make one.
 
 The shipped tokens are made of what a town's routes and its expert say, and of free instructions:
-`python -m policies.text_corpus vla/text_tokens.json`.
+`vla train text-tokens`.
 """
 
 import json

@@ -2,9 +2,9 @@
 
 RUN/summary.json    command, config, version, git_commit, seeds, scenes {asked, finished, failed}, metrics {flat},
                     optionally started, policies {name: {flat}} (the first is the run's own), curves
-                    {name: [[step, value], ...]}, of a training also events [{event, step, ...}] and situations
-                    {name: examples}, pairs {policy: {flat}} (figures that no log has), pictures [{path, words}] and
-                    confusions {words: [[meant, said, times], ...]},
+                    {name: [[step, value], ...]}, of a training also events [{event, step, ...}], situations
+                    {name: examples} and wrong [words] (why its result is of no use), pairs {policy: {flat}} (figures
+                    that no log has), pictures [{path, words}] and confusions {words: [[meant, said, times], ...]},
                     episodes [{name, policy, seed, log, video, sheets, ended_by, error}] with paths relative to RUN;
                     log and video may be null
 RUN/episodes/*.npz  RUN/media/*.mp4, *.jpg
@@ -143,6 +143,7 @@ def problems(summary: dict) -> list[str]:
     missing = scenes["asked"] - scenes["finished"] - scenes["failed"]
     if missing > 0:
         words.append(f"{missing} of {scenes['asked']} scenes were never run.")
+    words += [f"Not usable: {what}." for what in summary.get("wrong", [])]
     for flat in summary.get("pairs", {}).values():
         empty = [key.removesuffix(".n").split(".") for key in flat if key.endswith(".n") and not flat[key]]
         words += [f"No {'reason' if kind == 'reason' else 'pair'} of {name} was asked." for kind, name in empty]

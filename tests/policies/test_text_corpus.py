@@ -23,14 +23,20 @@ CONFIG = ModelConfig.tiny()
 TEXT = shipped_text()
 
 
+MAKES = """
+import sys
+from pathlib import Path
+from policies.text_corpus import corpus
+from vla.text_tokens import TextTokenizer
+TextTokenizer.trained(corpus(), int(sys.argv[2])).save(Path(sys.argv[1]))
+"""
+
+
 @pytest.mark.parametrize("threads", ["1", "4"])
-def test_the_shipped_file_is_made_by_its_command_to_the_byte(tmp_path, threads):
-    command = [sys.executable, "-m", "policies.text_corpus", str(tmp_path / "text.json")]
-    said = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | {"RAYON_NUM_THREADS": threads}
-    )
+def test_the_shipped_file_is_made_to_the_byte_on_however_many_threads(tmp_path, threads):
+    command = [sys.executable, "-c", MAKES, str(tmp_path / "text.json"), str(CONFIG.text_tokens)]
+    subprocess.run(command, check=True, env=os.environ | {"RAYON_NUM_THREADS": threads})
     assert (tmp_path / "text.json").read_bytes() == SHIPPED.read_bytes()
-    assert f"{TEXT.size} codes" in said.stdout
     assert SHIPPED.stat().st_size <= 64_000
 
 
