@@ -17,6 +17,8 @@ from policies.cli_data import EPILOGS as DATA_EPILOGS
 from policies.cli_data import add_data_verb
 from policies.cli_drive import EPILOGS as DRIVE_EPILOGS
 from policies.cli_drive import add_drive_verbs
+from policies.cli_export import EPILOGS as EXPORT_EPILOGS
+from policies.cli_export import add_export_verb
 from policies.cli_plan import EPILOGS as PLAN_EPILOGS
 from policies.cli_plan import add_plan_verb
 from policies.cli_replay import EPILOGS as REPLAY_EPILOGS
@@ -39,6 +41,7 @@ EPILOGS = {
     **REPLAY_EPILOGS,
     **DATA_EPILOGS,
     **SCORE_EPILOGS,
+    **EXPORT_EPILOGS,
     **VISION_EPILOGS,
     **BENCH_EPILOGS,
     **ROS_EPILOGS,
@@ -91,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_replay_verb(verb)
     add_vision_verbs(verb)
     add_score_verbs(verb)
+    add_export_verb(verb)
     add_bench_verb(verb)
     add_ros_verb(verb)
 

@@ -11,7 +11,6 @@ from policies.scores import compare_runs, differences, interrupted, score_run, t
 from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS, QUICK, get_protocol
 from sim.report.comparison import write_comparison
-from sim.report.exports import FORMATS, export_run
 from sim.report.failure_clips import MOST_CLIPS
 from sim.report.leaderboard import find_runs, lines, write_leaderboard
 from sim.report.page import write_report
@@ -32,9 +31,6 @@ EPILOGS = {
     "leaderboard": """examples:
   vla leaderboard runs                                   every run in a folder, a table a suite
   vla leaderboard runs/mine runs/theirs --out board.html""",
-    "export": """examples:
-  vla export runs/mine --to rrd                          every episode, into runs/mine/export; rerun FILE shows it
-  vla export runs/mine --to mcap --episode vla-town-smoke-0""",
 }
 
 
@@ -61,13 +57,6 @@ def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("run_directories", type=Path, nargs="+", metavar="RUN", help="run directories, or folders of some")
     words = "the page (default leaderboard.html)"
     sub.add_argument("--out", type=Path, default=Path("leaderboard.html"), metavar="FILE", help=words)
-
-    sub = verb("export", _export, "write a run's episodes for other viewers")
-    sub.add_argument("run_directory", type=Path, metavar="RUN")
-    words = ", ".join(f"{name} ({form.words})" for name, form in FORMATS.items())
-    sub.add_argument("--to", required=True, metavar="FORMAT", help=words)
-    sub.add_argument("--episode", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/export")
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -120,11 +109,4 @@ def _compare(options: argparse.Namespace) -> int:
 def _leaderboard(options: argparse.Namespace) -> int:
     print(*lines(write_leaderboard(find_runs(options.run_directories), options.out)), sep="\n")
     print(f"page: {options.out}")
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    run = options.run_directory
-    for path in export_run(run, options.to, options.out or run / "export", options.episode):
-        print(f"{options.to}: {path}", flush=True)
     return 0

@@ -96,6 +96,7 @@ def _scene(scene: SceneInventory) -> Finding:
     parts += [f"{scene.repeated_sweeps} sweeps left out, whose time stamps repeat"] if scene.repeated_sweeps else []
     parts += [_bus(scene)]
     parts += [] if scene.map_present else ["no map raster"]
+    parts += ["map expansion"] if scene.lanes_present else []
     lacks = scene.first_missing or not scene.can_present or scene.can_refused
     return Finding(scene.name, "; ".join(parts), "lack" if lacks else "ok")
 

@@ -13,6 +13,7 @@ from sensors import frames
 from sensors.errors import InputError
 from sensors.nuscenes_map import drivable_area
 from sensors.nuscenes_source import RecordedSource
+from sim.expansion_lanes import surroundings_of_expansion
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
 from sim.surroundings import Surroundings, with_holes
 
@@ -44,14 +45,21 @@ def warn_of_missing(source: RecordedSource) -> list[str]:
 
 
 def surroundings_of(source: RecordedSource, scene: str) -> Surroundings:
-    """What the dataset says of a scene: the recorded drive and where one may drive; no lanes, and no word of lights."""
+    """What the dataset says of a scene: the recorded drive, where one may drive, and lanes if the map expansion is
+    there; no word of lights."""
     track = frames.xy_yaw(source.scene(scene).T_world_from_ego_now)
     time_us, path = source.frame_times_us(scene), source.map_path(scene)
     low, high = track[:, :2].min(axis=0) - MAP_AROUND_M, track[:, :2].max(axis=0) + MAP_AROUND_M
-    areas = [] if path is None else drivable_area(path, low, high)
+    expansion, lanes = source.expansion(scene), ()
+    if expansion is not None:
+        lanes, areas = surroundings_of_expansion(expansion, track, low, high)
+    else:
+        found = [] if path is None else drivable_area(path, low, high)
+        areas = tuple(("drivable", with_holes(outline, holes)) for outline, holes in found)
     return Surroundings(
         suite=source.name,
-        areas=tuple(("drivable", with_holes(outline, holes)) for outline, holes in areas),
+        lanes=lanes,
+        areas=areas,
         human_time_us=time_us,
         human_xyyaw=track,
     )

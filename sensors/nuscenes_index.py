@@ -22,6 +22,7 @@ import numpy as np
 from sensors.columns import Columns, open_columns, write_columns
 from sensors.errors import InputError, nearest
 from sensors.nuscenes_can import CAN_MESSAGES, can_is_refused
+from sensors.nuscenes_expansion import expansion_path
 from sensors.nuscenes_linking import link
 from sensors.nuscenes_scene import RecordedScene, channels_of, read_scene
 from sensors.nuscenes_tables import FIELDS, OPTIONAL, check_inside, read_tables
@@ -34,7 +35,7 @@ SAMPLES, SAMPLED = 16, 1 << 16  # pieces of a table, and bytes of each, that tel
 
 @dataclass(frozen=True)
 class SceneInventory:
-    """What one scene holds and lacks: image files by channel, CAN bus files by message, the map raster.
+    """What one scene holds and lacks: image files by channel, CAN bus files by message, the map's raster and lanes.
 
     images_present, images_missing  of its key frames, by camera
     sweeps_present, sweeps_missing  of the images between them
@@ -57,6 +58,7 @@ class SceneInventory:
     can_missing: tuple[str, ...]
     can_refused: bool
     map_present: bool
+    lanes_present: bool
     repeated_sweeps: int
     problem: str
 
@@ -141,6 +143,7 @@ class NuscenesIndex:
 
     def _take_stock(self, name: str, listed: dict[str, frozenset[str]]) -> SceneInventory:
         problem = self._columns.about["problems"].get(name)
+        location = self._columns.about["scenes"][self._scene_rows[name]][2]
         scene = None if problem else self.scene(name)
         cameras = list(scene.cameras) if scene else []
         counts = {
@@ -157,7 +160,7 @@ class NuscenesIndex:
         can = tuple(message for message in CAN_MESSAGES if self.can_path(name, message).is_file())
         return SceneInventory(
             name=name,
-            location=self._columns.about["scenes"][self._scene_rows[name]][2],
+            location=location,
             keyframes=len(scene.keyframes) if scene else 0,
             annotations=scene.annotations if scene else 0,
             images_present=counts[True, True],
@@ -169,6 +172,7 @@ class NuscenesIndex:
             can_missing=tuple(message for message in CAN_MESSAGES if message not in can),
             can_refused=can_is_refused(name),
             map_present=self.map_path(name) is not None,
+            lanes_present=expansion_path(self.dataroot, location).is_file(),
             repeated_sweeps=self._columns.about["repeated_sweeps"].get(name, 0),
             problem=str(InputError(*problem)) if problem else "",
         )

@@ -26,6 +26,7 @@ from sensors.clip import Clip, Future, VehicleState
 from sensors.errors import BrokenFile, InputError
 from sensors.imu import ImuWindow
 from sensors.nuscenes_can import Bus, read_bus
+from sensors.nuscenes_expansion import MapExpansion, expansion_path, read_expansion
 from sensors.nuscenes_extension import SceneExtension, read_extension
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_scene import Capture, Keyframe, RecordedScene
@@ -166,6 +167,10 @@ class RecordedSource:
         """The raster of where one may drive, None without one."""
         return None
 
+    def expansion(self, scene: str) -> MapExpansion | None:
+        """Lanes and areas of the place, None where nobody drew them."""
+        return None
+
     def images(self, scene: str) -> tuple[int, int]:
         """(how many images of the keyframes are there, how many are spoken of)."""
         keyframes = self.scene(scene).keyframes
@@ -174,11 +179,15 @@ class RecordedSource:
 
     def imu(self, scene: str, now_us: int) -> ImuWindow:
         """What the IMU says up to an instant; empty where there is none."""
-        return self._bus(scene).imu.window(now_us - self.imu_window_us, now_us)
+        return self.bus(scene).imu.window(now_us - self.imu_window_us, now_us)
 
     def vehicle(self, scene: str, now_us: int) -> VehicleState:
         """What the bus says of the car at an instant, NaN where it is silent."""
-        return self._bus(scene).vehicle_at(now_us)
+        return self.bus(scene).vehicle_at(now_us)
+
+    def jpeg(self, scene: str, capture: Capture) -> bytes | None:
+        """The file of a capture as it is, None where there is none."""
+        return self._file(scene, capture.filename)[1]
 
     def shard(self, scene: str) -> str:
         """Name of what a scene is read from; scenes of one name lie together."""
@@ -218,7 +227,8 @@ class RecordedSource:
         captures = [keyframe.captures.get(camera.name) for camera in cameras]
         return [c and begin(c, camera) for c, camera in zip(captures, cameras, strict=True)]
 
-    def _bus(self, scene: str) -> Bus:
+    def bus(self, scene: str) -> Bus:
+        """What the car's bus says, from the first to the last message."""
         return self._buses.get(scene, lambda: self._read_bus(scene))
 
     def _recorded(self, scene: str) -> RecordedScene:
@@ -263,6 +273,10 @@ class NuscenesSource(RecordedSource):
 
     def map_path(self, scene: str) -> Path | None:
         return self.index.map_path(scene)
+
+    def expansion(self, scene: str) -> MapExpansion | None:
+        path = expansion_path(self.index.dataroot, self.scene(scene).location)
+        return read_expansion(path) if path.is_file() else None
 
     def images(self, scene: str) -> tuple[int, int]:
         [stock] = self.index.inventory([scene])
