@@ -27,6 +27,7 @@ from sensors.nuscenes_linking import link
 from sensors.nuscenes_scene import RecordedScene, channels_of, read_scene
 from sensors.nuscenes_tables import FIELDS, OPTIONAL, check_inside, read_tables
 
+MANIFEST = "pack.json"  # of a pack, see `sensors.shards`
 LAYOUT = 1  # of the columns; another one is made anew
 SMALL = 1 << 22  # bytes of tables that are read faster than it takes to keep what comes out
 FIRST = 3  # names of missing files that an inventory keeps
@@ -78,6 +79,9 @@ class NuscenesIndex:
         self.dataroot, self.version = Path(dataroot), version
         if not self.dataroot.is_dir():
             raise InputError(self.dataroot, "dataroot", "no such folder", "a nuScenes dataroot")
+        if (self.dataroot / MANIFEST).is_file():
+            fix = "Trainings read packs; for all else unpack it: all its .tar files into one folder are a dataroot."
+            raise InputError(self.dataroot, "dataroot", "a pack", "a nuScenes dataroot", fix)
         versions = tuple(sorted(p.parent.name for p in self.dataroot.glob("*/scene.json") if p.parent.name[0] != "."))
         if not (self.dataroot / version).is_dir():
             one_of(self.dataroot, "version", version, versions)

@@ -29,9 +29,9 @@ from typing import BinaryIO
 import fsspec
 
 from sensors.errors import BrokenFile, InputError
-from sensors.nuscenes_index import cache_folder
+from sensors.nuscenes_index import MANIFEST, cache_folder
 
-MANIFEST, TABLES, FORMAT = "pack.json", "tables.tar", "vla-drive pack 1"
+TABLES, FORMAT = "tables.tar", "vla-drive pack 1"
 AGAIN = "Copy it again, or pack again."
 OPEN = 256  # shards: mapped, so they cost no memory of their own
 CACHED_BYTES = 200 << 30

@@ -109,8 +109,16 @@ def test_unpacked_it_is_a_dataroot_again(dataroot, packed, tmp_path):
         with tarfile.open(path) as tar:
             tar.extractall(tmp_path / "unpacked", filter="data")
     assert_same_clips(NuscenesSource(dataroot, VERSION), NuscenesSource(tmp_path / "unpacked", VERSION))
+
+
+@pytest.mark.slow
+def test_the_devkit_reads_what_was_unpacked(packed, tmp_path):
+    for path in packed.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "unpacked", filter="data")
     devkit = pytest.importorskip("nuscenes.nuscenes").NuScenes(VERSION, str(tmp_path / "unpacked"), verbose=False)
     assert len(devkit.scene) == SCENES
+    assert Path(devkit.get_sample_data_path(devkit.sample[0]["data"]["CAM_FRONT"])).is_file()
 
 
 def test_whole_scenes_lie_in_shards_of_about_the_size_asked_for(dataroot, tmp_path):
@@ -230,6 +238,8 @@ def test_packing_refuses(dataroot, packed, tmp_path):
         pack(dataroot, VERSION, tmp_path / "file")
     with pytest.raises(InputError, match=r"version: came v1\.0-trainval"):
         open_source(packed, "v1.0-trainval", 1)
+    with pytest.raises(InputError, match="dataroot: came a pack"):
+        NuscenesSource(packed, VERSION)
     with pytest.raises(InputError, match="scene: came scene-9999"):
         open_source(packed, VERSION, 1).shards.of("scene-9999")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import distributed, multiprocessing
+from spawned import in_workers
+from torch import distributed
 from torch.nn import functional as F
 
 from sensors.errors import InputError
@@ -14,6 +15,7 @@ from vla.attention import Horizon, Layout, attention_bias, visible
 from vla.backbone import Backbone
 from vla.config import BackboneConfig, ModelConfig
 from vla.model import DrivingModel
+from vla.parallel import Replicas
 from vla.ring_attention import Ring, attend, attend_gradients, merged
 
 CONFIG = BackboneConfig(
@@ -97,9 +99,9 @@ def learned(made: Backbone, hidden: torch.Tensor, x: torch.Tensor, weights: torc
     return {"hidden": hidden.detach(), "x": x.grad} | {name: p.grad for name, p in made.named_parameters()}
 
 
-def around(rank: int, count: int, folder: Path) -> None:
+def around(replicas: Replicas, _: Path, folder: Path) -> None:
     """One device; what it finds lies in a file afterwards."""
-    distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=count)
+    rank = replicas.rank
     found = {}
     for name, (layout, horizon) in LAYOUTS.items():
         ring, made = Ring.of(layout, distributed.group.WORLD, horizon), backbone()
@@ -112,17 +114,17 @@ def around(rank: int, count: int, folder: Path) -> None:
         except InputError as error:
             found["refused"] = str(error)
     torch.save(found, folder / f"{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[1, 3])
 def devices(request, tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp(f"ring-{request.param}")
     if request.param == 1:
-        around(0, 1, folder)
+        alone = Replicas.join(0, 1, folder / "meeting")
+        around(alone, folder, folder)
+        distributed.destroy_process_group()
     else:
-        multiprocessing.spawn(around, (request.param, folder), request.param)
+        in_workers(request.param, around, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 
