@@ -68,7 +68,8 @@ class Spread:
     """How a step is spread out: each of `gpus` learns from `at_once` sequences, `accumulate` times.
 
     experts      GPUs that share out the routed experts, with one another's tokens between them
-    recompute    "layers": of each only the input is kept, and it is computed again for its gradients
+    recompute    "layers": of each only the input is kept, and it is computed again for its gradients; others do so, our
+                 trainings do not yet
     dtype        of products, gathered weights and activations
     whole_logits tokens of a vocabulary whose logits are made all at once, with their gradients; 0: in parts
     """
@@ -258,6 +259,9 @@ class RecipePlan:
         lines.append(f"  {'in all':19} {plan.step_s:8.3f} s   {rate}")
         days, steps = plan.days(self.tokens), math.ceil(self.tokens / plan.tokens_a_step)
         lines.append(f"{short(round(self.tokens))} tokens: {days:.3g} days ({duration(days * DAY_S)}), {steps:,} steps")
+        if asked.recompute == "none" and spread.gpus > 1:
+            divided = f"--workers {spread.gpus} --shard --experts-over {spread.experts}"
+            lines.append(f"as it is spread out: vla train {self.name} {divided}")
         return lines
 
     def _way_out(self) -> str:

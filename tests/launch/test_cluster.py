@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from policies.cli import _parser
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "launch" / "cluster"
 SBATCH, NETWORK, IMAGE, AWS = (CLUSTER / name for name in ("ray.sbatch", "network.sh", "Dockerfile", "ray-aws.yaml"))
@@ -224,3 +226,13 @@ def test_the_cluster_of_ray_is_as_its_launcher_reads_it():
     for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
         assert bash(f"bash -n <<'END'\n{command}\nEND").stderr == ""
         assert all((ROOT / path).is_file() for path in re.findall(r"launch/cluster/[\w.-]+", command))
+
+
+def test_every_command_of_vla_is_one():
+    """Those of the README and of the files' comments, by the parser of `vla` itself."""
+    texts = [path.read_text().replace("\\\n", " ") for path in (CLUSTER / "README.md", SBATCH, IMAGE, AWS)]
+    found = [match for text in texts for match in re.findall(r"(?<![/\w-])vla ((?:train|plan|data) [^`'\"\n#]*)", text)]
+    assert len(found) >= 6
+    parse = _parser()
+    for command in found:
+        parse.parse_args(command.split())

@@ -155,6 +155,7 @@ def test_the_command_prints_a_table_and_writes_figures(tmp_path, capsys, monkeyp
     told = capsys.readouterr().out
     assert "all-to-all" in told
     assert "50B tokens: " in told
+    assert told.splitlines()[-1].endswith("vla train moe-10b --workers 256 --shard --experts-over 8")
     figures = json.loads(path.read_text())
     assert all(isinstance(value, int | float) for value in figures.values())
     assert figures["memory_bytes.total"] < figures["memory_bytes.free"]
@@ -174,7 +175,7 @@ def test_the_command_says_what_does_not_fit(capsys):
         (["--recipe", "moe-10b", "--gpus", "4096"], "--gpus: came 4096"),
         (["--recipe", "moe-10b", "--gpus", "256", "--experts-over", "5"], "experts: came 24"),
         (["--recipe", "moe-10b", "--gpus", "4", "--experts-over", "8"], "--experts-over: came 8, expected a divisor"),
-        (["--recipe", "image-tokens", "--gpus", "8"], "the recipe of a policy"),
+        (["--recipe", "image-tokens", "--gpus", "8"], "expected a recipe with a `model`"),
         (["--recipe", "moe-10b", "--gpus", "8", "--json", "no/such/folder.json"], "a folder that exists"),
     ],
 )

@@ -82,6 +82,7 @@ def test_training_learns_scores_and_reports(course_dataroot, tmp_path):
 
 
 ALL_AT_ONCE = [
+    "data.shuffle=5",
     "train.batch_size=2",
     "train.dtype=bf16",
     "train.ema=0.9",
