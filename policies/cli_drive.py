@@ -30,6 +30,7 @@ from policies.runs import Run, default_path
 from policies.shoot import COURSE, NUMBERS, Recording, check_number
 from policies.split import refuse_seen
 from policies.town_expert import TownExpert
+from policies.vla_policy import VlaPolicy
 from sensors.errors import InputError, unknown_name
 from sim.gl_device import open_gl
 from sim.render_gl import RENDERERS
@@ -40,7 +41,7 @@ from sim.town_world import TownWorld
 from sim.weather import WEATHERS
 
 STEPS, FIRST_COURSE = 2000, 1000
-DRIVERS = (TownExpert.name, PurePursuit.name, "constant-velocity", "ego-status", "vla")
+DRIVERS = (VlaPolicy.name, TownExpert.name, PurePursuit.name, "constant-velocity", "ego-status")
 CLIPS = 3  # of failures
 MOST_EPISODES = 5  # that are driven unless told otherwise
 OWN_ROUTE_M = (100.0, 700.0)  # on a network of one's own
@@ -73,7 +74,7 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "--net", type=Path, metavar="FILE", help="random routes through your own SUMO network (.net.xml)"
     )
     sub.add_argument("--weather", metavar="NAME", help=f"instead of the scenario's: {', '.join(WEATHERS)}")
-    words = f"{TownExpert.name}, on the course {PurePursuit.name}"
+    words = f"{VlaPolicy.name}, the shipped one; on the course {PurePursuit.name}"
     policy_arguments(sub, DRIVERS, None, words)
     words = f"damaged cameras for a policy that looks: {', '.join(DAMAGES)}"
     sub.add_argument("--cameras", choices=DAMAGES, metavar="NAME", help=words)
@@ -120,7 +121,7 @@ def _drive(options: argparse.Namespace) -> int:
     starts = starts_of(options)
     on_course = not isinstance(starts[0], Scenario)
     expert, other = (PurePursuit, TownExpert) if on_course else (TownExpert, PurePursuit)
-    options.policy = options.policy or expert.name
+    options.policy = options.policy or (PurePursuit.name if on_course else VlaPolicy.name)
     if options.policy == other.name:
         came = f"{other.name}, which drives {'in a town' if on_course else 'on the course'} only"
         raise InputError("vla drive", "--policy", came, "a policy for this world", f"The expert here is {expert.name}.")

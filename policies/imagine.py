@@ -22,6 +22,7 @@ from sim.imagined import Imagined, Wish
 from sim.scene import Moment, Otherwise
 from sim.sensing import EXPOSURE_BEFORE_US
 from sim.solids import BRAKE, HEAD, TAIL
+from sim.town_route import comfortable_speed_mps
 from sim.town_scene import lamps_of_state
 from sim.town_words import WISHED_KINDS, WISHES, wish_words
 from sim.town_world import TownWorld
@@ -30,13 +31,11 @@ from sim.vehicle import EgoState
 from sim.weather import Weather
 from sim.world import PAINTS, Actor
 
-ASIDE_M, MOST_ASIDE_M = 0.35, 1.0  # of the ego from where it is, to a side: scatter, and at most
-TURNED_RAD, MOST_TURNED_RAD = 0.05, 0.2
-AS_FAST, STANDS = (
-    0.35,
-    0.2,
-)  # shares of moments with the speed that there is, and at rest; in the others any is as likely
-FASTER = 1.08  # at most, than the road's comfortable speed
+ASIDE_M, MOST_ASIDE_M = 0.45, 1.2  # of the ego from where it is, to a side: scatter, and at most
+TURNED_RAD, MOST_TURNED_RAD = 0.07, 0.25
+AS_FAST, STANDS = 0.3, 0.2  # shares with the speed that there is, and at rest; in the others any is as likely
+FASTEST_LATERAL_MPS2, FASTEST_BRAKING_MPS2 = 3.0, 4.0  # up to where curves can just be taken, if one brakes like this
+FASTER = 1.08  # at most, than allowed
 STOPS_MPS2 = 4.5  # nobody is imagined who would have to brake harder than this at a red light, or before a guest
 OTHER_WAY, OTHER_WAY_M = 0.35, 60.0  # share of moments on another way, within so much of where ways part
 OTHER_LIGHT = 0.7  # share of moments in which the next lights show anything
@@ -104,13 +103,16 @@ def _ego(world: TownWorld, speed_mps: float, rng: np.random.Generator) -> EgoSta
 
 
 def _speed_mps(world: TownWorld, there: TownWorld, rng: np.random.Generator) -> float:
-    draw, followed = rng.random(), there.route.followed(there.place.first_lane)
-    comfortable = float(np.interp(there.place.s_m, followed.line.s_m, followed.speed_mps))
+    """Also one that is too fast for the curve ahead: who never saw that does not brake for it."""
+    draw, followed, place = rng.random(), there.route.followed(there.place.first_lane), there.place
+    limit_mps = np.full(len(followed.line.s_m), FASTER * place.limit_mps)
+    most = comfortable_speed_mps(followed.line, limit_mps, FASTEST_LATERAL_MPS2, FASTEST_BRAKING_MPS2)
+    fastest_mps = float(np.interp(place.s_m, followed.line.s_m, most))
     if draw < STANDS:
         return 0.0
     if draw < STANDS + AS_FAST:
-        return min(world.ego.speed_mps, FASTER * comfortable)
-    return float(rng.uniform(0.0, FASTER * comfortable))
+        return min(world.ego.speed_mps, fastest_mps)
+    return float(rng.uniform(0.0, fastest_mps))
 
 
 def _fair_mps(there: TownWorld, might: Imagined) -> float:

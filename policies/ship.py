@@ -20,7 +20,8 @@ CARD = "MODEL_CARD.md"
 INTRODUCTION = """# Model card: tiny
 
 The policy that `vla drive` takes unless told otherwise: it plans four seconds ahead from six cameras, the car's speed,
-IMU, and what the route asks for in words, and says why. Made by `python -m policies.ship`; every number below is copied
+and what the route asks for, and says why. Of the car's own motion it is told nothing else: policies that also read the
+IMU learned to go on with it instead of looking. Made by `python -m policies.ship`; every number below is copied
 by it from the runs named.
 """
 LIMITS = """

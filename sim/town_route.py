@@ -211,10 +211,15 @@ def smooth_line(pieces: list[NetLane]) -> tuple[OpenLine, np.ndarray]:
     return line, np.interp(starts_m, at_m, line.s_m)
 
 
-def comfortable_speed_mps(line: OpenLine, limit_mps: np.ndarray) -> np.ndarray:
+def comfortable_speed_mps(
+    line: OpenLine,
+    limit_mps: np.ndarray,
+    lateral_mps2: float = COMFORTABLE_LATERAL_MPS2,
+    braking_mps2: float = COMFORTABLE_ACCEL_MPS2,
+) -> np.ndarray:
     """v^2 |k| <= a_lat and, ahead of what is slower, v'^2 <= v^2 + 2 a ds, at the points [P] of a line."""
-    square = np.minimum(limit_mps**2, COMFORTABLE_LATERAL_MPS2 / np.maximum(np.abs(line.curvature_1pm), 1e-9))
-    gain = 2 * COMFORTABLE_ACCEL_MPS2 * np.diff(line.s_m, append=line.s_m[-1])
+    square = np.minimum(limit_mps**2, lateral_mps2 / np.maximum(np.abs(line.curvature_1pm), 1e-9))
+    gain = 2 * braking_mps2 * np.diff(line.s_m, append=line.s_m[-1])
     # square[k] = min over j >= k of square[j] + the gain from k to j: a running minimum from the end
     ramp = np.concatenate([[0.0], np.cumsum(gain)[:-1]])
     return np.sqrt(np.minimum(np.minimum.accumulate((square + ramp)[::-1])[::-1] - ramp, square))
