@@ -20,6 +20,7 @@ from policies.cli_parts import (
     whole,
     with_baselines,
 )
+from policies.log_views import measure_views
 from policies.protocol import Policy
 from policies.refilm import film_failures
 from policies.replay import MASK_FLAG, check_images, replay, warn_of_missing
@@ -157,6 +158,7 @@ def _closed_loop(options: argparse.Namespace, policies: list[Policy], source: Nu
     quiet, name = options.quiet, policies[0].name
     how = options.seconds, options.image_size, options.videos, options.renderer, not quiet, options.workers
     drive(run, policies, starts, *how)
+    measure_views(run, name, starts, policies[0].image_size or options.image_size, options.renderer)
     return close(run, policies, lambda: film_failures(run.path, starts, options.clips, name, not quiet))
 
 

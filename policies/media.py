@@ -1,5 +1,6 @@
 """Film and contact sheets of one episode."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -43,15 +44,16 @@ class EpisodeMedia:
         lines: list[tuple[str, np.ndarray]],
         boxes: Boxes,
         reason: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
-        """One moment: the clip's last step, the plan in force x, y, yaw [K, 3] in the world, map lines, actors, and why
-        the plan is as it is."""
+        """One moment: the clip's last step, the plan in force x, y, yaw [K, 3] in the world, map lines, actors, why the
+        plan is as it is, and what to say of each camera's image."""
         T_now = clip.T_world_from_ego_now
         points = np.column_stack([plan_in_world[:, :2], np.full(len(plan_in_world), T_now[2, 3])])
         xy = frames.apply(frames.inverse(T_now), points)[:, :2]
         xy = xy[xy[:, 0] > 0] if len(xy) else xy
         self._track.append(T_now[:2, 3])
-        mosaic = clip_mosaic(clip, xy)
+        mosaic = clip_mosaic(clip, xy, notes=notes)
         view = bird_eye_image(T_now, lines, boxes, xy, np.array(self._track))
         if clip.instruction:
             view[-STRIP_PX:] = captioned(view[-STRIP_PX:], clip.instruction)

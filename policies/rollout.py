@@ -64,12 +64,13 @@ def drive_episode(
     history = ClipHistory(env.unwrapped.cameras, policy.clip_steps)
     tracker = PlanTracker()
     recorder = EpisodeRecorder(stage.name, "drive", policy.name, stage.seed, stage.lines, stage.around)
-    ended_by, step, seen = "", 0, 0
+    ended_by, step, seen, shown = "", 0, 0, ()
     while True:
         replan = step % REPLAN_EVERY == 0
         filmed = media is not None and step % FILM_EVERY == 0
         if filmed or (replan and policy.needs_images):  # pictures that nobody looks at are not rendered
             observation["images"] = env.unwrapped.capture().rgb
+            shown = env.unwrapped.shown
         history.append(observation)
         pose, now_us = observation["T_world_from_ego_now"], int(observation["now_us"])
         speed_mps, boxes, cue = float(observation["vehicle"][0]), stage.boxes(now_us), stage.cue()
@@ -88,6 +89,8 @@ def drive_episode(
         command = tracker.command(pose, now_us, speed_mps)
         action = (command.accel_mps2, command.curvature_1pm)
         recorder.frame(now_us, frames.xy_yaw(pose), speed_mps, action, *about)
+        if "images" in observation and shown:
+            recorder.views([camera.name for camera in env.unwrapped.cameras], shown)
         if replan:
             recorder.plan(plan.time_s, plan_in_world, plan.tokens, plan.reason)
             if told is not None:
@@ -96,7 +99,7 @@ def drive_episode(
             episode.keep(recorder)
         if filmed:
             drawn = [*stage.lines, *stage.stop_lines()]
-            media.add(history.clip(*cue), plan_in_world, drawn, boxes, plan.reason)
+            media.add(history.clip(*cue), plan_in_world, drawn, boxes, plan.reason, [each.words for each in shown])
         observation, _, terminated, truncated, _ = env.step(np.array(action))
         step += 1
         if terminated or truncated:

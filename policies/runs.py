@@ -24,6 +24,7 @@ from sensors.errors import InputError
 from sim.metrics.protocols import QUICK, figures_of_file, get_protocol, summarize
 from sim.rollout_log import EpisodeLog, EpisodeRecorder, atomic_path, write_episode
 from sim.tracker import FALLBACK
+from sim.views import counted
 
 KEEP_EVERY_S = 10.0  # between two writes of an episode under way
 UNFINISHED = ".unfinished.npz"
@@ -93,6 +94,8 @@ def kept(path: Path, row: dict, fps: int) -> Iterator[Episode]:
         row |= {"video": media.video, "sheets": media.write_sheets()}
     row |= {"log": f"episodes/{name}.npz", "ended_by": episode.log.ended_by}
     row |= {"suite": episode.log.suite, "scene": episode.log.name}
+    if len(episode.log.view_how):
+        row["views"] = counted(episode.log.shown())
     row["fallbacks"] = sum(reason.startswith(FALLBACK) for reason in episode.log.reason.tolist())
 
 

@@ -13,7 +13,8 @@ from sensors.camera import Camera
 from sensors.clip import Boxes, Future
 from sensors.errors import InputError
 from sensors.nuscenes_extension import SceneExtension
-from sensors.nuscenes_source import NuscenesSource
+from sensors.nuscenes_scene import Track
+from sensors.nuscenes_source import CAMERAS, NuscenesSource
 
 MOST_BEFORE_US = 99_000  # a camera fires within the control period before a keyframe
 LEAST_S = 2.0  # of recorded driving that is worth being driven again
@@ -104,45 +105,46 @@ class RecordedDrive:
 def recorded_drive(source: NuscenesSource, scene: str) -> RecordedDrive:
     """A scene of a source; one too short, or without a map, is an InputError."""
     recorded, where = source.index.scene(scene), f"{source.index.dataroot} {scene}"
-    keyframes = tuple(recorded.keyframes)
-    time_us = source.frame_times_us(scene)
+    time_us, poses = recorded.now_us, recorded.T_world_from_ego_now
     seconds = float(time_us[-1] - time_us[0]) * 1e-6
     if seconds < LEAST_S:
-        came, fix = f"{len(keyframes)} over {seconds:.1f} s", "Choose another --scene."
+        came, fix = f"{len(time_us)} over {seconds:.1f} s", "Choose another --scene."
         raise InputError(where, "keyframes with an ego pose", came, f"at least {LEAST_S:g} s to drive in", fix)
     map_path = source.index.map_path(scene)
     if map_path is None:
         fix = "Add maps/ of the nuScenes download; open loop does without."
         raise InputError(where, "map", "no raster of this location", "the drivable area as a PNG", fix)
-    cameras = tuple(recorded.cameras[camera.name] for camera in source.clip(scene, 0).cameras)
-    taken = [[k.captures[c.name] for k in keyframes if c.name in k.captures] for c in cameras]
-    before_us = [
-        np.median([k.now_us - k.captures[c.name].time_us for k in keyframes if c.name in k.captures]) for c in cameras
-    ]
-    there = [[c for c in captures if source.index.path(c.filename).is_file()] for captures in taken]
-    poses = recorded.T_world_from_ego_now
+    tracks = [recorded.tracks[name] for name in CAMERAS]
     vehicle = source.vehicle(scene, int(time_us[0]))
     return RecordedDrive(
         name=scene,
         source=source.name,
-        time_us=time_us,
-        T_world_from_ego=poses,
-        boxes=tuple(keyframe.boxes for keyframe in keyframes),
+        time_us=np.array(time_us),
+        T_world_from_ego=np.array(poses),
+        boxes=tuple(keyframe.boxes for keyframe in recorded.keyframes),
         speed_mps=vehicle.speed_mps if np.isfinite(vehicle.speed_mps) else _speed_mps(time_us, poses),
         yaw_rate_radps=float(np.nan_to_num(vehicle.yaw_rate_radps)),
-        cameras=cameras,
-        shots=tuple(
-            Shots(
-                np.array([c.time_us for c in captures], np.int64),
-                np.array([c.T_world_from_ego for c in captures]).reshape(-1, 4, 4),
-                tuple(source.index.path(c.filename) for c in captures),
-            )
-            for captures in there
-        ),
-        exposure_before_us=np.clip(before_us, 0, MOST_BEFORE_US).astype(np.int64),
+        cameras=tuple(recorded.cameras[name] for name in CAMERAS),
+        shots=tuple(_shots(source, track) for track in tracks),
+        exposure_before_us=np.array([_before_us(track, time_us) for track in tracks], np.int64),
         map_path=map_path,
         extension=source.extension(scene),
     )
+
+
+def _shots(source: NuscenesSource, track: Track) -> Shots:
+    """The images of a camera whose files are there, at keyframes and between them."""
+    paths = [source.index.path(filename) for filename in track.filenames()]
+    there = np.array([path.is_file() for path in paths], bool)
+    chosen = tuple(path for path, is_there in zip(paths, there, strict=True) if is_there)
+    return Shots(np.array(track.time_us)[there], track.T_world_from_ego[there], chosen)
+
+
+def _before_us(track: Track, now_us: np.ndarray) -> int:
+    """How long before a keyframe a camera fires, by the median."""
+    taken_us = np.array(track.time_us)[np.array(track.is_keyframe)]
+    last = np.clip(np.searchsorted(taken_us, now_us, side="right") - 1, 0, None)
+    return int(np.clip(np.median(now_us - taken_us[last]), 0, MOST_BEFORE_US)) if len(taken_us) else 0
 
 
 def _speed_mps(time_us: np.ndarray, poses: np.ndarray) -> float:

@@ -51,6 +51,7 @@ from sim.render_gl import get_renderer
 from sim.scene import AS_IS, Moment, Otherwise, Scene, backdrop, scene_at
 from sim.sensing import EXPOSURE_BEFORE_US, imu_of_motion, nuscenes_rig
 from sim.vehicle import VehicleParams
+from sim.views import Shown
 from sim.weather import WEATHERS, Weather
 from sim.world import PERIOD_US, SUBSTEPS, EgoWorld, Event, World
 
@@ -177,6 +178,11 @@ class CameraEnv(gymnasium.Env):
         moment = self.moment().drawn(otherwise)
         images = self._renderer.render(moment.scenes, moment.T_world_from_ego)
         return replace(images, rgb=self._exposed(otherwise)) if self._faults else images
+
+    @property
+    def shown(self) -> tuple[Shown, ...]:
+        """How the latest images of the N cameras came about; () where everything is drawn, since there is no record."""
+        return ()
 
     def moment(self) -> Moment:
         """What there is to see now, to be drawn then or later; of faulty sensing the middle of the exposures."""

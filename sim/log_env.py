@@ -20,15 +20,17 @@ import numpy as np
 from gymnasium import spaces
 
 from sensors.clip import ROUTE_COMMANDS
-from sensors.errors import InputError
+from sensors.errors import InputError, unknown_name
 from sensors.nuscenes_source import NuscenesSource
 from sensors.recorded_drive import RecordedDrive, recorded_drive
 from sim.env import CameraEnv, checked_options
 from sim.faults import Sensing
 from sim.log_scene import log_backdrop, log_scenes_at
 from sim.log_world import LogWorld
+from sim.novel_view import NovelView
 from sim.scene import Scene
 from sim.vehicle import VehicleParams
+from sim.views import RENDERED, Shown
 from sim.world import PERIOD_US, Event
 
 VIEWS = ("auto", "rendered")
@@ -54,6 +56,8 @@ class LogEnv(CameraEnv):
     """Drive through a recorded scene, 10 control periods a second.
 
     dataroot, version, scene   of a nuScenes dataroot; or `drive`, a scene that was read already
+    views        "auto": recorded images, re-projected to where the car is (`sim.novel_view`), if every camera has some;
+                 "rendered": none, all is drawn
     traffic      "reactive": who has to, answers (`sim.traffic_log`); "replay": all drive as recorded
     observation  as in `sim.env`, and command int64 []: what the route asks for, an index in sensors.clip.ROUTE_COMMANDS
     action       see `sim.actions`
@@ -62,8 +66,9 @@ class LogEnv(CameraEnv):
                  when the route is completed
     truncated    at time_limit_s, at most the length of the recording
     reset        seeds change nothing; options: initial_speed_mps
-    info         scene, time_s, progress_m, off_path_m, instruction (text), events (kinds of this step), and a bool for
-                 collision, off_road, route_left and route_completed in this step
+    info         scene, time_s, progress_m, off_path_m, instruction (text), views and hole_share (a list each: how the
+                 latest images came about, a word of sim.views, and the share of each that was drawn), events (kinds of
+                 this step), and a bool for collision, off_road, route_left and route_completed in this step
     """
 
     world: LogWorld
@@ -96,6 +101,10 @@ class LogEnv(CameraEnv):
         rig = tuple(camera.resize(*image_size)[1] for camera in self.drive.cameras)
         common = (image_size, cameras, limit, render_mode, renderer, action_mode, bins, sensing)
         super().__init__(world, *common, rig=rig, exposure_before_us=self.drive.exposure_before_us)
+        if views not in VIEWS:
+            raise unknown_name("LogEnv", "views", views, VIEWS)
+        if views == "auto" and self._renderer and self.drive.has_images:
+            self._renderer = NovelView(self._renderer, self.drive)
         members = dict(self.observation_space.spaces)
         self.observation_space = spaces.Dict(
             members | {"command": spaces.Box(0, len(ROUTE_COMMANDS) - 1, (), np.int64)}
@@ -110,6 +119,12 @@ class LogEnv(CameraEnv):
         self._backdrop = log_backdrop(self.world.surroundings) if self._renderer else None
         self._progress_m = self.world.progress_m
         return self._begin(0 if seed is None else seed)
+
+    @property
+    def shown(self) -> tuple[Shown, ...]:
+        if isinstance(self._renderer, NovelView):
+            return self._renderer.shown
+        return (Shown(RENDERED, 1.0),) * len(self.cameras) if self._renderer else ()
 
     def _worth(self, events: tuple[Event, ...]) -> float:
         progress = self.world.progress_m
@@ -137,6 +152,8 @@ class LogEnv(CameraEnv):
             "progress_m": self.world.progress_m,
             "off_path_m": self.world.off_path_m,
             "instruction": self.world.instruction,
+            "views": [each.how for each in self.shown],
+            "hole_share": [each.hole_share for each in self.shown],
             "events": kinds,
             **{kind: kind in kinds for kind in ENDS},
         }

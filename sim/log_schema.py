@@ -1,10 +1,10 @@
 """What the log of an episode is made of: columns, their types, and how they hang together.
 
 Letters: F frames, N instants of the others (the frames, and those after the end), A actor rows, Q plan rows, K tokens,
-Y reasons, G cues, E events, I red lights, L map lines, V vertices of all lines; and of `sim.surroundings`: M lanes,
-W vertices of all lanes, P areas, U vertices of all areas, R route vertices, H instants of the human's drive. Actors,
-plans, their tokens and reasons, cues, events and lights are in long form: one row each, its frame in the `*_frame`
-column.
+Y reasons, G cues, E events, I red lights, S views, L map lines, V their vertices; and of `sim.surroundings`: M lanes, W
+vertices of all lanes, P areas, U vertices of all areas, R route vertices, H instants of the human's drive. Actors,
+plans, their tokens and reasons, cues, events, lights and views are in long form: one row each, its frame in the
+`*_frame` column.
 """
 
 import numpy as np
@@ -13,8 +13,10 @@ from sensors.clip import ROUTE_COMMANDS
 from sensors.errors import InputError
 from sim.surroundings import COLUMNS as SURROUNDINGS
 from sim.surroundings import LAYERS, LIGHTS, NUMBERS
+from sim.views import HOWS
 
-SCHEMA, VERSION = "vla-drive episode log", 4
+SCHEMA, VERSION = "vla-drive episode log", 5
+READABLE = {4: ("view_frame", "view_camera", "view_how", "view_hole_share"), VERSION: ()}  # what older ones lack
 KINDS = ("drive", "replay")
 # A closed set, since a misspelt event would score as a perfect drive; what each means, the worlds say.
 EVENTS = ("collision", "off_road", "wrong_way", "stop_line", "red_light", "speeding", "blocked", "route_left")
@@ -51,6 +53,10 @@ COLUMNS = {
     "event_fault": ("U", "E", ()),
     "red_frame": ("int64", "I", ()),
     "red_lane": ("int64", "I", ()),
+    "view_frame": ("int64", "S", ()),
+    "view_camera": ("U", "S", ()),
+    "view_how": ("U", "S", ()),
+    "view_hole_share": ("float64", "S", ()),
     "line_kind": ("U", "L", ()),
     "line_index": ("int64", "V", ()),
     "line_xy_in_world_m": ("float64", "V", (2,)),
@@ -58,8 +64,9 @@ COLUMNS = {
 }
 FINITE = ("ego_xyyaw_in_world", "speed_mps", "actor_xyyaw_in_world", "actor_size_lw_m")
 FINITE += ("plan_time_s", "plan_xyyaw_in_world", "line_xy_in_world_m", "lane_width_m", "lane_xy_in_world_m")
-FINITE += ("area_xy_in_world_m", "route_xy_in_world_m", "human_xyyaw_in_world")
+FINITE += ("view_hole_share", "area_xy_in_world_m", "route_xy_in_world_m", "human_xyyaw_in_world")
 CLOSED = (("event", EVENTS), ("event_fault", FAULTS), ("area_layer", LAYERS), ("command", ("", *ROUTE_COMMANDS)))
+CLOSED += (("view_how", HOWS),)
 
 
 def check_columns(log, where: object) -> None:
@@ -112,6 +119,7 @@ def _check_order(log, where: object) -> None:
         ("reason_frame", len(log)),
         ("cue_frame", len(log)),
         ("event_frame", len(log)),
+        ("view_frame", len(log)),
         ("line_index", len(log.line_kind)),
         ("lane_index", len(log.lane_id)),
         ("area_index", len(log.area_layer)),

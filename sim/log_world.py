@@ -28,6 +28,12 @@ WHEEL_M = 0.1  # wheels stand this far inside the car's flanks
 SLOWEST_MPS = 0.5  # below this a yaw rate tells no bend
 
 
+def actors_of(drive: RecordedDrive) -> tuple[Actor, ...]:
+    """Everybody who was recorded, in paints of ours: what colour they were, no annotation says."""
+    recorded = enumerate(drive.actors())
+    return tuple(Actor(a.id, k + 1, a.category, a.size_lwh_m, PAINTS[k % len(PAINTS)], None) for k, a in recorded)
+
+
 class LogWorld(EgoWorld):
     """One episode at a time: `reset(drive)`, then `step(accel, curvature)`.
 
@@ -52,9 +58,7 @@ class LogWorld(EgoWorld):
         recorded = drive.actors()
         periods = int(drive.time_us[-1] - drive.time_us[0]) // PERIOD_US
         self.until_us = int(drive.time_us[0]) + periods * PERIOD_US
-        self.actors = tuple(
-            Actor(a.id, k + 1, a.category, a.size_lwh_m, PAINTS[k % len(PAINTS)], None) for k, a in enumerate(recorded)
-        )
+        self.actors = actors_of(drive)
         self.size_m = np.array([a.size_lwh_m for a in self.actors]).reshape(-1, 3)
         self._reach_m = np.hypot(self.size_m[:, 0], self.size_m[:, 1]) / 2
         self.traffic = LogTraffic(recorded, self.time_us, self.until_us, self._mode)

@@ -20,8 +20,9 @@ import numpy as np
 from sensors.clip import Boxes
 from sensors.errors import InputError
 from sim.log_packing import in_ticks, pack, unpack
-from sim.log_schema import COLUMNS, SCHEMA, VERSION, check_columns
+from sim.log_schema import COLUMNS, READABLE, SCHEMA, VERSION, check_columns
 from sim.surroundings import Surroundings, split_lines
+from sim.views import Shown
 
 # What zipfile, zlib and numpy raise on damaged bytes; zipfile a RuntimeError where a flag seems to ask for a password.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError)
@@ -67,6 +68,9 @@ class EpisodeLog:
     event_speed_mps       float64 [E]     relative speed at the impact, or the ego's; NaN where unknown
     event_fault           str     [E]     one of FAULTS: whom the world blames, if it says so
     red_frame, red_lane   int64   [I]     a lane that is red at an instant (index into scene_time_us), not decreasing
+    view_frame            int64   [S]     not decreasing; a frame at which a camera in a recorded scene was looked at
+    view_camera, view_how str     [S]     which, and how its image came about, one of sim.views.HOWS
+    view_hole_share       float64 [S]     the share of it that was drawn where no recorded image shows it
     line_kind             str     [L]     for example "lane_edge" or "centre"
     line_index            int64   [V]     not decreasing; the line that a vertex belongs to
     line_xy_in_world_m    float64 [V, 2]
@@ -116,6 +120,10 @@ class EpisodeLog:
     event_fault: np.ndarray
     red_frame: np.ndarray
     red_lane: np.ndarray
+    view_frame: np.ndarray
+    view_camera: np.ndarray
+    view_how: np.ndarray
+    view_hole_share: np.ndarray
     line_kind: np.ndarray
     line_index: np.ndarray
     line_xy_in_world_m: np.ndarray
@@ -157,6 +165,10 @@ class EpisodeLog:
         """(command, instruction) that hold at a frame; ("", "") where none were given."""
         k = int(np.searchsorted(self.cue_frame, frame, side="right")) - 1
         return (str(self.command[k]), str(self.instruction[k])) if k >= 0 else ("", "")
+
+    def shown(self) -> list[Shown]:
+        """How each image of a recorded scene that was looked at came about."""
+        return [Shown(*row) for row in zip(self.view_how.tolist(), self.view_hole_share.tolist(), strict=True)]
 
     def actors_at(self, frame: int) -> slice:
         """The rows of the actor columns that belong to a frame."""
@@ -256,6 +268,13 @@ class EpisodeRecorder:
         speed = np.hypot(*np.asarray(actors.velocity_in_world_mps, np.float64).T)
         rows["actor_speed_mps"].extend(in_ticks("actor_speed_mps", speed))
 
+    def views(self, cameras: Sequence[str], shown: Sequence[Shown]) -> None:
+        """How the images of the last frame came about, of these cameras."""
+        for camera, each in zip(cameras, shown, strict=True):
+            row = {"frame": len(self) - 1, "camera": camera, "how": each.how, "hole_share": each.hole_share}
+            for name, value in row.items():
+                self._rows[f"view_{name}"].append(value)
+
     def plan(
         self, time_s: np.ndarray, xyyaw_in_world: np.ndarray, tokens: Sequence[int] = (), reason: str = ""
     ) -> None:
@@ -323,8 +342,9 @@ def read_episode(path: Path) -> EpisodeLog:
         schema, version = head.pop("schema"), head.pop("version")
     except (KeyError, ValueError, TypeError, AttributeError):
         raise InputError(path, "head", "missing or unreadable", f"the head of a {SCHEMA}") from None
-    if (schema, version) != (SCHEMA, VERSION):
+    if schema != SCHEMA or version not in READABLE:
         raise InputError(path, "version", f"{schema} {version}", f"{SCHEMA} {VERSION}", "Record the run again.")
+    arrays |= {name: np.zeros(0, COLUMNS[name][0]) for name in READABLE[version] if name not in arrays}
     expected = {f.name for f in fields(EpisodeLog)}
     for name in sorted(expected - set(head) - set(arrays)):
         raise InputError(path, name, "nothing", f"a column of {SCHEMA} {VERSION}")

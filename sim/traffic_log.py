@@ -78,7 +78,7 @@ class LogTraffic:
         self._poses = np.full((len(grid_us), len(actors), 3), FAR_M)
         self._present = present = np.zeros((len(grid_us), len(actors)), bool)
         for k, actor in enumerate(actors):
-            present[:, k], self._poses[present[:, k], k] = _on_grid(actor, grid_us)
+            present[:, k], self._poses[present[:, k], k] = poses_at_times(actor, grid_us)
         self._speed = _speeds(self._poses, present)
         self._drivers = [
             driver
@@ -172,14 +172,14 @@ class LogTraffic:
         now.poses_m[a], now.speed_mps[a], now.present[a] = (*xy, heading), driver.speed_mps, True
 
 
-def _on_grid(actor: RecordedActor, grid_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which instants of the grid an actor is there at, bool [G], and its poses then [P, 3]."""
+def poses_at_times(actor: RecordedActor, time_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of M instants an actor is there at, bool [M], and its poses then [P, 3]."""
     known_us = actor.time_us
-    k = np.clip(np.searchsorted(known_us, grid_us, side="right") - 1, 0, max(len(known_us) - 2, 0))
+    k = np.clip(np.searchsorted(known_us, time_us, side="right") - 1, 0, max(len(known_us) - 2, 0))
     end = np.minimum(k + 1, len(known_us) - 1)
-    known = (known_us[end] - known_us[k] <= MAX_GAP_US) | (known_us[k] == grid_us) | (known_us[end] == grid_us)
-    there = (grid_us >= known_us[0]) & (grid_us <= known_us[-1]) & known
-    k, end, at_us = k[there], end[there], grid_us[there]
+    known = (known_us[end] - known_us[k] <= MAX_GAP_US) | (known_us[k] == time_us) | (known_us[end] == time_us)
+    there = (time_us >= known_us[0]) & (time_us <= known_us[-1]) & known
+    k, end, at_us = k[there], end[there], time_us[there]
     poses = xy_yaw(actor.T_world_from_box)
     share = (at_us - known_us[k]) / np.maximum(known_us[end] - known_us[k], 1)
     step = poses[end] - poses[k]

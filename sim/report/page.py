@@ -41,6 +41,22 @@ ROW_COLUMNS = (  # of the table of episodes: what the outcome does not say alrea
 )
 
 
+PICTURES = {  # what the pictures of a run are: their heading, of what its figures are, what they show
+    "pairs": {
+        "heading": "Pairs",
+        "figures": "Of pairs it is the share that the policy tells apart, with the Wilson interval and the number of "
+        "pairs.",
+        "words": "Two versions of one instant that differ in one thing, and what the policy plans in each, in blue.",
+    },
+    "views": {
+        "heading": "Views",
+        "figures": "Of re-projected images it is the mean over the recorded ones that were held out for it.",
+        "words": "Every second recorded image is held out and made of its neighbours, as those are made that a car "
+        "would see where none was recorded.",
+    },
+}
+
+
 @dataclass
 class Budget:
     """Bytes that may still be embedded; what no longer fits is counted."""
@@ -95,6 +111,7 @@ def write_report(run_dir: Path, most_clips: int = MOST_CLIPS) -> Path:
         linked=films.refused,
         pictures=[{**shown, "path": _media(run_dir, shown["path"], films)} for shown in summary.get("pictures", [])],
         confusions={words: _confused(rows) for words, rows in summary.get("confusions", {}).items() if rows},
+        shown=PICTURES["views" if any(episode.get("views") for episode in summary["episodes"]) else "pairs"],
         charts=charts(summary.get("curves", {})),
         happened=happened,
         unlisted=unlisted,

@@ -75,12 +75,16 @@ def draw_plan(image: np.ndarray, camera: Camera, T_capture_from_now: np.ndarray,
 
 
 def mosaic(
-    images: np.ndarray, names: Sequence[str], mask: np.ndarray | None = None, tile_width: int | None = None
+    images: np.ndarray,
+    names: Sequence[str],
+    mask: np.ndarray | None = None,
+    tile_width: int | None = None,
+    notes: Sequence[str] = (),
 ) -> np.ndarray:
     """Labelled tiles in the order of LAYOUT, uint8 [2 h, 3 w, 3], from images [N, H, W, 3] and their channel names.
 
     A tile whose bool [N] `mask` is False, or whose camera the rig lacks, is hatched and says so. A name outside LAYOUT
-    is an InputError.
+    is an InputError. notes: N words to stand beside the names, or none.
     """
     unknown = [name for name in names if not any(name in row for row in LAYOUT)]
     if unknown:
@@ -97,7 +101,8 @@ def mosaic(
                 shrink = images.shape[2] > width
                 how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
                 tile = cv2.resize(images[n], (width, height), interpolation=how)
-            tiles.append(_label(tile, name.removeprefix("CAM_").replace("_", " ").lower()))
+            words = name.removeprefix("CAM_").replace("_", " ").lower()
+            tiles.append(_label(tile, f"{words}: {notes[n]}" if notes and n >= 0 else words))
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows, axis=0)
 
@@ -110,7 +115,9 @@ def tile_size(image_width: int, image_height: int, tile_width: int | None = None
     return height + height % 2, width
 
 
-def clip_mosaic(clip: Clip, xy_in_ego_m: np.ndarray | None = None, tile_width: int | None = None) -> np.ndarray:
+def clip_mosaic(
+    clip: Clip, xy_in_ego_m: np.ndarray | None = None, tile_width: int | None = None, notes: Sequence[str] = ()
+) -> np.ndarray:
     """Mosaic of the clip's last step, with the plan [K, 2] (ego frame of now) drawn into every image that is there."""
     first = clip.cameras[0]
     height, width = tile_size(first.width, first.height, tile_width)
@@ -122,7 +129,7 @@ def clip_mosaic(clip: Clip, xy_in_ego_m: np.ndarray | None = None, tile_width: i
         if xy_in_ego_m is not None:
             T_capture_from_now = inverse(clip.T_world_from_ego[-1, n]) @ clip.T_world_from_ego_now
             tiles[n] = draw_plan(tiles[n], scaled, T_capture_from_now, xy_in_ego_m)
-    return mosaic(tiles, [camera.name for camera in clip.cameras], clip.image_mask[-1], width)
+    return mosaic(tiles, [camera.name for camera in clip.cameras], clip.image_mask[-1], width, notes)
 
 
 def bird_eye_image(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS
+from sim.views import DOUBTFUL_SHARE, HOWS, RENDERED
 
 SUMMARY_TYPES = {
     "command": list,
@@ -47,6 +48,10 @@ LABELS = {  # metric: (words, unit)
     "reason.imagined": ("reason right, in moments that might be", ""),
     "reason.imagined_action": ("its action right, in moments that might be", ""),
     "junction.followed": ("junctions left by the way told", ""),
+    "novel_view.psnr_db": ("images re-projected: likeness to held-out ones", "dB"),
+    "novel_view.copied_psnr_db": ("the same of the nearest image as it is", "dB"),
+    "novel_view.ssim": ("images re-projected: structural similarity", ""),
+    "novel_view.hole_share": ("images re-projected: share that had to be drawn", ""),
     "time_on_course_s": ("time on course", "s"),
     "distance_m": ("distance", "m"),
     "collision_rate": ("collision rate", ""),
@@ -134,6 +139,7 @@ def problems(summary: dict) -> list[str]:
     fallbacks = sum(episode.get("fallbacks", 0) for episode in summary["episodes"])
     if fallbacks:
         words.append(f"{fallbacks} plans were fallbacks: the policy made nothing of what it saw, and braked.")
+    words += _of_views(summary)
     missing = scenes["asked"] - scenes["finished"] - scenes["failed"]
     if missing > 0:
         words.append(f"{missing} of {scenes['asked']} scenes were never run.")
@@ -142,6 +148,21 @@ def problems(summary: dict) -> list[str]:
         empty = [key.removesuffix(".n").split(".") for key in flat if key.endswith(".n") and not flat[key]]
         words += [f"No {'reason' if kind == 'reason' else 'pair'} of {name} was asked." for kind, name in empty]
     return list(dict.fromkeys(words))
+
+
+def _of_views(summary: dict) -> list[str]:
+    """How the images of recorded scenes came about that are not as recorded."""
+    rows = [episode["views"] for episode in summary["episodes"] if episode.get("views")]
+    counts = {how: sum(row[how] for row in rows) for how in (*HOWS, "doubtful")}
+    images = sum(counts[how] for how in HOWS)
+    words = []
+    if counts[RENDERED]:
+        came = f"{counts[RENDERED]} of {images} images of recorded scenes were drawn"
+        words.append(f"{came}, since none was recorded near: who looks at them is not tested on real ones.")
+    if counts["doubtful"]:
+        share = f"more than {100 * DOUBTFUL_SHARE:.0f} %"
+        words.append(f"{counts['doubtful']} of {images} images were re-projected with {share} drawn: doubtful.")
+    return words
 
 
 def policies_of(summary: dict) -> dict[str, dict]:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sensors.clip import Boxes
 from sensors.errors import InputError
 from sensors.frames import matrix_from_xy_yaw
-from sim.log_schema import COLUMNS, VERSION
+from sim.log_schema import COLUMNS, READABLE, VERSION
 from sim.rollout_log import EpisodeLog, EpisodeRecorder, atomic_path, read_episode, write_episode
+from sim.views import Shown
 
 FEW = settings(deadline=None, derandomize=True, max_examples=15)
 START_US = 1_600_000_000_000_000
@@ -229,6 +230,34 @@ def test_read_rejects_foreign(tmp_path: Path, changes: dict, field: str) -> None
     with pytest.raises(InputError) as caught:
         read_episode(path)
     assert (caught.value.where, caught.value.field) == (str(path), field)
+
+
+def test_a_log_from_before_views_were_told_is_read_without_any(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_episode(path, sample_log())
+    with np.load(path, allow_pickle=False) as file:
+        head = json.loads(str(file["head"])) | {"version": 4}
+    columns = dict.fromkeys(READABLE[4])
+    rewrite(path, head=np.array(json.dumps(head)), **columns)
+    assert same(read_episode(path), sample_log())
+    assert read_episode(path).shown() == []
+    rewrite(path, head=np.array(json.dumps(head | {"version": VERSION})))
+    with pytest.raises(InputError, match="view_camera: came nothing"):
+        read_episode(path)
+
+
+def test_views_are_kept_as_they_were_told(tmp_path: Path) -> None:
+    recorder = EpisodeRecorder("one", "drive", "log", 7)
+    told = (Shown("recorded", 0.0), Shown("re-projected", 0.25))
+    for k in range(2):
+        recorder.frame(START_US + 100_000 * k, (0.8 * k, 0.1, 0.0), 8.0)
+        recorder.views(("CAM_FRONT", "CAM_BACK"), told)
+    write_episode(tmp_path / "a.npz", recorder.finish("time"))
+    log = read_episode(tmp_path / "a.npz")
+    assert log.shown() == [*told, *told]
+    assert log.view_frame.tolist() == [0, 0, 1, 1]
+    with pytest.raises(InputError, match="view_how"):
+        replace(log, view_how=np.array(["guessed"] * 4)).validate()
 
 
 def test_read_never_unpickles(tmp_path: Path) -> None:
