@@ -30,6 +30,7 @@ from sensors.nuscenes_expansion import MapExpansion, expansion_path, read_expans
 from sensors.nuscenes_extension import SceneExtension, read_extension
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_scene import Capture, Keyframe, RecordedScene
+from sensors.nuscenes_sweeps import with_sweeps
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
@@ -245,6 +246,8 @@ class RecordedSource:
 class NuscenesSource(RecordedSource):
     """The scenes of `<dataroot>/<version>`, all of them by default.
 
+    sweeps  frames at the rate of the cameras, 12 Hz in nuScenes, see `sensors.nuscenes_sweeps`; else the keyframes
+
     Cameras are in the order of CAMERAS, clockwise from the front. The tables are checked here, image files when a clip
     asks for them.
     """
@@ -258,15 +261,17 @@ class NuscenesSource(RecordedSource):
         image_size: tuple[int, int] | None = None,
         imu_window_us: int = 1_000_000,
         threads: int = 0,
+        sweeps: bool = False,
     ):
         self.index = NuscenesIndex(dataroot, version)
         names = self.index.scenes if scenes is None else tuple(scenes)
         super().__init__(f"nuscenes {version}", names, CAMERAS, steps, image_size, imu_window_us, threads)
+        self._sweeps = sweeps
         for name in self.scenes:
             self._check(name)
 
     def frame_times_us(self, scene: str) -> np.ndarray:
-        return self.index.frame_times_us(scene)
+        return super().frame_times_us(scene) if self._sweeps else self.index.frame_times_us(scene)
 
     def extension(self, scene: str) -> SceneExtension | None:
         return self._extensions.get(scene, lambda: read_extension(self.index.dataroot, scene))
@@ -293,7 +298,8 @@ class NuscenesSource(RecordedSource):
             raise InputError(where, f"channels of {scene}", came, f"all of {', '.join(CAMERAS)}")
 
     def _recorded(self, scene: str) -> RecordedScene:
-        return self.index.scene(scene)
+        recorded = self.index.scene(scene)
+        return with_sweeps(recorded, CAMERAS) if self._sweeps else recorded
 
     def _file(self, scene: str, filename: str) -> tuple[object, bytes | None]:
         path = self.index.path(filename)

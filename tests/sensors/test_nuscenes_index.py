@@ -314,3 +314,32 @@ def test_poses_are_bit_for_bit_those_of_the_tables(dataroot):
         pose = rows[data[capture.token]["ego_pose_token"]]
         np.testing.assert_array_equal(capture.T_world_from_ego[:3, 3], pose["translation"])
     np.testing.assert_array_equal(matrix(np.zeros(3), np.eye(3)), np.eye(4))
+
+
+def test_frames_between_keyframes_are_clips_too(dataroot):
+    """At the rate of the cameras; the devkit finds the same boxes there, moved along their way."""
+    source = NuscenesSource(dataroot, VERSION, sweeps=True)
+    devkit = NuScenes(VERSION, str(dataroot), verbose=False)
+    assert check_source(source, frames_per_scene=7) == 7 + 3
+    assert len(source.frame_times_us("scene-0001")) == 3 + 2 * len(SWEEP_US)
+    for frame, capture in enumerate(source.scene("scene-0001").tracks["CAM_BACK_LEFT"]):
+        clip, boxes = source.clip("scene-0001", frame), source.future("scene-0001", frame).boxes_now
+        assert (clip.now_us, clip.image_mask[-1].all()) == (capture.time_us, True)
+        np.testing.assert_array_equal(clip.T_world_from_ego_now, capture.T_world_from_ego)
+        theirs = devkit.get_boxes(capture.token)
+        assert len(boxes) == len(theirs)
+        for box in theirs:
+            i = boxes.ids.index(devkit.get("sample_annotation", box.token)["instance_token"])
+            found = matrix(box.center, box.rotation_matrix)
+            np.testing.assert_allclose(boxes.T_world_from_box[i], found, rtol=0, atol=1e-6)
+
+
+def test_a_camera_that_missed_an_instant_between_keyframes_is_masked(dataroot):
+    def drop(rows):
+        rows.remove(next(row for row in rows if not row["is_key_frame"] and "CAM_FRONT__" in row["filename"]))
+
+    change(dataroot, "sample_data", drop)
+    source = NuscenesSource(dataroot, VERSION, sweeps=True)
+    assert check_source(source, frames_per_scene=7) == 7 + 3
+    masks = [source.clip("scene-0001", frame).image_mask[-1].all() for frame in range(7)]
+    assert masks == [True, False, True, True, True, True, True]

@@ -1,11 +1,13 @@
 """The index and the source against the official devkit, on real data; each kind of bad input on a small recording."""
 
+import json
 import math
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from nuscenes.can_bus.can_bus_api import NuScenesCanBus
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import view_points
@@ -14,7 +16,7 @@ from pyquaternion import Quaternion
 from policies.bench.nuscenes_jobs import detailed
 from sensors.errors import BrokenFile, InputError
 from sensors.frames import apply, interpolate_at, inverse, matrix
-from sensors.nuscenes_index import CAN_MESSAGES
+from sensors.nuscenes_can import CAN_MESSAGES, STEERING_RATIO, can_is_refused, read_bus
 from sensors.nuscenes_source import CAMERAS, NuscenesSource, decode_jpeg, reduction
 from sensors.source import check_source
 
@@ -264,6 +266,39 @@ def test_bus_agrees_with_the_motion_of_the_poses(source):
     first = source.clip("scene-0103", 0)  # the bus files begin 3 ms after the first keyframe
     assert len(first.imu) == 0
     assert math.isnan(first.vehicle.speed_mps)
+
+
+@needs_data
+def test_bus_values_are_the_devkits_at_every_keyframe_and_do_not_lag(source):
+    """The latest message at or before each keyframe, not the one before it; the IMU's window message by message."""
+    can, name = NuScenesCanBus(str(DATAROOT)), "scene-0103"
+    messages = {kind: can.get_messages(name, kind) for kind in CAN_MESSAGES[:3]}
+    for frame, now_us in enumerate(source.frame_times_us(name).tolist()):
+        clip = source.clip(name, frame)
+        latest = {kind: [row for row in rows if row["utime"] <= now_us][-1:] for kind, rows in messages.items()}
+        for [pose] in filter(None, [latest["pose"]]):
+            assert (clip.vehicle.speed_mps, clip.vehicle.yaw_rate_radps) == (pose["vel"][0], pose["rotation_rate"][2])
+        for [wheel] in filter(None, [latest["steeranglefeedback"]]):
+            assert clip.vehicle.steering_rad == wheel["value"] / STEERING_RATIO
+        window = [row for row in messages["ms_imu"] if now_us - 1_000_000 < row["utime"] <= now_us]
+        np.testing.assert_array_equal(clip.imu.time_us, [row["utime"] for row in window])
+        if window:
+            np.testing.assert_array_equal(clip.imu.accel_mps2, [row["linear_accel"] for row in window])
+            np.testing.assert_array_equal(clip.imu.gyro_radps, [row["rotation_rate"] for row in window])
+
+
+def test_scenes_whose_bus_is_refused_are_the_devkits(tmp_path):
+    """Files or not, nothing of such a bus is used."""
+    (tmp_path / "can_bus").mkdir()
+    refused = NuScenesCanBus(str(tmp_path)).can_blacklist
+    assert [k for k in range(1, 1200) if can_is_refused(f"scene-{k:04d}")] == sorted(refused)
+    rows = [{"utime": 10, "vel": [1, 0, 0], "rotation_rate": [0, 0, 1]}]
+    for name in ("scene-0161", "scene-0160"):
+        (tmp_path / "can_bus" / f"{name}_pose.json").write_text(json.dumps(rows))
+    speeds = [read_bus(tmp_path, name).vehicle_at(20).speed_mps for name in ("scene-0161", "scene-0160")]
+    assert math.isnan(speeds[0])
+    assert speeds[1] == 1.0
+    assert not len(read_bus(tmp_path, "scene-0161").imu)
 
 
 @needs_data
