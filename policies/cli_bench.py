@@ -10,6 +10,7 @@ from pathlib import Path
 from policies.bench.model_bench import model_figures
 from policies.bench.nuscenes_bench import nuscenes_figures
 from policies.bench.plan_bench import plan_figures
+from policies.bench.ros import ros_figures
 from policies.bench.scoring import score_figures
 from policies.bench.tokens import token_figures
 from policies.bench.town import town_figures
@@ -20,6 +21,7 @@ BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = 
     "model": model_figures,
     "nuscenes": nuscenes_figures,
     "plan": plan_figures,
+    "ros": ros_figures,
     "sim": town_figures,
     "tokens": token_figures,
     "score": score_figures,
@@ -30,6 +32,7 @@ EPILOGS = {
   vla bench sim                                          every figure of the simulator
   vla bench model --quick --json model.json              beside Hugging Face and beside itself, within a minute
   vla bench nuscenes --quick --json nuscenes.json        logs beside the official devkit and Pillow
+  vla bench ros --quick --json ros.json                  a drive over topics, every fault once: minutes, in real time
   vla bench score --quick                                what scoring costs
   vla bench plan                                         how far vla plan is from what was measured"""
 }

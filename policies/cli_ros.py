@@ -1,10 +1,11 @@
-"""The verb `vla ros`: bags of a car, written and read without ROS."""
+"""The verb `vla ros`: bags of a car, written and read without ROS, and the nodes that drive it."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from policies.bags import BAG_VERSION, record_bag, unpack_bag
+from policies.cli_nodes import EXAMPLES, add_node_verbs
 from policies.cli_parts import bag_arguments
 
 EPILOGS = {
@@ -12,12 +13,15 @@ EPILOGS = {
   vla ros record --dataroot data/nuscenes --scene scene-0061 --out bags/scene-0061    a scene as a bag
   vla replay bags/scene-0061 --policy constant-velocity                               plan on it, as on a dataroot
   vla ros unpack bags/scene-0061 --out data/from-bags                                 as a scene in nuScenes format"""
+    + EXAMPLES
 }
 
 
 def add_ros_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare it and what it does; `verb` makes one subcommand from (name, function, help)."""
-    what = verb("ros", None, "a car's topics and bags").add_subparsers(dest="what", required=True, metavar="WHAT")
+    words = "a car's topics and bags; the nodes that drive it"
+    what = verb("ros", None, words).add_subparsers(dest="what", required=True, metavar="WHAT")
+    add_node_verbs(what)
 
     sub = what.add_parser("record", help="write a recorded scene as an MCAP bag, without ROS")
     sub.set_defaults(run=_record)

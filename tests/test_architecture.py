@@ -216,6 +216,7 @@ def unlisted_package(root: Path) -> Iterator[str]:
     listed = set(settings["tool"]["setuptools"]["packages"])
     inits = (path.parent.relative_to(root) for package in PACKAGES for path in (root / package).rglob("__init__.py"))
     found = {".".join(path.parts) for path in inits}
+    listed -= {name for name in listed if name.startswith("vla_drive_ros")}  # of launch/, under a name of its own
     yield from (f"pyproject.toml and the folders disagree about {name}" for name in sorted(listed ^ found))
 
 

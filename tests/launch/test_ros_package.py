@@ -30,6 +30,7 @@ class Recorded:
 STAND_INS = {
     "launch": ("LaunchDescription",),
     "launch.actions": ("DeclareLaunchArgument", "SetEnvironmentVariable"),
+    "launch.conditions": ("IfCondition",),
     "launch.substitutions": ("LaunchConfiguration",),
     "launch_ros": (),
     "launch_ros.actions": ("LifecycleNode", "Node"),
@@ -63,7 +64,12 @@ DECLARED = {node: {p.name: p for p in parameters} for node, parameters in PARAME
 
 
 @pytest.mark.parametrize(
-    ("file", "nodes"), [("drive.launch.py", ["driver_node"]), ("replay.launch.py", ["driver_node", "replay_node"])]
+    ("file", "nodes"),
+    [
+        ("drive.launch.py", ["driver_node", "control_node"]),
+        ("replay.launch.py", ["driver_node", "replay_node"]),
+        ("sim.launch.py", ["driver_node", "control_node", "sim_node"]),
+    ],
 )
 def test_launch_file(monkeypatch, file, nodes):
     found = entities(monkeypatch, file)
@@ -75,7 +81,10 @@ def test_launch_file(monkeypatch, file, nodes):
     for node in started:
         assert node.kwargs["package"] == "vla_drive_ros"
         assert node.kwargs["name"] == node.kwargs["executable"]
-        *files, given = node.kwargs["parameters"]
+        files = [file for file in node.kwargs["parameters"] if not isinstance(file, dict)]
+        given = dict(next((each for each in node.kwargs["parameters"] if isinstance(each, dict)), {}))
+        if "condition" in node.kwargs:
+            used.add(node.kwargs["condition"].args[0].args[0])
         assert all(isinstance(f, Recorded) or Path(f).is_file() for f in files)
         assert given.keys() <= DECLARED[node.kwargs["name"]].keys()
         for name, value in given.items():
@@ -89,14 +98,23 @@ def test_launch_file(monkeypatch, file, nodes):
 
 
 def test_the_driver_never_starts_by_itself(monkeypatch):
-    for file in ("drive.launch.py", "replay.launch.py"):
-        (driver,) = of_kind(entities(monkeypatch, file), "LifecycleNode")
-        assert "autostart" not in driver.kwargs
+    for file in ("drive.launch.py", "replay.launch.py", "sim.launch.py"):
+        for node in of_kind(entities(monkeypatch, file), "LifecycleNode"):
+            assert "autostart" not in node.kwargs
+
+
+def test_control_comes_with_a_drive_only_if_it_is_asked_for(monkeypatch):
+    found = entities(monkeypatch, "drive.launch.py")
+    (default,) = (a.kwargs["default_value"] for a in of_kind(found, "DeclareLaunchArgument") if a.args[0] == "control")
+    assert default == "false"
+    driver, control = of_kind(found, "LifecycleNode")
+    assert "condition" not in driver.kwargs
+    assert type(control.kwargs["condition"]).__name__ == "IfCondition"
 
 
 def test_arguments_default_to_what_the_nodes_default_to(monkeypatch):
     for argument in of_kind(entities(monkeypatch, "drive.launch.py"), "DeclareLaunchArgument"):
-        if argument.args[0] != "params_file":
+        if argument.args[0] in DECLARED["driver_node"]:
             assert argument.kwargs["default_value"] == DECLARED["driver_node"][argument.args[0]].default
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from vla_drive_ros import interface
 HERE = Path(__file__).resolve().parent
 # Beside the package in a checkout, inside it in a wheel; colcon puts it under share/.
 CONFIG = next((path for path in (HERE.parent / "config", HERE / "config") if path.is_dir()), HERE.parent / "config")
-STARTS_WITHIN_S, ENDS_WITHIN_S = 90.0, 20.0
+STARTS_WITHIN_S, ENDS_WITHIN_S, HEARD_S = 90.0, 20.0, 0.3
 
 
 def environment(domain: int | None = None) -> dict[str, str]:
@@ -48,17 +48,25 @@ def environment(domain: int | None = None) -> dict[str, str]:
 
 
 def spawn(
-    module: str, parameters: dict[str, object], log: Path | None = None, domain: int | None = None, name: str = ""
+    module: str,
+    parameters: dict[str, object],
+    log: Path | None = None,
+    domain: int | None = None,
+    files: Sequence[Path] = (),
 ) -> subprocess.Popen:
-    """A node in a process of its own; its output goes to `log`, or where ours goes. An empty text is not passed on."""
-    words = [word for key, value in parameters.items() if value != "" for word in ("-p", f"{key}:={value}")]
+    """A node in a process group of its own, so that a terminal's signals reach it through us alone.
+
+    Its output goes to `log`, or where ours goes. files: parameter files, the later one wins and `parameters` win over
+    all; an empty text is not passed on.
+    """
+    words = [word for file in files for word in ("--params-file", str(file))]
+    words += [word for key, value in parameters.items() if value != "" for word in ("-p", f"{key}:={value}")]
     command = [sys.executable, "-m", f"vla_drive_ros.{module}", "--ros-args", *words]
-    if name:
-        command += ["-r", f"__node:={name}"]
+    given = {"env": environment(domain), "process_group": 0}
     if log is None:
-        return subprocess.Popen(command, env=environment(domain))
+        return subprocess.Popen(command, **given)
     with open(log, "a") as file:
-        return subprocess.Popen(command, env=environment(domain), stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **given)
 
 
 def end(processes: list[subprocess.Popen], number: int = signal.SIGINT) -> list[int]:
@@ -193,6 +201,19 @@ class Supervisor:
 
     def emergency_stop(self, pressed: bool) -> None:
         self._emergency_stop.publish(Bool(data=pressed))
+
+    def press_within(self, seconds: float, pressed: bool) -> str:
+        """Press or release the emergency stop once the control node hears it; "" when it has had time to."""
+        if not self.until(lambda: self._emergency_stop.get_subscription_count(), seconds):
+            return f"nobody listens to {interface.EMERGENCY_STOP}"
+        self.emergency_stop(pressed)
+        self.hear(HEARD_S)
+        return ""
+
+    def forget(self) -> None:
+        """Drop what was heard so far, but for the latest of each."""
+        for kept in (self.states, self.commands, self.truth, self.plans, self.diagnostics):
+            del kept[:-1]
 
     def set_text(self, node: str, name: str, value: str) -> None:
         """Set a text parameter of a running node; a refusal is an InputError."""
