@@ -33,16 +33,18 @@ class Sample:
         knots = np.concatenate([log.ego_xyyaw_in_world[frame][None], xyyaw])
         knots[:, 2] = np.unwrap(knots[:, 2])
         at_s = STEP_S * np.arange(1, STEPS + 1)
-        plan = np.stack([np.interp(at_s, np.append(0.0, time_s), knots[:, c]) for c in range(3)], axis=-1)
-        self.plan_xyyaw = plan
-        self.plan_xy = self._lidar(plan)
         later = frame + np.arange(1, STEPS + 1)
         self.mask = later < len(log)
         self.frames = np.minimum(later, len(log) - 1)
+        # Keyframes lie 0.4 to 0.6 s apart: a plan is where it says it will be at the instant of each.
+        real_s = np.where(self.mask, log.time_s[self.frames] - log.time_s[frame], at_s)
+        plan = np.stack([np.interp(real_s, np.append(0.0, time_s), knots[:, c]) for c in range(3)], axis=-1)
+        self.plan_xyyaw = plan
+        self.plan_xy = self._lidar(plan)
         self.recorded_xy = self._lidar(log.ego_xyyaw_in_world[self.frames])
         reached = at_s <= (time_s[-1] if len(time_s) else 0.0) + 1e-6
         # Keyframes come a little early: the sixth may lie before 3 s, where the recorded driver's own plan then ends.
-        early = log.time_s[self.frames] - log.time_s[frame] < at_s
+        early = real_s < at_s
         self.mask &= reached | ~early
         self.planned = bool(reached[self.mask].all())  # wherever there is a recording to compare with
 

@@ -7,6 +7,9 @@ import pytest
 
 from policies.cli import main
 from policies.replay import MASK_FLAG
+from sim.metrics.log_view import LogView
+from sim.metrics.replay_protocols import nuscenes
+from sim.rollout_log import read_episode
 from vla.checkpoint import save
 from vla.config import ModelConfig
 from vla.model import DrivingModel
@@ -73,6 +76,11 @@ def test_the_log_scores_as_the_human(tmp_path):
     assert main(["replay", *arguments]) == 0
     policies = json.loads((run / "summary.json").read_text())["policies"]
     assert policies["log"]["ade_3s_m"] < 0.02 < policies["constant-velocity"]["ade_3s_m"]
+    figures = nuscenes(LogView(read_episode(run / "episodes" / "log-scene-0103.npz")))
+    for convention in ("uniad", "stp3", "hybrid"):
+        assert figures[f"nuscenes.{convention}.l2_3s_m"][0] < 0.05
+        assert figures[f"nuscenes.{convention}.obj_box_col_3s"][:2] == (0.0, True)
+    assert figures["nuscenes.off_road_rate"][:2] == (0.0, True)
 
 
 @needs_data
