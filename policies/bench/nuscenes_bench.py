@@ -7,19 +7,30 @@ open_s.N_scenes, build_s.N_scenes   ours; N is 850, the size of v1.0-trainval, o
 ratio.decode_vs_pillow          time of Pillow's decode and resize over ours, six cameras of 1600x900 to 400x225
 ratio.decode_vs_scaled          time of libjpeg's scaled decoding alone over ours
 decode_ms.clip                  ours
+steps_per_s.log_env.400x225     closed loop through a scene recorded in the town, six cameras re-projected a step
+steps_per_s.log_env.drawn.400x225   the same with nothing re-projected
+log_env.deterministic           1: two processes see the same, to the bit
+novel_view.psnr_db, .copied_psnr_db, .ssim, .hole_share   of held-out images of that recording, see `sim.view_quality`
 """
 
 import importlib.util
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from policies.bench.log_tables import TRAINVAL, write_log_tables
+import numpy as np
+
+from policies.bench.log_tables import TRAINVAL, VERSION, write_log_tables
 from policies.bench.pinned import run_pinned
+from sensors.errors import InputError
+from sim.gl_device import gl_name
 
 OPENINGS = 3
 EXTRA = "pip install -c constraints.txt -e '.[dev]'"
-JOBS = "policies.bench.nuscenes_jobs"
+JOBS, LOG_JOBS = "policies.bench.nuscenes_jobs", "policies.bench.log_env_jobs"
+SIZE, RECORDED_STEPS = (400, 225), 40
 Say = Callable[[str], None]
 
 
@@ -65,4 +76,45 @@ def open_figures(quick: bool, say: Say) -> dict[str, float]:
         } | figures
 
 
-MEASURES: tuple[Callable[[bool, Say], dict[str, float]], ...] = (open_figures, decode_figures)
+def closed_loop_figures(quick: bool, say: Say) -> dict[str, float]:
+    """What driving through a recorded scene costs, and what its images are worth; the scene is recorded before."""
+    try:
+        renderer = "gl"
+        say(f"closed loop: OpenGL by {gl_name()}")
+    except InputError as error:
+        renderer = "cv"
+        say(f"closed loop: OpenCV, since {error}")
+    with tempfile.TemporaryDirectory() as folder:
+        dataroot = record_town(Path(folder), RECORDED_STEPS // 2 if quick else RECORDED_STEPS)
+        where = {"dataroot": str(dataroot), "version": VERSION, "renderer": renderer, "size": list(SIZE)}
+        rounds = 1 if quick else 3
+        job = ("drive_through", where | {"views": "auto", "rounds": rounds})
+        shown, again = (run_pinned(LOG_JOBS, [job])[0] for _ in range(2))
+        [drawn] = run_pinned(LOG_JOBS, [("drive_through", where | {"views": "rendered", "rounds": rounds})])
+        say(f"images: {', '.join(f'{count} {how}' for how, count in shown['views'].items())}")
+        [views] = run_pinned(LOG_JOBS, [("hold_out", where | {"instants": 4 if quick else 24})])
+    return {
+        "steps_per_s.log_env.400x225": float(np.median(shown["steps_per_s"] + again["steps_per_s"])),
+        "steps_per_s.log_env.drawn.400x225": float(np.median(drawn["steps_per_s"])),
+        "log_env.deterministic": float(shown["digest"] == again["digest"]),
+    } | views
+
+
+def record_town(folder: Path, steps: int) -> Path:
+    """A dataroot of one scene of the town, so many keyframes with sweeps between them, by `vla record`."""
+    out, size = folder / "town", "{}x{}".format(*SIZE)
+    words = ["--suite", "town-smoke", "--steps", str(steps), "--scene-steps", str(steps), "--image-size", size]
+    words += ["--workers", "1", "--videos", "0", "--version", VERSION, "--out", str(out), "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "policies.cli", "record", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"vla record failed:\n{done.stderr.strip()[-2000:]}")
+    return out
+
+
+MEASURES: tuple[Callable[[bool, Say], dict[str, float]], ...] = (
+    open_figures,
+    decode_figures,
+    closed_loop_figures,
+)

@@ -16,13 +16,18 @@ MADE_UP = {
     "decode": {"ours": 0.01, "pillow": 0.08, "scaled": 0.009, "file_bytes": 150e3},
 }
 BESIDE_DEVKIT = {"ratio.open_vs_devkit", "ratio.memory_vs_devkit", "ratio.devkit_vs_build"}
-NAMES = {"open_s.85_scenes", "build_s.85_scenes", "ratio.decode_vs_pillow", "ratio.decode_vs_scaled", "decode_ms.clip"}
+CLOSED_LOOP = {"steps_per_s": [20.0], "digest": "a", "views": {"re-projected": 6}}
+MADE_UP |= {"drive_through": CLOSED_LOOP, "hold_out": {"novel_view.psnr_db": 25.0}}
+NAMES = {"steps_per_s.log_env.400x225", "steps_per_s.log_env.drawn.400x225", "log_env.deterministic"}
+NAMES |= {"novel_view.psnr_db"}
+NAMES |= {"open_s.85_scenes", "build_s.85_scenes", "ratio.decode_vs_pillow", "ratio.decode_vs_scaled", "decode_ms.clip"}
 
 
 def test_figures_have_their_names(monkeypatch):
     said = []
     monkeypatch.setattr(nuscenes_bench, "run_pinned", lambda _, jobs: [MADE_UP[name] for name, _ in jobs])
     monkeypatch.setattr(nuscenes_bench, "write_log_tables", lambda *_: None)
+    monkeypatch.setattr(nuscenes_bench, "record_town", lambda folder, steps: folder)
     figures = nuscenes_figures(True, said.append)
     assert figures.keys() == NAMES | BESIDE_DEVKIT
     assert figures["ratio.decode_vs_pillow"] == pytest.approx(8)
