@@ -165,3 +165,10 @@ def _closed_loop(options: argparse.Namespace, policies: list[Policy], source: Nu
 def starts_in(source: NuscenesSource, traffic: str, views: str) -> list[LogScenario]:
     """Every scene of a source as the start of an episode; one that cannot be driven through is an InputError."""
     return [LogScenario(recorded_drive(source, scene), traffic, views) for scene in source.scenes]
+
+
+def starts_of_replay(options: argparse.Namespace) -> list[LogScenario]:
+    """What a closed loop on a dataroot was driven from, by its own arguments."""
+    scenes = tuple(options.scene) if options.scene else None
+    source = NuscenesSource(options.dataroot, options.version or VERSION, scenes, 1)
+    return starts_in(source, options.traffic, options.views)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from policies.cli_drive import starts_of
 from policies.cli_parts import whole
+from policies.cli_replay import starts_of_replay
 from policies.refilm import film_failures
 from policies.scores import compare_runs, differences, interrupted, score_run, table, to_json
 from sensors.errors import InputError
@@ -15,7 +16,7 @@ from sim.report.failure_clips import MOST_CLIPS
 from sim.report.leaderboard import find_runs, lines, write_leaderboard
 from sim.report.page import write_report
 from sim.report.summary import read_summary
-from sim.scenarios import Scenario
+from sim.stage import Start
 
 DRIVEN_WITH = ("suite", "scenario", "town", "net", "weather", "seed", "episodes", "seconds", "image_size", "renderer")
 EPILOGS = {
@@ -67,12 +68,14 @@ def _report(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _starts_of_run(run_dir: Path) -> list[int | Scenario]:
+def _starts_of_run(run_dir: Path) -> list[Start]:
     """What a drive was driven from, by its own arguments; another run is an InputError."""
     summary = read_summary(run_dir / "summary.json")
+    if summary.get("verb") == "replay" and summary["config"].get("closed_loop") and summary["config"].get("dataroot"):
+        return starts_of_replay(argparse.Namespace(**summary["config"]))
     if summary.get("verb") != "drive":
         came = f"a run of vla {summary.get('verb', 'something else')}"
-        raise InputError(run_dir, "--clips", came, "a drive, whose world can be driven again")
+        raise InputError(run_dir, "--clips", came, "a drive, or a closed loop on a dataroot: a world to drive in again")
     for key in DRIVEN_WITH:
         if key not in summary["config"]:
             where = run_dir / "summary.json"

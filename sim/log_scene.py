@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from sensors.nuscenes_map import PX_PER_M, outlines_of
+from sensors.nuscenes_map import PX_PER_M
 from sim.geometry import area
-from sim.log_surroundings import LogSurroundings
+from sim.log_surroundings import LogSurroundings, outlines_of_raster
 from sim.log_world import LogWorld
 from sim.roads import Surface
 from sim.scene import BRAKES_FROM_MPS2, Backdrop, Scene, actor_solids, shadows, vehicle_lamps
@@ -25,8 +25,8 @@ def log_backdrop(surroundings: LogSurroundings) -> Backdrop:
     walked = [Surface("sidewalk", outline) for name, outline in layer if name == "walkway"]
     wide = (2 * round(KERB_M * PX_PER_M) + 1,) * 2
     kerb = cv2.dilate(ground.mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, wide))
-    pieces = _pieces(ground.mask, ground.low_m, "asphalt", "sidewalk")
-    pieces += [] if walked else _pieces(kerb, ground.low_m, "sidewalk", "terrain")
+    pieces = _pieces(ground.outlines, "asphalt", "sidewalk")
+    pieces += [] if walked else _pieces(outlines_of_raster(kerb, ground.low_m), "sidewalk", "terrain")
     # An island lies in a hole that lies in a road: what is larger is painted first.
     pieces.sort(key=lambda piece: -abs(area(piece.outline_m)))
     return Backdrop((*walked, *pieces), Faces.join([]))
@@ -46,11 +46,6 @@ def log_scenes_at(world: LogWorld, back: Backdrop, times_us: Sequence[int], weat
     return scenes
 
 
-def _pieces(mask: np.ndarray, low_m: np.ndarray, inside: str, hole: str) -> list[Surface]:
-    """The parts of a raster and the holes in them, as surfaces of these kinds."""
-    # Rows of a map's raster run from north to south, those of this one from south to north.
-    low = np.rint(low_m * PX_PER_M).astype(int)
-    found = outlines_of(np.ascontiguousarray(mask[::-1]), low[0], -(low[1] + len(mask)))
-    return [Surface(inside, outline) for outline, _ in found] + [
-        Surface(hole, xy) for _, holes in found for xy in holes
-    ]
+def _pieces(outlines: list[tuple[np.ndarray, list[np.ndarray]]], inside: str, hole: str) -> list[Surface]:
+    """The parts of an area and the holes in them, as surfaces of these kinds."""
+    return [Surface(inside, xy) for xy, _ in outlines] + [Surface(hole, xy) for _, holes in outlines for xy in holes]

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from sensors.frames import xy_yaw
-from sensors.nuscenes_map import PX_PER_M, drivable_area
+from sensors.nuscenes_map import PX_PER_M, drivable_area, outlines_of
 from sensors.recorded_drive import RecordedDrive
 from sim.geometry import OpenLine, corners
 from sim.surroundings import BEYOND_M, Lane, Surroundings, with_holes
@@ -49,8 +49,6 @@ class LogSurroundings:
             goal_m = float(record_m[-1]) - BEFORE_END_M if record_m[-1] > LEAST_WAY_M else 0.0
             around = Surroundings(areas=_areas(drive, track), route_m=record.points, goal_m=goal_m, **common)
             return cls(drive, around, record, record_m)
-        line = OpenLine(extension.route_m)
-        end_m = float(line.project(track[-1, :2]).s_m) - BEFORE_END_M
         lanes = (Lane(e.id, e.centreline_m, e.width_m, e.limit_mps, e.on_route) for e in extension.lanes)
         around = Surroundings(
             town=extension.town,
@@ -58,7 +56,7 @@ class LogSurroundings:
             lanes=tuple(lanes),
             areas=extension.areas,
             route_m=extension.route_m,
-            goal_m=max(min(extension.goal_m, end_m), 0.0),
+            goal_m=extension.goal_m,
             **common,
         )
         return cls(drive, around, record, record_m)
@@ -66,8 +64,8 @@ class LogSurroundings:
     @cached_property
     def lines(self) -> tuple[tuple[str, np.ndarray], ...]:
         """(kind, xy [V, 2]) to draw: "road_edge", and "route"."""
-        edges = [("road_edge", np.concatenate([xy, xy[:1]])) for layer, xy in self.around.areas if layer == "drivable"]
-        return (*edges, ("route", self.around.route_m))
+        edges = [line for outline, holes in self.ground.outlines for line in (outline, *holes)]
+        return (*(("road_edge", np.concatenate([xy, xy[:1]])) for xy in edges), ("route", self.around.route_m))
 
     @cached_property
     def ground(self) -> "Drivable":
@@ -109,12 +107,23 @@ class Drivable:
             paint(cv2.convexHull(np.concatenate(pair).astype(np.float32))[:, 0])
         return cls(mask, low)
 
+    @cached_property
+    def outlines(self) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        """The parts of the drivable area, and the holes in each, [V, 2] m."""
+        return outlines_of_raster(self.mask, self.low_m)
+
     def at(self, points_m: np.ndarray) -> np.ndarray:
         """Whether points [N, 2] are drivable, bool [N]; outside the raster nothing is."""
         column, row = np.floor((points_m - self.low_m) * PX_PER_M).astype(int).T
         height, width = self.mask.shape
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         return inside & (self.mask[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)] > 0)
+
+
+def outlines_of_raster(mask: np.ndarray, low_m: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Outlines [V, 2] m of what is not 0 in a raster whose rows run from south to north, and of the holes in it."""
+    low = np.rint(low_m * PX_PER_M).astype(int)  # the rows of a map's raster run the other way
+    return outlines_of(np.ascontiguousarray(mask[::-1]), low[0], -(low[1] + len(mask)))
 
 
 def _record(track: np.ndarray) -> tuple[OpenLine, np.ndarray]:

@@ -4,7 +4,7 @@ collision        as in a town; in lane is who is within IN_LANE_M of where the r
 off_road         a wheel is where one may not drive, nor did the recorded car
 route_left       more than VALID_M beside where the recorded car drove: what the others did and the cameras saw there
                  says nothing any more, so that the episode ends
-route_completed  the goal is reached: the end of the recorded drive, or the simulated scene's own if that is nearer
+route_completed  the goal is reached: where the recorded drive ends, in a simulated scene its own
 
 Time is the recording's. After the last keyframe nothing is known of the others.
 """
