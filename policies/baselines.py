@@ -53,6 +53,7 @@ class Log:
             ahead = np.array([[speed * PLAN_TIME_S[0], 0.0, 0.0]])
             return Plan(PLAN_TIME_S[:1], ahead, np.array([speed]), reason="the log ends here: straight on")
         poses = future_in_ego(clip, future, time_s)
+        poses[~np.maximum.accumulate(poses[:, 0] > 0)] = 0.0  # who is beyond where the recorded car is, waits for it
         knots = np.concatenate([np.zeros((1, 3)), poses])
         speed_mps = np.linalg.norm(np.diff(knots[:, :2], axis=0), axis=1) / np.diff(time_s, prepend=0.0)
         return Plan(time_s, poses, speed_mps)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from sensors.frames import xy_yaw
+from sensors.frames import wrap, xy_yaw
 from sensors.nuscenes_map import PX_PER_M, drivable_area, outlines_of
 from sensors.recorded_drive import RecordedDrive
 from sim.geometry import OpenLine, corners
@@ -22,17 +22,21 @@ AROUND_M = 100.0  # beyond the recorded drive
 LEAST_STEP_M = 0.5  # between two points of the way: standing still is no direction
 BEFORE_END_M = 2.0  # of the recorded drive lies the goal, which is none if the drive is shorter than
 LEAST_WAY_M = 5.0
+INNER, RED = ":", "ru"  # how the ids of ways through junctions begin; letters of red
+FACES_RAD, AHEAD_M, ASIDE_M, TURNS_RAD = 0.35, 8.0, 14.0, 0.5
 JOINT_M = 0.25  # beside the outlines of the drivable area, as in a town
 
 
 @dataclass(frozen=True)
 class LogSurroundings:
-    """around: Surroundings; record: the way that was driven, and straight on; record_m [K]: the keyframes along it."""
+    """around: Surroundings; record: the way that was driven, and straight on; record_m [K]: the keyframes along it;
+    lit: (index of a way through a junction in around.lanes, number of its signal) of those on the route."""
 
     drive: RecordedDrive
     around: Surroundings
     record: OpenLine
     record_m: np.ndarray
+    lit: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, drive: RecordedDrive, params: VehicleParams) -> "LogSurroundings":
@@ -53,13 +57,22 @@ class LogSurroundings:
         around = Surroundings(
             town=extension.town,
             weather=extension.weather,
+            lights="recorded" if len(extension.signals_xyyaw) else "none",
             lanes=tuple(lanes),
             areas=extension.areas,
             route_m=extension.route_m,
             goal_m=extension.goal_m,
             **common,
         )
-        return cls(drive, around, record, record_m)
+        signals = [(k, _signal_of(lane, extension.signals_xyyaw)) for k, lane in enumerate(around.lanes)]
+        return cls(drive, around, record, record_m, tuple((k, signal) for k, signal in signals if signal is not None))
+
+    def red_lanes(self, time_us: int) -> list[int]:
+        """Indices in around.lanes of the ways through junctions on the route that were red at an instant."""
+        if not self.lit:
+            return []
+        letters = self.drive.extension.lights_at(time_us)
+        return [lane for lane, signal in self.lit if letters and letters[signal] in RED]
 
     @cached_property
     def lines(self) -> tuple[tuple[str, np.ndarray], ...]:
@@ -118,6 +131,22 @@ class Drivable:
         height, width = self.mask.shape
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         return inside & (self.mask[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)] > 0)
+
+
+def _signal_of(lane: Lane, signals_xyyaw: np.ndarray) -> int | None:
+    """The signal that a way through a junction on the route begins at, if any: one stands beside its approach, ahead of
+    the stop line, on the right for all, or on the left for who turns left (`sim.town_map.Signal`)."""
+    if not (lane.on_route and lane.id.startswith(INNER) and len(lane.centreline_m) > 1 and len(signals_xyyaw)):
+        return None
+    step = np.diff(lane.centreline_m, axis=0)
+    heading = np.arctan2(step[[0, -1], 1], step[[0, -1], 0])
+    c, s = np.cos(heading[0]), np.sin(heading[0])
+    ahead, left = np.array([[c, s], [-s, c]]) @ (signals_xyyaw[:, :2] - lane.centreline_m[0]).T
+    near = (np.abs(wrap(signals_xyyaw[:, 2] - heading[0])) < FACES_RAD) & (ahead > 0) & (ahead < AHEAD_M)
+    near &= np.abs(left) < ASIDE_M
+    turns_left = wrap(heading[1] - heading[0]) > TURNS_RAD
+    chosen = near & (left > 0) if turns_left and (near & (left > 0)).any() else near & (left < 0)
+    return int(np.argmin(np.where(chosen, np.abs(left), np.inf))) if chosen.any() else None
 
 
 def outlines_of_raster(mask: np.ndarray, low_m: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:

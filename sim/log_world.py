@@ -2,6 +2,8 @@
 
 collision        as in a town; in lane is who is within IN_LANE_M of where the recorded car drove
 off_road         a wheel is where one may not drive, nor did the recorded car
+stop_line        the front bumper passes a stop line at red, where a simulated scene recorded its lights
+red_light        so does the rear axle, the light still being red
 route_left       more than VALID_M beside where the recorded car drove: what the others did and the cameras saw there
                  says nothing any more, so that the episode ends
 route_completed  the goal is reached: where the recorded drive ends, in a simulated scene its own
@@ -10,6 +12,7 @@ Time is the recording's. After the last keyframe nothing is known of the others.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -64,6 +67,10 @@ class LogWorld(EgoWorld):
         self.traffic = LogTraffic(recorded, self.time_us, self.until_us, self._mode)
         self.traffic.reset(self.ego.footprint(self.params))
         self._contacts, self._going_on, self.events = Contacts(self.params), set(), ()
+        lanes = self.surroundings.around.lanes
+        starts = {signal: lanes[lane].centreline_m[0] for lane, signal in self.surroundings.lit}
+        self._lines_m = {signal: float(self._route.project(xy).s_m) for signal, xy in starts.items()}
+        self._ran: set[int] = set()
         self.progress_m = self._along_m = 0.0
         self._locate()
 
@@ -96,6 +103,9 @@ class LogWorld(EgoWorld):
         drive = self.drive
         return interpolate_at(drive.time_us, drive.T_world_from_ego, min(self.time_us, int(drive.time_us[-1])))
 
+    def red_lanes(self) -> list[int]:
+        return self.surroundings.red_lanes(self.time_us)
+
     def future(self) -> Future:
         """Where the recorded car went from now on, and who is there now."""
         later = self.drive.after(self.time_us)
@@ -125,8 +135,9 @@ class LogWorld(EgoWorld):
         return Boxes(ids, categories, T, size, velocity)
 
     def _locate(self) -> None:
-        ego = self.ego
+        ego, was_m = self.ego, self.progress_m
         self.progress_m = self._route.nearest(ego.x_m, ego.y_m, self.progress_m)[0]
+        self._passed_m = was_m, self.progress_m
         self._along_m, self.off_path_m, _ = self.surroundings.record.nearest(ego.x_m, ego.y_m, self._along_m)
 
     def _others(self) -> list[Event]:
@@ -136,9 +147,21 @@ class LogWorld(EgoWorld):
             "route_left": abs(self.off_path_m) > VALID_M,
             "route_completed": 0 < self.goal_m <= self.progress_m,
         }
-        kinds = [kind for kind, true in states.items() if true and kind not in self._going_on]
+        kinds = [*self._at_lights()]
+        kinds += [kind for kind, true in states.items() if true and kind not in self._going_on]
         self._going_on = {kind for kind, true in states.items() if true}
         return [Event(kind, self.time_us, "", self.ego.speed_mps) for kind in kinds]
+
+    def _at_lights(self) -> Iterator[str]:
+        """As the front bumper, and then the rear axle, pass the beginning of a way through a junction that is red."""
+        lanes, (was_m, now_m) = self.red_lanes(), self._passed_m
+        red = {signal for lane, signal in self.surroundings.lit if lane in lanes}
+        for signal, at_m in self._lines_m.items():
+            if was_m < at_m - self.params.front_m <= now_m and signal in red:
+                self._ran.add(signal)
+                yield "stop_line"
+            if was_m < at_m <= now_m and signal in self._ran and signal in red:
+                yield "red_light"
 
     def _collisions(self) -> list[Event]:
         now, before, ego = self.traffic.now, self.traffic.before, self.ego

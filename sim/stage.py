@@ -42,7 +42,7 @@ class Stage:
 
     def red_lanes(self) -> list[int]:
         """Indices in around.lanes of the ways through junctions on the route that are red."""
-        return self._town.red_lanes() if self._town else []
+        return self._town.red_lanes() if self._town else self.world.red_lanes()
 
     def stop_lines(self) -> list[tuple[str, np.ndarray]]:
         """Lines to draw in the colour of their light: ("red", "amber" or "green", ends [2, 2])."""

@@ -100,6 +100,10 @@ class EgoWorld:
     command: str = "follow"
     instruction: str = ""
 
+    def red_lanes(self) -> list[int]:
+        """Which of the lanes that a drive is judged against are red now, if the world itself knows."""
+        return []
+
     def future(self) -> Future | None:
         """What is recorded of the time from now on; None where nothing is, since nobody drove here before."""
         return None

@@ -20,7 +20,7 @@ from sim.scenarios import get_scenario
 SIZE, KEYFRAMES, SCENES = (32, 18), 60, 2
 TAUGHT_MPS = 8.0
 PROTOCOLS = ("plain", "pdm", "nuplan", "alpasim")
-SCORES = ("pdms.strict", "nuplan.score", "route_completion")
+SCORES = ("pdms.strict", "epdms.strict", "nuplan.score", "route_completion")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def test_a_town_and_its_log_score_the_same_drivers_alike(town):
         env = quiet_env(SIZE, drive.seconds, scenario, seen=False)
         there, here = drive_episode(Repeat(route), env, scenario), in_log(Repeat(route), drive)
         env.close()
-        for a, b in ((expert, recorded), (there, here)):
+        for who, a, b in (("the recorded driver", expert, recorded), ("repeat", there, here)):
             of_town, of_log = scores(a), scores(b)
+            print(f"{scenario.name}, {who}: town {of_town}, log {of_log}")
             apart += [of_log[name] - of_town[name] for name in SCORES if name in of_town and name in of_log]
     assert abs(float(np.mean(apart))) < 0.03

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from policies.baselines import Log
 from policies.cli import main
+from policies.protocol import Privileged
+from sensors.clip import Future
+from sensors.frames import matrix_from_xy_yaw
+from sensors.nuscenes_source import NuscenesSource
 from sim.rollout_log import read_episode
 
 DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
@@ -78,3 +83,15 @@ def test_the_recorded_driver_gets_through_the_real_scene_and_who_carries_on_does
     assert policies["log"]["collision_rate"] == policies["log"]["off_road_rate"] == 0.0
     assert policies["log"]["route_completion"] == 1.0
     assert policies["constant-velocity"]["pdms.strict"] < 0.5 < 0.9 < policies["log"]["pdms.strict"]
+
+
+def test_the_recorded_driver_waits_where_it_is_beyond_its_record(course_dataroot):
+    clip = NuscenesSource(course_dataroot, "v1.0-mini", ("scene-1000",), 1).clip("scene-1000", 3)
+    time_us = clip.now_us + np.arange(1, 10) * 500_000
+    stands, goes_on = (np.minimum(-1.0 + speed * np.arange(1, 10) * 0.5, 20.0) for speed in (0.0, 2.0))
+    for x, first in ((stands, 8), (goes_on, 1)):
+        future = Future(time_us, clip.T_world_from_ego_now @ matrix_from_xy_yaw(x, 0.0, 0.0))
+        plan = Log().plan(clip, Privileged(future)).validate()
+        assert not plan.xyyaw_in_ego[:first].any()
+        assert not plan.speed_mps[:first].any()
+        assert (plan.speed_mps[first:] > 0).all()

@@ -1,5 +1,7 @@
 """A recorded scene as a world: its traffic as it was or as it answers, what goes wrong, and its environment."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from made_up_log import HALF_ROAD_M, LANE_Y_M, START_US, START_X_M, along, made_
 
 from sensors.errors import InputError
 from sensors.frames import inverse, xy_yaw
+from sensors.nuscenes_extension import MapLane, SceneExtension
 from sim.log_env import LogEnv, LogScenario
 from sim.log_world import VALID_M, LogWorld
 from sim.stage import begin
@@ -191,3 +194,42 @@ def test_a_drive_or_where_to_read_it_but_not_both(road):
         LogEnv()
     with pytest.raises(InputError, match="both"):
         LogEnv("data", drive=made_up_drive(road))
+
+
+def lit_extension(letter_at: dict[int, str]) -> SceneExtension:
+    """A junction 30 m ahead with a way straight on, one 90 m ahead with one to the left; a signal beside each."""
+    x, y = START_X_M + 30.0, LANE_Y_M
+    straight = MapLane(":j_0", 3.5, 13.9, True, np.array([[x, y], [x + 20, y]]))
+    left = MapLane(":j_1", 3.5, 13.9, True, np.array([[x + 60, y], [x + 68, y + 2], [x + 72, y + 12]]))
+    other = MapLane(":j_2", 3.5, 13.9, False, np.array([[x + 20, y + 3.5], [x, y + 3.5]]))
+    signals = np.array([[x + 3, y - 3.0, 0.0], [x + 63, y + 5.0, 0.0], [x + 3, y + 6.0, np.pi]])
+    none, times = np.zeros(0, np.int64), np.array([START_US + us for us in letter_at], np.int64)
+    route = np.array([[START_X_M, y], [x + 200, y]])
+    return SceneExtension(
+        *("made-up/0", "made-up", "clear", 0, 70.0, route, (straight, left, other), (), signals),
+        *(times, tuple(letter_at.values()), none, (), (), none, (), np.zeros(0), np.zeros((0, 0, 3)), none, ()),
+    )
+
+
+def test_red_lights_of_a_simulated_scene_are_those_of_its_recording(road):
+    """Straight on has the signal on the right, left the one on the left; who passes at red is told so."""
+    extension = lit_extension({0: "rGr", 3_000_000: "Grr", 7_000_000: "rrr"})
+    world = LogWorld("replay")
+    world.reset(replace(made_up_drive(road, 8.0), extension=extension))
+    assert world.surroundings.around.lights == "recorded"
+    assert world.surroundings.lit == ((0, 0), (1, 1))
+    assert world.red_lanes() == [0]
+    told = {}
+    for _ in range(60):
+        told |= {event.kind: world.time_us - START_US for event in world.step(0.0, 0.0)}
+    assert world.red_lanes() == [1]
+    assert told == {}  # green by then
+    world.reset(replace(made_up_drive(road, 12.0), extension=extension))
+    for _ in range(45):
+        told |= {event.kind: world.time_us - START_US for event in world.step(0.0, 0.0)}
+    assert told == {"stop_line": 2_300_000, "red_light": 2_500_000}
+
+
+def test_without_signals_nothing_is_known_of_lights(road):
+    world = world_of(road)
+    assert (world.surroundings.around.lights, world.red_lanes()) == ("unknown", [])
