@@ -24,6 +24,7 @@ BEFORE_END_M = 2.0  # of the recorded drive lies the goal, which is none if the 
 LEAST_WAY_M = 5.0
 INNER, RED = ":", "ru"  # how the ids of ways through junctions begin; letters of red
 FACES_RAD, AHEAD_M, ASIDE_M, TURNS_RAD = 0.35, 8.0, 14.0, 0.5
+JOINED_M = 1.0  # nearer than this, a way through a junction goes on from another
 JOINT_M = 0.25  # beside the outlines of the drivable area, as in a town
 
 
@@ -64,8 +65,7 @@ class LogSurroundings:
             goal_m=extension.goal_m,
             **common,
         )
-        signals = [(k, _signal_of(lane, extension.signals_xyyaw)) for k, lane in enumerate(around.lanes)]
-        return cls(drive, around, record, record_m, tuple((k, signal) for k, signal in signals if signal is not None))
+        return cls(drive, around, record, record_m, _lit(around.lanes, extension.signals_xyyaw))
 
     def red_lanes(self, time_us: int) -> list[int]:
         """Indices in around.lanes of the ways through junctions on the route that were red at an instant."""
@@ -131,6 +131,22 @@ class Drivable:
         height, width = self.mask.shape
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         return inside & (self.mask[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)] > 0)
+
+
+def _lit(lanes: tuple[Lane, ...], signals_xyyaw: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(index of a lane, number of its signal) of the ways through junctions on the route, first those that begin at a
+    stop line, then those that go on from these."""
+    found = {k: signal for k, lane in enumerate(lanes) if (signal := _signal_of(lane, signals_xyyaw)) is not None}
+    for k in list(found):
+        ends_m, signal = lanes[k].centreline_m[-1], found[k]
+        goes_on = (
+            j
+            for j, lane in enumerate(lanes)
+            if lane.on_route and lane.id.startswith(INNER) and np.hypot(*(lane.centreline_m[0] - ends_m)) < JOINED_M
+        )
+        for j in goes_on:
+            found.setdefault(j, signal)
+    return tuple(found.items())
 
 
 def _signal_of(lane: Lane, signals_xyyaw: np.ndarray) -> int | None:

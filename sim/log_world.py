@@ -68,7 +68,9 @@ class LogWorld(EgoWorld):
         self.traffic.reset(self.ego.footprint(self.params))
         self._contacts, self._going_on, self.events = Contacts(self.params), set(), ()
         lanes = self.surroundings.around.lanes
-        starts = {signal: lanes[lane].centreline_m[0] for lane, signal in self.surroundings.lit}
+        starts: dict[int, np.ndarray] = {}
+        for lane, signal in self.surroundings.lit:
+            starts.setdefault(signal, lanes[lane].centreline_m[0])
         self._lines_m = {signal: float(self._route.project(xy).s_m) for signal, xy in starts.items()}
         self._ran: set[int] = set()
         self.progress_m = self._along_m = 0.0

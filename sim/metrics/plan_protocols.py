@@ -167,10 +167,10 @@ def _answered(view: LogView, scenes: Sequence[PdmScene], states: np.ndarray, var
 
 
 def _filtered(view: LogView, frame: int, scene: PdmScene, scores: dict[str, Score], variant: str) -> dict[str, Score]:
-    """The human filter, where there is a recorded human."""
+    """The human filter, where there is a recorded human: in a replay, since who drives a recording is elsewhere."""
     log = view.log
     time_s = (log.human_time_us - log.time_us[frame]) * 1e-6
-    if not len(time_s) or time_s[-1] < HORIZON_S - 1e-6:
+    if log.kind != "replay" or not len(time_s) or time_s[-1] < HORIZON_S - 1e-6:
         return scores
     start = _start(view, frame, variant)
     poses = resample_plan(log.human_xyyaw_in_world, time_s)

@@ -202,11 +202,12 @@ def lit_extension(letter_at: dict[int, str]) -> SceneExtension:
     straight = MapLane(":j_0", 3.5, 13.9, True, np.array([[x, y], [x + 20, y]]))
     left = MapLane(":j_1", 3.5, 13.9, True, np.array([[x + 60, y], [x + 68, y + 2], [x + 72, y + 12]]))
     other = MapLane(":j_2", 3.5, 13.9, False, np.array([[x + 20, y + 3.5], [x, y + 3.5]]))
+    goes_on = MapLane(":j_3", 3.5, 13.9, True, np.array([[x + 20.2, y], [x + 30, y]]))
     signals = np.array([[x + 3, y - 3.0, 0.0], [x + 63, y + 5.0, 0.0], [x + 3, y + 6.0, np.pi]])
     none, times = np.zeros(0, np.int64), np.array([START_US + us for us in letter_at], np.int64)
     route = np.array([[START_X_M, y], [x + 200, y]])
     return SceneExtension(
-        *("made-up/0", "made-up", "clear", 0, 70.0, route, (straight, left, other), (), signals),
+        *("made-up/0", "made-up", "clear", 0, 70.0, route, (straight, left, other, goes_on), (), signals),
         *(times, tuple(letter_at.values()), none, (), (), none, (), np.zeros(0), np.zeros((0, 0, 3)), none, ()),
     )
 
@@ -217,8 +218,8 @@ def test_red_lights_of_a_simulated_scene_are_those_of_its_recording(road):
     world = LogWorld("replay")
     world.reset(replace(made_up_drive(road, 8.0), extension=extension))
     assert world.surroundings.around.lights == "recorded"
-    assert world.surroundings.lit == ((0, 0), (1, 1))
-    assert world.red_lanes() == [0]
+    assert world.surroundings.lit == ((0, 0), (1, 1), (3, 0))
+    assert world.red_lanes() == [0, 3]
     told = {}
     for _ in range(60):
         told |= {event.kind: world.time_us - START_US for event in world.step(0.0, 0.0)}
