@@ -97,6 +97,14 @@ def test_launch_file(monkeypatch, file, nodes):
     assert Path(profile.args[1]).is_file()
 
 
+@pytest.mark.parametrize("file", ["drive.launch.py", "replay.launch.py", "sim.launch.py"])
+def test_launch_file_for_real(file):
+    pytest.importorskip("launch_ros", reason="launch_ros comes with a ROS 2 installation, not as a wheel")
+    description = runpy.run_path(str(ROS2 / "launch" / file))["generate_launch_description"]()
+    assert len(description.entities) > 3
+    assert all(argument.description for argument in description.get_launch_arguments())
+
+
 def test_the_driver_never_starts_by_itself(monkeypatch):
     for file in ("drive.launch.py", "replay.launch.py", "sim.launch.py"):
         for node in of_kind(entities(monkeypatch, file), "LifecycleNode"):
