@@ -5,6 +5,8 @@ stop behind               to rest behind the nearest of that kind that stands ah
                           BESIDE_M; on, where none of that kind stands
 lane left, lane right     to that lane, as soon as those who drive there leave room
 left, right, straight     nothing: the way is the route's, what is missing is its command
+
+A reason names what limits the driver, never the wish: `sensors.reasons` has no word for one.
 """
 
 from collections.abc import Iterator
