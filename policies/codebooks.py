@@ -182,13 +182,14 @@ def _more(path: str) -> list[str]:
 
 
 def _begun(recipe: TextRecipe | ActionRecipe, out: Path, seed: int) -> Run:
-    """A run directory, new, or begun with the same recipe: what it makes is made anew, and the same."""
+    """A run directory, new, or of the same recipe: what it makes is made anew, and the same."""
     run = Run.create("train", out, recipe.to_dict(), [seed], resume=True)
-    write_json(require_recipe(recipe, out), recipe.to_dict())
+    require_recipe(recipe, out)
     return run
 
 
 def _closed(run: Run, check: Check) -> tuple[Path, Check]:
+    write_json(run.path / "recipe.json", run.summary["config"])
     run.summary |= {
         "metrics": check.figures,
         "wrong": list(check.wrong),
