@@ -179,6 +179,8 @@ class TokenizerRecipe:
         self.image_tokenizer.validate(where)
         self.train.check(where)
         self.data.check(where)
+        if self.data.shuffle:
+            raise InputError(where, "data.shuffle", self.data.shuffle, "0: an image tokenizer has its images in memory")
         if self.train.resample_every < 1:
             raise InputError(where, "train.resample_every", self.train.resample_every, "at least 1")
         if self.image_tokenizer.temporal_layers:

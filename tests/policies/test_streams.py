@@ -15,6 +15,7 @@ from policies import loader
 from policies.cli import main
 from policies.data import TrainingSet
 from policies.loader import Draws, Feed
+from policies.recipes import load_recipe
 from policies.streams import Streams
 from policies.train import train
 from sensors.errors import InputError
@@ -101,6 +102,13 @@ def test_another_process_finds_the_same_order():
     streams = Streams(numbers([6] * 10), 4, seed=1, reach=6, chances=chances / chances.sum())
     again = pickle.loads(pickle.dumps(streams))
     assert all(streams.indices(draw) == again.indices(draw) for draw in (40, 0, 17))
+
+
+def test_what_shuffle_may_be():
+    with pytest.raises(InputError, match=r"data\.shuffle: came -1, expected at least 0"):
+        load_recipe("tiny", ["data.shuffle=-1"])
+    with pytest.raises(InputError, match=r"data\.shuffle: came 5, expected 0"):
+        load_recipe("image-tokens", ["data.shuffle=5"])
 
 
 # Trainings ----------------------------------------------------------------------------------------
