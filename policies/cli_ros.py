@@ -7,11 +7,14 @@ from pathlib import Path
 from policies.bags import BAG_VERSION, record_bag, unpack_bag
 from policies.cli_nodes import EXAMPLES, add_node_verbs
 from policies.cli_parts import bag_arguments
+from policies.ros_check import check_arguments, check_bag, check_live, tell
 
 EPILOGS = {
     "ros": """examples:
   vla ros record --dataroot data/nuscenes --scene scene-0061 --out bags/scene-0061    a scene as a bag
   vla replay bags/scene-0061 --policy constant-velocity                               plan on it, as on a dataroot
+  vla ros check                                                                       the topics of this car, live
+  vla ros check bags/scene-0061 --json                                                the same of a bag
   vla ros unpack bags/scene-0061 --out data/from-bags                                 as a scene in nuScenes format"""
     + EXAMPLES
 }
@@ -31,11 +34,26 @@ def add_ros_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", type=Path, required=True, metavar="BAG", help="a folder that is not there yet")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    sub = what.add_parser(
+        "check", help="say what is wrong with the topics of a car, live or in a bag, and how to mend it"
+    )
+    sub.set_defaults(run=_check)
+    bag_arguments(sub, optional=True)
+    check_arguments(sub)
+
     sub = what.add_parser("unpack", help="append a bag to a dataroot in nuScenes format, without ROS")
     sub.set_defaults(run=_unpack)
     bag_arguments(sub)
     sub.add_argument("--out", type=Path, required=True, metavar="DATAROOT", help=f"table folder {BAG_VERSION}")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Exit status 1 if there is an error, as the findings say."""
+    if options.bag is not None:
+        return tell(check_bag(options.bag, options.calibration, options.raw), options.json)
+    flags = [f"--{name}" for name in ("raw", "json") if getattr(options, name)]
+    return check_live(options.seconds, options.calibration, flags)
 
 
 def _record(options: argparse.Namespace) -> int:

@@ -47,6 +47,17 @@ def calibration_from(content: object, path: object, names: tuple[str, ...]) -> C
     return Calibration(frame_ids, T_ego_from_cam, _rigid(path, "imu.R_ego_from_imu", R, 3))
 
 
+def json_object(text: str, where: object, field: str) -> dict:
+    """The JSON object in a message's text."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(where, field, f"no JSON: {error}", "a JSON object") from error
+    if not isinstance(value, dict):
+        raise InputError(where, field, type(value).__name__, "a JSON object")
+    return value
+
+
 def same_calibration(one: Camera, other: Camera) -> bool:
     """Whether two cameras have the same size, K and distortion, to the last bit."""
     sizes = [(camera.width, camera.height, camera.distortion, camera.coefficients) for camera in (one, other)]

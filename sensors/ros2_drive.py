@@ -24,7 +24,7 @@ from sensors.nuscenes_extension import SceneExtension, extension_from_json
 from sensors.nuscenes_source import CAMERAS
 from sensors.nuscenes_writer import SCENE_NAME, NuscenesWriter
 from sensors.ros2_bag import Bag
-from sensors.ros2_calibration import Calibration, calibration_from, read_calibration, same_calibration
+from sensors.ros2_calibration import Calibration, calibration_from, json_object, read_calibration, same_calibration
 from sensors.ros2_messages import (
     OdometrySample,
     camera_from_info,
@@ -106,7 +106,7 @@ class _Reader:
             KEYFRAME: lambda _, m: self._sample(KEYFRAME, time_us_from_stamp(m.stamp, "keyframe")),
             COMMAND: lambda t, m: self.words.append((t, COMMAND, command_from_message(m))),
             INSTRUCTION: lambda t, m: self.words.append((t, INSTRUCTION, m.data)),
-            SCENE: lambda _, m: self.about.update(_json_object(m.data, bag.path, SCENE)),
+            SCENE: lambda _, m: self.about.update(json_object(m.data, bag.path, SCENE)),
         }
         for name in CAMERAS:
             self._take[info_topic(name)] = lambda _, m, name=name: self._info(name, m)
@@ -123,7 +123,7 @@ class _Reader:
 
     def _own_calibration(self) -> Calibration:
         for _, _, message in self.bag.messages({CALIBRATION}):
-            return calibration_from(_json_object(message.data, self.bag.path, CALIBRATION), self.bag.path, CAMERAS)
+            return calibration_from(json_object(message.data, self.bag.path, CALIBRATION), self.bag.path, CAMERAS)
         fix = "Give the car's calibration file with --calibration; launch/README.md shows one."
         raise InputError(self.bag.path, CALIBRATION, "no such topic", "where the cameras sit", fix)
 
@@ -184,16 +184,6 @@ def read_drive(bag: Bag, calibration_file: Path | None = None) -> Drive:
     words = name, str(about.get("description", "")), str(about.get("location", "unknown"))
     steering = tuple(samples[STEERING])
     return Drive(*words, made, cameras, instants, odometry, window, steering, reader.recorded_us, refused)
-
-
-def _json_object(text: str, where: object, field: str) -> dict:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(where, field, f"no JSON: {error}", "a JSON object") from error
-    if not isinstance(value, dict):
-        raise InputError(where, field, type(value).__name__, "a JSON object")
-    return value
 
 
 def _extension_of(name: str, start_us: int, words: list[tuple[int, str, str]]) -> SceneExtension | None:

@@ -30,25 +30,38 @@ def optical_frame(camera: str) -> str:
     return f"{camera.lower()}_optical_frame"
 
 
+REQUIRED, WANTED, OPTIONAL = "required", "wanted", "optional"
+
+
 @dataclass(frozen=True)
 class Topic:
     """`qos` is what the driver asks for or offers. Sensor data: best effort, volatile; whoever offers more fits too.
-    Latched: reliable, transient local, so that who comes later hears the last word as well."""
+    Latched: reliable, transient local, so that who comes later hears the last word as well.
+
+    need      what the driver does without: REQUIRED it does not plan, WANTED it drives slowly, OPTIONAL nothing
+    good_hz   the rate that it is made for; least_hz: below it, its limits of age stop it now and again; 0: no rate
+    """
 
     name: str
     type: str
     direction: str
     qos: str
+    need: str = REQUIRED
+    good_hz: float = 0.0
+    least_hz: float = 0.0
 
 
 INPUTS = (
-    *(Topic(image_topic(name), "sensor_msgs/msg/CompressedImage", "in", "sensor data") for name in CAMERAS),
+    *(
+        Topic(image_topic(name), "sensor_msgs/msg/CompressedImage", "in", "sensor data", REQUIRED, 10.0, 5.0)
+        for name in CAMERAS
+    ),
     *(Topic(info_topic(name), "sensor_msgs/msg/CameraInfo", "in", "sensor data") for name in CAMERAS),
-    Topic(IMU, "sensor_msgs/msg/Imu", "in", "sensor data"),
-    Topic(ODOMETRY, "nav_msgs/msg/Odometry", "in", "sensor data"),
-    Topic(STEERING, "sensor_msgs/msg/JointState", "in", "sensor data"),
-    Topic(COMMAND, "std_msgs/msg/String", "in", "latched"),
-    Topic(INSTRUCTION, "std_msgs/msg/String", "in", "latched"),
+    Topic(IMU, "sensor_msgs/msg/Imu", "in", "sensor data", WANTED, 50.0, 5.0),
+    Topic(ODOMETRY, "nav_msgs/msg/Odometry", "in", "sensor data", REQUIRED, 20.0, 7.0),
+    Topic(STEERING, "sensor_msgs/msg/JointState", "in", "sensor data", OPTIONAL, 10.0, 5.0),
+    Topic(COMMAND, "std_msgs/msg/String", "in", "latched", OPTIONAL),
+    Topic(INSTRUCTION, "std_msgs/msg/String", "in", "latched", OPTIONAL),
 )
 # Topics of a bag: the inputs, pictures that were recorded raw, and what only recordings have.
 BAG_TYPES = {
@@ -60,4 +73,5 @@ BAG_TYPES = {
     TF: "tf2_msgs/msg/TFMessage",
     TF_STATIC: "tf2_msgs/msg/TFMessage",
 }
+LATCHED_QOS = ("reliable", "transient local")
 LATCHED = frozenset((COMMAND, INSTRUCTION, CALIBRATION, SCENE, TF_STATIC))

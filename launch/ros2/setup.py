@@ -21,6 +21,7 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", files("launch")),
         (f"share/{NAME}/config", files("config")),
+        (f"share/{NAME}/viewers", files("viewers")),
     ],
     install_requires=["setuptools", "vla-drive"],
     zip_safe=False,
