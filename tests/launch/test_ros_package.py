@@ -10,14 +10,24 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
+import threadpoolctl
 import yaml
 from vla_drive_ros import interface
 
+from policies.cli import main
 from sensors import ros2_topics
 
 ROOT = Path(__file__).resolve().parents[2]
 ROS2 = ROOT / "launch" / "ros2"
 README = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
+
+
+class Stopped(Exception):
+    """Arguments were taken; nothing shall be done with them."""
+
+
+def stop() -> None:
+    raise Stopped
 
 
 class Recorded:
@@ -218,3 +228,20 @@ def test_shared_memory_profile_is_large_enough_and_is_used():
     assert set(used) == set(transports)
     shm = next(t for t in transports.values() if t.findtext("d:type", namespaces=space) == "SHM")
     assert int(shm.findtext("d:segment_size", namespaces=space)) == 128 * 2**20
+
+
+def test_readme_commands_are_commands(monkeypatch):
+    """Every `vla` line of the page's code is one that the command takes; what it would do is tested elsewhere."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    said = [line.split("#")[0] for block in blocks for line in block.splitlines() if line.startswith("vla ")]
+    lines = [command.split() for line in said for command in line.split("&&")]
+    taken = []
+    for line in lines:
+        words = [word for word in line if word]
+        monkeypatch.setattr(
+            threadpoolctl, "threadpool_limits", lambda *_, words=words, **__: taken.append(words) or stop()
+        )
+        with pytest.raises(Stopped):
+            main(words[1:])
+    assert taken == lines
+    assert {tuple(words[:3]) for words in taken} >= {("vla", "ros", "check"), ("vla", "ros", "record")}
