@@ -11,6 +11,7 @@ from policies.bench.model_bench import model_figures
 from policies.bench.nuscenes_bench import nuscenes_figures
 from policies.bench.plan_bench import plan_figures
 from policies.bench.ros import ros_figures
+from policies.bench.scale import scale_figures
 from policies.bench.scoring import score_figures
 from policies.bench.tokens import token_figures
 from policies.bench.town import town_figures
@@ -22,6 +23,7 @@ BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, float]]] = 
     "nuscenes": nuscenes_figures,
     "plan": plan_figures,
     "ros": ros_figures,
+    "scale": scale_figures,
     "sim": town_figures,
     "tokens": token_figures,
     "score": score_figures,
@@ -34,6 +36,7 @@ EPILOGS = {
   vla bench nuscenes --quick --json nuscenes.json        logs beside the official devkit and Pillow
   vla bench ros --quick --json ros.json                  a drive over topics, every fault once: minutes, in real time
   vla bench score --quick                                what scoring costs
+  vla bench scale --quick                                whether workers learn what one learns, and how fast they drive
   vla bench plan                                         how far vla plan is from what was measured"""
 }
 

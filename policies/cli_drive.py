@@ -9,6 +9,7 @@ from pathlib import Path
 
 from policies.blinded import DAMAGES, Blinded
 from policies.cli_parts import (
+    address_argument,
     close,
     config,
     count,
@@ -92,6 +93,7 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     words = "gl (fast, needs EGL), cv (the same on every machine) or auto: gl if it is there (default)"
     sub.add_argument("--renderer", choices=RENDERERS, default="auto", help=words)
     sub.add_argument("--workers", type=count, help="processes (default one a core; one for a policy that looks)")
+    address_argument(sub)
     run_arguments(sub)
 
     sub = verb("record", _record, "let the expert drive and record it in nuScenes format")
@@ -114,6 +116,7 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--videos", type=whole, default=1, help="scenes filmed for the report (default 1)")
     cores = len(os.sched_getaffinity(0))
     sub.add_argument("--workers", type=count, default=cores, help=f"processes (default one a core: {cores})")
+    address_argument(sub)
     run_arguments(sub)
 
 
@@ -145,7 +148,18 @@ def _drive(options: argparse.Namespace) -> int:
     size, quiet = options.image_size, options.quiet
     # A policy that looks has threads of its own, and may be large.
     workers = options.workers or (1 if policies[0].needs_images else len(os.sched_getaffinity(0)))
-    drive(run, policies, starts, options.seconds, size, options.videos, options.renderer, not quiet, workers)
+    drive(
+        run,
+        policies,
+        starts,
+        options.seconds,
+        size,
+        options.videos,
+        options.renderer,
+        not quiet,
+        workers,
+        options.address,
+    )
     name = policies[0].name
     return close(run, policies, lambda: film_failures(run.path, starts, options.clips, name, not quiet))
 
@@ -204,8 +218,9 @@ def _record(options: argparse.Namespace) -> int:
     if options.imagined and (on_course or options.hz == 10):
         came, fix = "with the course or 10 Hz", "Add --suite town-train, and leave out --hz."
         raise InputError("vla record", "--imagined", came, "moments of drives through a town", fix)
+    out = options.out or default_path("record")
     recording = Recording(
-        dataroot=options.out or default_path("record"),
+        dataroot=out if options.address is None else out.absolute(),  # processes elsewhere stand elsewhere
         version=options.version,
         suite=options.suite,
         hz=options.hz or (2 if on_course or options.imagined else 10),
@@ -221,7 +236,8 @@ def _record(options: argparse.Namespace) -> int:
     wanted = round(options.hours * 3600 * KEYFRAMES_HZ) if options.hours else options.steps or STEPS
     run = Run.create("record", recording.dataroot, config(options), [first], resume=True)
     started_s = time.monotonic()
-    record(run, recording, wanted, number, options.videos, options.workers, not options.quiet)
+    shown = not options.quiet
+    record(run, recording, wanted, number, options.videos, options.workers, shown, options.address)
     run.save()
     metrics, minutes = run.summary["metrics"], (time.monotonic() - started_s) / 60
     driven = metrics["n_keyframes"] / KEYFRAMES_HZ / 60

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from policies.baselines import ConstantVelocity, Log
+from policies.distributed import ADDRESSES
 from policies.ego_status import EgoStatus
 from policies.expert import PurePursuit
 from policies.protocol import Policy
@@ -31,6 +32,10 @@ def policy_arguments(sub: argparse.ArgumentParser, names: tuple[str, ...], defau
 def seen_argument(sub: argparse.ArgumentParser) -> None:
     words = "score it on what it learned from; such a score says nothing of other places"
     sub.add_argument(ALLOW_FLAG, action="store_true", help=words)
+
+
+def address_argument(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--address", metavar="ADDRESS", help=f"the workers are those of a Ray cluster: {ADDRESSES}")
 
 
 def run_arguments(sub: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from policies.cli_parts import count, run_arguments, seen_argument
+from policies.cli_parts import address_argument, count, run_arguments, seen_argument
 from policies.codebooks import check_codebook_file, train_actions, train_text
 from policies.dry_run import dry_run
 from policies.grpo import dry_run_grpo, grpo
@@ -24,6 +24,7 @@ EPILOGS = {
   vla train tiny data.dataroot=data/course               ten minutes on two cores
   vla train my-recipe.yaml train.steps=100 --out runs/t  the same --out again resumes
   vla train tiny --workers 4 --shard --experts-over 2    one model, divided over four workers
+  vla train tiny --workers 8 --address auto              on a Ray cluster; a lost worker costs the last few steps
   vla train tiny-town --dry-run                          what it would cost
   vla train tiny-town model.size=300m --dry-run          what a larger one would
   vla train image-tokens data.dataroot=data/town         codes for images
@@ -59,6 +60,7 @@ def add_train_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--shard", action="store_true", help=words)
     words = "divide the experts of a layer over so many workers; tokens travel to them (default 1: all have all)"
     sub.add_argument("--experts-over", type=count, default=1, metavar="N", help=words)
+    address_argument(sub)
     words = "go on from a checkpoint that another arrangement of workers wrote in shards"
     sub.add_argument("--reshard", action="store_true", help=words)
     words = (
@@ -99,17 +101,20 @@ def _train(options: argparse.Namespace) -> int:
         print(*lines, sep="\n")
         return 0
     out, progress = options.out or default_path("train"), not options.quiet
+    if options.address is not None:
+        out = out.absolute()  # processes elsewhere stand elsewhere
     division = Division(options.shard, options.experts_over)
     if division.divides and not isinstance(recipe, Recipe):
         raise InputError("vla train", "--shard, --experts-over", options.recipe, "the recipe of a policy that imitates")
     if isinstance(recipe, CODEBOOKS):
-        if options.workers > 1:
+        if options.workers > 1 or options.address is not None:
             raise InputError("vla train", "--workers", options.workers, "1 for a codebook")
         return _train_codebook(recipe, out, progress)
     if isinstance(recipe, GrpoRecipe):
-        report = grpo(recipe, out, progress, options.workers)
+        report = grpo(recipe, out, progress, options.workers, options.address)
     else:
-        report = train(recipe, out, progress, Workers(options.workers, division, options.reshard))
+        workers = Workers(options.workers, division, options.reshard)
+        report = train(recipe, out, progress, workers, options.address)
     print(f"report: {report}")
     return 0
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.descent import part_of
+from policies.distributed import sharing
 from policies.explore import Experience, Group, drive_groups, explore, starts_of
 from policies.freezing import freeze
 from policies.grpo_recipe import GrpoRecipe
@@ -44,7 +45,6 @@ from policies.train import device_of
 from policies.train_log import curves, duration, happened, short
 from policies.training_loop import TrainingLoop, require_recipe
 from policies.vla_policy import SHIPPED, tokenizer_beside
-from policies.workers import processes
 from sensors.collate import Batch
 from sensors.errors import InputError
 from sim.report.page import write_report
@@ -254,13 +254,13 @@ def _begun(recipe: GrpoRecipe, path: Path) -> Loaded:
     return load(kept)
 
 
-def grpo(recipe: GrpoRecipe, out: Path, progress: bool = True, workers: int = 1) -> Path:
-    """Train in a run directory, new or begun, to the last step; returns the path of its report. The workers share the
-    drives, and what comes out does not depend on how many they are."""
+def grpo(recipe: GrpoRecipe, out: Path, progress: bool = True, workers: int = 1, address: str | None = None) -> Path:
+    """Train in a run directory, new or begun, to the last step; returns the path of its report. The workers, with an
+    address those of a Ray cluster, share the drives, and what comes out does not depend on how many they are."""
     run = Run.create("train", out, recipe.to_dict(), [recipe.seed], resume=True)
     require_recipe(recipe, out)
     start = _begun(recipe, out)
-    with processes(workers) as pool:
+    with sharing(workers, address) as pool:
         trainer = GrpoTrainer(recipe, out, start, pool, progress)
         if trainer.resume() and progress:
             print(f"resuming at step {trainer.step} of {recipe.train.steps}")

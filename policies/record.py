@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from policies.distributed import sharing
 from policies.runs import Run
 from policies.shoot import COURSE, NUMBERS, Recording, Shot, shoot
-from policies.workers import processes
 from sensors.errors import InputError
 from sensors.nuscenes_recorder import StagedScene
 from sensors.nuscenes_tables import read_json
@@ -36,6 +36,7 @@ def record(
     videos: int = 0,
     workers: int = 1,
     progress: bool = True,
+    address: str | None = None,
 ) -> None:
     """Record scenes of numbers from `first` on into the run directory, which is the dataroot too, until it holds at
     least so many keyframes; the first `videos` new scenes are filmed.
@@ -48,7 +49,7 @@ def record(
         notes = _checked_notes(recording)
         there = _keyframes_there(recording)
         tally = _Tally(run, recording, notes, keyframes, there, progress)
-        with tally, processes(workers) as pool:
+        with tally, sharing(workers, address) as pool:
             for shot in _shots(recording, first, notes, there, pool, workers, run.path, videos, tally):
                 tally.take(shot)
     scenes, held = len(tally.numbers), sum(tally.numbers.values())

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from policies.distributed import sharing
 from policies.protocol import NOTHING, Policy, Privileged
 from policies.runs import Episode, Run, new_row, tried
-from policies.workers import processes
 from sensors import frames
 from sensors.gym_source import ClipHistory
 from sim.env import CameraEnv, CourseEnv
@@ -128,21 +128,22 @@ def drive(
     renderer: str = "cv",
     progress: bool = True,
     workers: int = 1,
+    address: str | None = None,
 ) -> None:
-    """Every policy from every start; the first policy's first `videos`
-    episodes are filmed. Several processes share the episodes; what comes out is the same."""
+    """Every policy from every start; the first policy's first `videos` episodes are filmed. Several processes share the
+    episodes, with an address those of a Ray cluster; what comes out is the same."""
     jobs = []
     for policy in policies:
         for k, start in enumerate(starts):
             fps = FILM_HZ if policy is policies[0] and k < videos else 0
-            jobs.append((policy, start, seconds, policy.image_size or image_size, renderer, run.path, fps))
+            jobs.append((policy, start, seconds, policy.image_size or image_size, renderer, run.path.absolute(), fps))
     bar = tqdm(total=len(jobs), disable=not progress, unit="episode", desc="drive", miniters=0, mininterval=1.0)
 
     def tell(text: str) -> None:
         bar.set_postfix_str(text, refresh=False)
         bar.update(0)
 
-    with bar, processes(min(workers, len(jobs))) as pool:
+    with bar, sharing(min(workers, len(jobs)), address) as pool:
         waiting = [job if pool is None else pool.submit(drive_one, *job) for job in jobs]
         for job in waiting:
             run.add(job.result() if isinstance(job, Future) else drive_one(*job, tell))

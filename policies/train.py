@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policies.data import TrainingSet
 from policies.descent import part_of
+from policies.distributed import supervise
 from policies.freezing import freeze
 from policies.loader import Feed, Made, in_parts, readable, stacked
 from policies.recipes import Recipe
@@ -273,27 +274,36 @@ def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[st
     return loaded.model, Learned.from_json(loaded.extra.get("learned", []))
 
 
-def train(recipe: Recipe, out: Path, progress: bool = True, workers: Workers | int = 1) -> Path:
+def train(
+    recipe: Recipe, out: Path, progress: bool = True, workers: Workers | int = 1, address: str | None = None
+) -> Path:
     """Train a recipe in a run directory, new or begun, to its last step; returns the path of its report.
 
-    Several workers share each batch; the order of the data does not depend on how many there are.
+    Several workers share each batch; the order of the data does not depend on how many there are. With an address they
+    are those of a Ray cluster, and begin again by themselves when one is lost.
     """
     workers = workers if isinstance(workers, Workers) else Workers(workers)
     workers.require_fits(recipe)
     run = Run.create("train", out, recipe.to_dict(), [recipe.seed], resume=True)
-    with companions(workers.count, _work, workers, recipe, out) as meeting:
-        run.summary |= _train(0, meeting, workers, recipe, out, progress)
+    if address is not None:
+        work, gpus = (workers, recipe, out, progress), recipe.train.device == "cuda"
+        told, run.summary["restarts"] = supervise(address, workers.count, train_one, *work, gpus=gpus, talks=progress)
+        run.summary |= told
+    else:
+        with companions(workers.count, train_one, workers, recipe, out, False) as meeting:
+            run.summary |= train_one(0, meeting, workers, recipe, out, progress)
     run.summary["scenes"] = {"asked": 1, "finished": 1, "failed": 0}
     run.save()
     return write_report(out)
 
 
-def _train(rank: int, meeting: Path | str, workers: Workers, recipe: Recipe, out: Path, progress: bool) -> dict:
+def train_one(rank: int, meeting: Path | str, workers: Workers, recipe: Recipe, out: Path, progress: bool) -> dict:
     """One replica, from its start or from where the run was interrupted to the last step; what the first one has to
     tell of it, in the words of a run's summary."""
     replicas, model = workers.join(rank, meeting, recipe.train.device), None
     try:
         trainer = Trainer(recipe, out, replicas, workers.reshard)
+        progress = progress and trainer.writes
         if progress:
             for taken in (trainer.precision, trainer.dtype):
                 print(f"{taken.name}: {taken.why}")
@@ -322,7 +332,3 @@ def _train(rank: int, meeting: Path | str, workers: Workers, recipe: Recipe, out
         "situations": trainer.train_set.situations(),
         "metrics": metrics,
     }
-
-
-def _work(rank: int, meeting: Path | str, workers: Workers, recipe: Recipe, out: Path) -> None:
-    _train(rank, meeting, workers, recipe, out, progress=False)

@@ -124,10 +124,17 @@ def _begin_process(begun: Synchronized, enough: Event) -> None:
         k, begun.value = begun.value, begun.value + 1
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[k % len(cores)]})
-    os.environ["LP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+    keep_to_one_thread()
     work_alone()
     _end_when(enough.wait)
+
+
+def keep_to_one_thread() -> None:
+    """Torch, Mesa, OpenCV and NumPy, of a process that has one core: with the sums of any other such process."""
+    os.environ["LP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    threadpoolctl.threadpool_limits(1, "blas")
 
 
 def work_alone() -> None:

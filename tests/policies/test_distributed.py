@@ -1,0 +1,184 @@
+"""Episodes and trainings on a Ray cluster: the same figures as without, whoever is killed.
+
+One cluster, of this machine, serves all slow tests; a worker is killed by itself, once, at a time that is known.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import small_recipe, weights
+
+from policies import distributed
+from policies.distributed import sharing, supervise
+from policies.train import Trainer, Workers, train, train_one
+from policies.workers import companions
+from sensors.errors import InputError
+from vla.parallel import Replicas
+from vla.sharding import Division
+
+
+@pytest.fixture(scope="module", autouse=True)
+def token():
+    """Of the cluster below, for nobody else; Ray looks for one when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_that_nobody_answers_is_refused(address):
+    pytest.importorskip("ray", reason="needs the [ray] extra")
+    with (
+        pytest.raises(InputError, match=rf"--address: came {address} \(.*refused\), expected a cluster"),
+        sharing(2, address),
+    ):
+        pass
+
+
+def test_what_is_no_address_is_refused():
+    pytest.importorskip("ray", reason="needs the [ray] extra")
+    with pytest.raises(InputError, match='--address: came somewhere, expected "local"'), sharing(2, "somewhere"):
+        pass
+
+
+def test_ray_that_is_not_installed_is_asked_for(monkeypatch):
+    monkeypatch.setattr(distributed, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"package: came none, expected ray, .*\[ray\]"), sharing(2, "local"):
+        pass
+
+
+def _has_no_memory(rank, meeting):
+    replicas = Replicas.join(rank, 2, meeting)
+    try:
+        if rank == 1:
+            raise MemoryError("9.9 GB")
+        replicas.average([torch.ones(1)])
+    finally:
+        replicas.leave()
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_without_memory_is_named():
+    with (
+        pytest.raises(InputError, match=r"worker 1 of 2: training: memory: came 9\.9 GB.*--shard"),
+        companions(2, _has_no_memory) as meeting,
+    ):
+        _has_no_memory(0, meeting)
+
+
+# On a cluster ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A cluster of eight CPUs, however many there are. Told its ports, Ray does not give up where starting is slow."""
+    pytest.importorskip("ray", reason="needs the [ray] extra")
+    for _ in range(3):
+        node, port = _node()
+        if any("Ray runtime started" in line for line in node.stdout):
+            break
+        node.wait()
+    yield f"127.0.0.1:{port}"
+    node.terminate()
+    node.communicate(timeout=60)
+
+
+def _node() -> tuple[subprocess.Popen, int]:
+    names = ("port", "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "metrics-export-port")
+    names = (*names, "runtime-env-agent-port")
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in names]
+        for probe in probes:
+            probe.bind(("", 0))
+        ports = [probe.getsockname()[1] for probe in probes]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=8"]
+    command += [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
+    command += ["--include-dashboard=false", "--disable-usage-stats", f"--object-store-memory={128 << 20}"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}  # what is called there stands here
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env), ports[0]
+
+
+def _dies_once(folder: Path, k: int) -> int:
+    here = folder / f"{k}.tried"
+    first = not here.exists()
+    here.touch()
+    if k == 3 and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if k == 5:
+        raise InputError("call", "number", k, "another")
+    return k
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_call_whose_worker_is_killed_is_made_again_and_comes_once(address, tmp_path):
+    with sharing(2, address) as executor:
+        calls = [executor.submit(_dies_once, tmp_path, k) for k in range(8)]
+        with pytest.raises(InputError, match="call: number: came 5"):
+            calls[5].result()
+        assert [call.result() for k, call in enumerate(calls) if k != 5] == [0, 1, 2, 3, 4, 6, 7]
+
+
+def _killed(rank: int, meeting: str, marker: Path, *arguments: object) -> dict:
+    """A training in which worker 1 is killed in step 7, the first time."""
+    one_step = Trainer._one_step
+
+    def deadly(self):
+        if rank == 1 and self.step == 7 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return one_step(self)
+
+    Trainer._one_step = deadly
+    try:
+        return train_one(rank, meeting, *arguments)
+    finally:
+        Trainer._one_step = one_step
+
+
+def _losses(path: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (path / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("division", [Division(), Division(shard=True, experts=2)], ids=["replicas", "divided"])
+def test_a_training_whose_worker_is_killed_ends_as_if_it_had_not_been(address, course_dataroot, tmp_path, division):
+    recipe = small_recipe(course_dataroot, "train.steps=10", "train.checkpoint_every=4", "train.ema=0.9")
+    workers = Workers(2, division)
+    train(recipe, tmp_path / "whole", progress=False, workers=workers)
+    (tmp_path / "killed").mkdir()
+    arguments = (tmp_path / "marker", workers, recipe, tmp_path / "killed", False)
+    told, restarts = supervise(address, 2, _killed, *arguments)
+    assert [restart["worker"] for restart in restarts] == [1]
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
+    assert (
+        told["metrics"]["val.loss"]
+        == json.loads((tmp_path / "whole" / "summary.json").read_text())["metrics"]["val.loss"]
+    )
+    mine, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert all(mine[name].equal(theirs[name]) for name in theirs)
+
+
+def _has_none_left(rank, meeting):
+    if rank == 1:
+        raise MemoryError("9.9 GB")
+    time.sleep(600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_worker_of_a_cluster_without_memory_is_named(address):
+    with pytest.raises(InputError, match=r"worker 1 of 2: training: memory: came 9\.9 GB"):
+        supervise(address, 2, _has_none_left)
