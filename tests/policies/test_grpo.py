@@ -317,14 +317,3 @@ def test_reward_rises_on_a_toy_task(start, tmp_path, monkeypatch):
     rewards = [record["reward"] for record in read_steps(tmp_path / "train.jsonl")]
     assert np.mean(rewards[-6:]) > np.mean(rewards[:6]) + 0.2
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["train.kl"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_reward_of_closed_loop_drives_on_the_course_rises(start, tmp_path):
-    """From random weights: to keep on the road and to get on, for the first seconds of a course."""
-    more = ["rollouts.group=12", "rollouts.seconds=4", "train.steps=40", "train.passes=2", "train.checkpoint_every=40"]
-    more += ["train.learning_rate=1e-3", "train.batch_size=24", "train.kl=0.0"]
-    grpo(recipe_of(start, *more), tmp_path, progress=False, workers=2)
-    rewards = [record["reward"] for record in read_steps(tmp_path / "train.jsonl")]
-    assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.1
