@@ -20,11 +20,13 @@ def test_shipped_recipes_load_and_say_their_cost(name):
     assert recipe.name == name
     text = (SHIPPED / f"{name}.yaml").read_text()
     cost = next(line for line in text.splitlines() if line.startswith("# cost "))
-    assert "minutes" in cost or "hours" in cost
+    assert re.search("seconds|minutes|hours", cost)
     assert "\n# data " in text
     assert "\n# score " in text
-    assert load_recipe(name, ["train.steps=8"]).train.steps == 8
-    with pytest.raises(InputError, match=r"Did you mean train\.steps"):
+    learned = hasattr(recipe, "train")  # codes of text and actions are counted, not learned
+    if learned:
+        assert load_recipe(name, ["train.steps=8"]).train.steps == 8
+    with pytest.raises(InputError, match=r"Did you mean train\.steps" if learned else "an unknown key"):
         load_recipe(name, ["train.stepz=7"])
 
 
