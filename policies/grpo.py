@@ -244,9 +244,6 @@ def _begun(recipe: GrpoRecipe, path: Path) -> Loaded:
     kept = path / "start"
     if not exists(kept):
         given = Path(recipe.rollouts.start_from or SHIPPED)
-        if given == SHIPPED and not exists(given):
-            came, expected = "nothing", "a checkpoint folder, since none is shipped yet"
-            raise InputError(recipe.name, "rollouts.start_from", came, expected, "vla train tiny-town writes one.")
         loaded = load(given)
         if loaded.model.config.image_input != "patches":
             save(tokenizer_beside(kept), load_image_tokenizer(tokenizer_beside(given)).model)

@@ -16,7 +16,7 @@ from sensors.clip import Clip
 from sensors.collate import Batch
 from sensors.errors import InputError
 from vla.action_tokens import ActionTokenizer
-from vla.checkpoint import exists, load, load_image_tokenizer
+from vla.checkpoint import load, load_image_tokenizer
 from vla.encoder import with_codes
 from vla.sentences import sentences_of
 from vla.stream import Stream, at_once
@@ -64,9 +64,6 @@ class VlaPolicy:
     ):
         if best_of < 1:
             raise InputError("vla policy", "best_of", best_of, "at least 1")
-        if checkpoint == SHIPPED and not exists(checkpoint):
-            came, expected = "nothing", "a checkpoint folder, since none is shipped yet"
-            raise InputError("--policy vla", "--checkpoint", came, expected, "vla train writes one.")
         loaded = load(checkpoint)
         self._model = loaded.model.eval().to(device)
         self.learned = Learned.from_json(loaded.extra.get("learned", []))

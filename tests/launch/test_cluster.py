@@ -185,7 +185,8 @@ def test_the_dockerfile_can_be_built_as_far_as_it_can_be_read():
 
 def test_the_image_has_every_package_of_the_wheel():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = {name.split(".")[0] for name in settings["tool"]["setuptools"]["packages"]}
+    setup = settings["tool"]["setuptools"]
+    packages = {setup["package-dir"].get(name, name).replace(".", "/").split("/")[0] for name in setup["packages"]}
     copied = {rest.split()[0] for name, rest in instructions(IMAGE.read_text()) if name == "COPY"}
     assert packages <= copied
 

@@ -89,7 +89,7 @@ def test_a_world_that_has_changed_is_not_filmed_and_said(driven: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"verb": "replay"}, "a drive, whose world can be driven again"),
+        ({"verb": "replay"}, "a drive, or a closed loop on a dataroot"),
         ({"config": {"seconds": 3.0}}, "config.suite"),
     ],
 )

@@ -104,7 +104,7 @@ def test_arguments_rejected(arguments, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["drive", "--policy", "vla"], "vla train writes one"),
+        (["drive", "--policy", "vla", "--checkpoint", "nowhere"], "nowhere"),
         (["drive", "--suite", "town-smok"], "Did you mean town-smoke?"),
         (["drive", "--suite", "town-smoke", "--seed", "4", "--episodes", "2"], "0 to 4"),
         (["drive", "--scenario", "town-val/200"], "town-val/0 to town-val/199"),

@@ -11,13 +11,13 @@ import pytest
 
 from sensors.clip import ROUTE_COMMANDS
 from sensors.errors import InputError
+from sim.contacts import Contacts
 from sim.geometry import overlap
 from sim.knots import Knots
 from sim.road_network import network_path, shipped_towns
 from sim.scenarios import SUITES, UNSEEN_TOWN, Scenario, get_scenario, suite_length
 from sim.town_map import town_map
 from sim.town_route import Route, comfortable_speed_mps, command, instruction, smooth_line
-from sim.town_rules import Rules
 from sim.town_world import TownWorld
 from sim.traffic_sumo import KINDS, PEDESTRIAN
 from sim.vehicle import EgoState, VehicleParams
@@ -306,9 +306,9 @@ def test_get_scenario_rejects(name: str, message: str) -> None:
 
 
 def test_footprints_of_a_period_are_those_of_its_states() -> None:
-    rules = Rules(town_map(network_path("grid")), VehicleParams(), 100.0)
+    contacts = Contacts(VehicleParams())
     egos = tuple(EgoState(3.0 * k, -7.0 + k, 0.3 * k - 3.0, 5.0) for k in range(20))
-    assert np.array_equal(rules._footprints(egos), [ego.footprint(rules.params) for ego in egos])
+    assert np.array_equal(contacts._footprints(egos), [ego.footprint(contacts.params) for ego in egos])
 
 
 def test_whoever_touches_the_ego_is_near_enough_to_be_looked_at(world: TownWorld) -> None:
