@@ -4,6 +4,7 @@ Every replica sees its share of a batch; gradients are averaged, so that all tak
 the whole batch (to rounding), and stay equal to the bit.
 """
 
+import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +47,7 @@ class Replicas:
 
     def leave(self) -> None:
         if self.count > 1:
+            gc.collect()  # a group that only garbage holds would be ended after Python, which aborts the process
             distributed.destroy_process_group()
 
     def share(self, batch: Sequence) -> Sequence:
