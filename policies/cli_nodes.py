@@ -8,7 +8,7 @@ from policies.ros_nodes import node_command
 
 POLICIES = ("constant-velocity", "repeat", "vla")
 EXAMPLES = """
-  vla ros sim --policy constant-velocity --engage          the town, driver and control in three processes
+  vla ros sim --policy vla --engage                        the town, driver and control in three processes
   vla ros drive --calibration car.json --checkpoint runs/tiny/checkpoint --policy vla      shadow mode on a car
   vla ros drive --calibration car.json --policy repeat --route-file route.json --control   it may move once engaged
   vla ros ask engage                                       also: disengage, reset, emergency-stop, release

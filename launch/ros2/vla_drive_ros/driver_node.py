@@ -161,8 +161,9 @@ class DriverNode(LifecycleNode):
         if name == "constant-velocity":
             return ConstantVelocity()
         policy = VlaPolicy(FilePath(checkpoint) if checkpoint else SHIPPED, self._value("device"))
-        if policy.config.cameras != len(CAMERAS):
-            raise InputError(checkpoint, "cameras", policy.config.cameras, f"{len(CAMERAS)}, those of this node")
+        cameras = policy.config.cameras - policy.config.fovea  # the fovea is cut out of another
+        if cameras != len(CAMERAS):
+            raise InputError(checkpoint, "cameras", cameras, f"{len(CAMERAS)}, those of this node")
         return policy
 
     def _subscribe(self, inputs: Inputs) -> None:
