@@ -22,6 +22,7 @@ WISHES = {
     "emergency-stop": lambda supervisor: supervisor.press_within(STARTS_WITHIN_S, True),
     "release": lambda supervisor: supervisor.press_within(STARTS_WITHIN_S, False),
 }
+TOWN_MPS = 20.0  # plans for a town's roads are faster than those that a car may be given at first
 PARAMETERS = {
     interface.DRIVER: interface.DRIVER_PARAMETERS,
     interface.CONTROL: interface.CONTROL_PARAMETERS,
@@ -39,7 +40,7 @@ def nodes_of(options: argparse.Namespace, calibration: Path) -> dict[str, dict[s
     if options.what == "sim":
         empty = {"empty": "true"} if options.empty else {}
         sim = {"scenario": options.scenario, "out": options.out or "", "calibration_file": calibration, **empty}
-        return {interface.SIM: sim, **driver, interface.CONTROL: {}}
+        return {interface.SIM: sim, **driver, interface.CONTROL: {"max_speed_mps": TOWN_MPS}}
     replay = {"dataroot": options.dataroot, "version": options.version, "scene": options.scene, "rate": options.rate}
     return {interface.REPLAY: replay | {"calibration_file": calibration, "start_delay_s": 15.0}, **driver}
 
@@ -52,10 +53,11 @@ def with_settings(nodes: dict[str, dict[str, object]], settings: list[str]) -> d
         node, _, parameter = name.partition(".")
         if node not in nodes:
             raise unknown_name("--set", "node", node, nodes)
-        known = [p.name for p in PARAMETERS[node]]
+        known = {p.name: p.default for p in PARAMETERS[node]}
         if not equals or parameter not in known:
             raise unknown_name("--set", f"parameter of {node}", parameter, known)
-        nodes[node][parameter] = value
+        whole = isinstance(known[parameter], float) and value.lstrip("-").isdecimal()
+        nodes[node][parameter] = f"{value}.0" if whole else value  # ROS takes no whole number for another
     return nodes
 
 
