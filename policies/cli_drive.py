@@ -28,7 +28,7 @@ from policies.record import KEYFRAMES_HZ, record
 from policies.refilm import film_failures
 from policies.rollout import COURSE_S, drive
 from policies.runs import Run, default_path
-from policies.shoot import COURSE, NUMBERS, Recording, check_number
+from policies.shoot import COURSE, Recording, first_number
 from policies.split import refuse_seen
 from policies.town_expert import TownExpert
 from policies.vla_policy import VlaPolicy
@@ -231,8 +231,7 @@ def _record(options: argparse.Namespace) -> int:
         imagined=options.imagined,
     )
     first = options.seed if options.seed is not None else FIRST_COURSE if on_course else 0
-    number = first if on_course else NUMBERS[min(first, len(NUMBERS) - 1)]
-    check_number(recording.suite, number)
+    number = first_number(recording.suite, first)
     wanted = round(options.hours * 3600 * KEYFRAMES_HZ) if options.hours else options.steps or STEPS
     run = Run.create("record", recording.dataroot, config(options), [first], resume=True)
     started_s = time.monotonic()

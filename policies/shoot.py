@@ -377,9 +377,13 @@ def drivable_mask_of_course(road: Road) -> np.ndarray:
     return mask
 
 
-def check_number(suite: str, number: int) -> None:
-    """An InputError unless a scene can have this number."""
-    if number not in NUMBERS:
-        raise InputError("record", "--seed", number, f"1 to {NUMBERS[-1]}, and one that the devkit accepts")
-    if suite != COURSE:
-        get_scenario(f"{suite}/{NUMBERS.index(number)}")
+def first_number(suite: str, first: int) -> int:
+    """The number of the scene that scenario `first` of the suite is; an InputError if it can be none."""
+    if suite == COURSE:
+        if first not in NUMBERS:
+            raise InputError("record", "--seed", first, f"1 to {NUMBERS[-1]}, and one that the devkit accepts")
+        return first
+    if not 0 <= first < len(NUMBERS):
+        raise InputError("record", "--seed", first, f"0 to {len(NUMBERS) - 1}: scene names have four digits")
+    get_scenario(f"{suite}/{first}")
+    return NUMBERS[first]

@@ -27,6 +27,7 @@ PRECISIONS = ("torch", "fp8-sim", "te", "auto")
 FP8_RECIPES = tuple(RECIPES)
 DTYPES = ("fp32", "bf16", "auto")
 CPU_FLAGS = Path("/proc/cpuinfo")
+CPU_UNITS = ("amx_bf16", "avx512_bf16")  # as the flags name them
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,17 @@ class Precision:
 def compute_dtype(name: str, device: torch.device) -> Precision:
     """In what type products are taken in a training whose parameters are float32.
 
-    "auto" takes bf16 where hardware multiplies it: on a CPU only its matrix unit (amx_bf16) does so faster than fp32;
-    without, a product in bf16 takes several times as long.
+    "auto" takes bf16 where hardware multiplies it: on a CPU one of the `CPU_UNITS`; without, a product in bf16 takes
+    several times as long.
     """
     if name != "auto":
         return Precision(name, "asked for")
     if device.type == "cuda":
         fast, unit = torch.cuda.is_bf16_supported(including_emulation=False), "the GPU's tensor cores"
     else:
-        fast, unit = CPU_FLAGS.is_file() and "amx_bf16" in CPU_FLAGS.read_text(), "a matrix unit (amx_bf16)"
-    return Precision("bf16", f"there is {unit}") if fast else Precision("fp32", f"without {unit} bf16 is slower")
+        flags = CPU_FLAGS.read_text().split() if CPU_FLAGS.is_file() else []
+        fast, unit = any(unit in flags for unit in CPU_UNITS), f"instructions for it ({' or '.join(CPU_UNITS)})"
+    return Precision("bf16", f"there are {unit}") if fast else Precision("fp32", f"without {unit} bf16 is slower")
 
 
 def use_precision(backbone: Backbone, name: str, recipe: str = "current") -> Precision:

@@ -139,6 +139,7 @@ def test_bursts_are_short_rare_and_of_both_signs(town):
         (["--seed", "165"], "one that the devkit accepts"),
         (["--suite", "town-trian"], "Did you mean town-train?"),
         (["--suite", "town-val", "--seed", "200"], "town-val/0 to town-val/199"),
+        (["--suite", "town-train", "--seed", "20000"], "scene names have four digits"),
     ],
 )
 def test_record_rejects(arguments, words, tmp_path, capsys):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sensors.errors import InputError
 from vla import precision
-from vla.attention import Layout
+from vla.attention import Layout, attend, attention_bias
 from vla.backbone import Backbone
 from vla.config import BackboneConfig
 from vla.fp8 import (
@@ -172,16 +172,17 @@ def test_training_in_fp8_learns(recipe):
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_auto_takes_bf16_only_where_a_matrix_unit_multiplies_it(tmp_path, monkeypatch):
+def test_auto_takes_bf16_only_where_instructions_multiply_it(tmp_path, monkeypatch):
     flags, cpu = tmp_path / "cpuinfo", torch.device("cpu")
     monkeypatch.setattr(precision, "CPU_FLAGS", flags)
     assert compute_dtype("auto", cpu).name == "fp32"
-    flags.write_text("flags : avx512f avx512_bf16\n")
+    flags.write_text("flags : avx512f avx512_vnni\n")
     assert compute_dtype("auto", cpu).name == "fp32"
-    flags.write_text("flags : avx512f amx_bf16 amx_tile\n")
-    taken = compute_dtype("auto", cpu)
-    assert taken.name == "bf16"
-    assert "amx_bf16" in taken.why
+    for unit in ("avx512_bf16", "amx_bf16"):
+        flags.write_text(f"flags : avx512f {unit} amx_tile\n")
+        taken = compute_dtype("auto", cpu)
+        assert taken.name == "bf16"
+        assert unit in taken.why
     assert compute_dtype("bf16", cpu).name == "bf16"
 
 
@@ -191,3 +192,14 @@ def test_unknown_names_are_said():
         use_precision(model, "fp8sim")
     with pytest.raises(InputError, match="fp8 recipe: came blok, expected one of current, delayed, block"):
         use_precision(model, "fp8-sim", "blok")
+
+
+def test_attention_on_a_cpu_is_float32s_under_autocast_too():
+    q, k, v = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    bias = attention_bias(torch.ones(9, 9).tril().bool(), torch.float32)
+    wanted = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, causal = attend(q, k, v, bias), attend(q, k, v, is_causal=True)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, wanted)
+    assert torch.allclose(causal, wanted, atol=1e-6)
