@@ -225,15 +225,19 @@ def comfortable_speed_mps(
     return np.sqrt(np.minimum(np.minimum.accumulate((square + ramp)[::-1])[::-1] - ramp, square))
 
 
-def next_turn(route: Route, lane: str, s_m: float) -> tuple[float, Link] | None:
-    """The next link at which one could go another way, and how far ahead it begins (negative in it)."""
+def next_turn(route: Route, lane: str, s_m: float, bends: bool = False) -> tuple[float, Link] | None:
+    """The next link at which one could go another way, and how far ahead it begins (negative in it); with `bends` also
+    one at which two roads meet in a bend and there is no other way."""
     followed = route.followed(lane)
     for at_m, link in followed.links:
         length = sum(route.network.lanes[inner].length_m for inner in link.inner)
-        choices = route.network.followers[route.network.lanes[link.from_lane].edge]
-        if at_m + length > s_m and len(choices) > 1:
+        if at_m + length > s_m and (_is_choice(route, link) or (bends and link.direction in town_words.SIDES)):
             return at_m - s_m, link
     return None
+
+
+def _is_choice(route: Route, link: Link) -> bool:
+    return len(route.network.followers[route.network.lanes[link.from_lane].edge]) > 1
 
 
 def lane_shift(route: Route, lane: str, s_m: float) -> int:
@@ -254,11 +258,11 @@ def command(route: Route, lane: str, s_m: float) -> str:
 
 
 def instruction(route: Route, lane: str, s_m: float) -> str:
-    """The same in words, with what is at the junction and how far it is."""
+    """The same in words, with what is at the junction and how far it is; they also tell of bends."""
     shift = lane_shift(route, lane, s_m)
     if shift:
         return town_words.change_lane("left" if shift > 0 else "right")
-    turn = next_turn(route, lane, s_m)
+    turn = next_turn(route, lane, s_m, bends=True)
     if turn is None:
         return town_words.FOLLOW
     distance_m, link = turn

@@ -252,6 +252,22 @@ def test_a_turn_is_announced_and_then_made() -> None:
     assert command(route, link.from_lane, route.followed(link.from_lane).line.length_m - 5.0) == "follow"
 
 
+def test_a_bend_without_another_way_is_announced_in_words_alone() -> None:
+    network = town_map(network_path("grid")).network
+    bends = [
+        link
+        for links in network.links.values()
+        for link in links
+        if link.direction in ("left", "right") and len(network.followers[network.lanes[link.from_lane].edge]) == 1
+    ]
+    assert bends
+    for link in bends:
+        route = Route(network, tuple(network.lanes[name].edge for name in (link.from_lane, link.to_lane)))
+        at_m = network.lanes[link.from_lane].length_m - 20.0
+        assert instruction(route, link.from_lane, at_m) == f"In 20 metres, turn {link.direction} at the junction."
+        assert command(route, link.from_lane, at_m) == "follow"
+
+
 def test_a_roundabout_is_announced_by_its_exit() -> None:
     network = town_map(network_path("ring")).network
     route = Route(network, network.route("corner3-arm0", "arm2-corner2"))
