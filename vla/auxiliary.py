@@ -210,7 +210,7 @@ class SurroundingsReader(nn.Module):
         nn.init.constant_(self.out.bias, RARE_LOGIT)
 
     def forward(self, scene: Tensor) -> Tensor:
-        asked = self.place(self.metres(self.centres)).expand(len(scene), -1, -1)
+        asked = self.place(self.metres(self.centres)).float().expand(len(scene), -1, -1)  # as layers pass it on
         return self.out(self.look(asked, self.memory(scene), None)).transpose(1, 2).unflatten(2, self.grid)
 
 

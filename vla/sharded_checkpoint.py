@@ -8,6 +8,7 @@ Any number of workers reads it: each takes from all files what it holds, and one
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -94,7 +95,9 @@ def read_shards(path: Path, into: dict[str, Tensor], replicas: Replicas) -> None
         came = list(there[name].size) if name in there else "nothing"
         if came != list(tensor.shape):
             raise InputError(path, name, came, list(tensor.shape), "It is of another model.")
-    dcp.load(into, storage_reader=reader, no_dist=replicas.count == 1)
+    with warnings.catch_warnings():  # that there is one process is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        dcp.load(into, storage_reader=reader, no_dist=replicas.count == 1)
 
 
 def require_mesh(path: Path, came: dict, mine: dict) -> None:

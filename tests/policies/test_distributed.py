@@ -19,6 +19,7 @@ import torch
 from test_train import small_recipe, weights
 
 from policies import distributed
+from policies.cli import main
 from policies.distributed import sharing, supervise
 from policies.train import Trainer, Workers, train, train_one
 from policies.workers import companions
@@ -130,6 +131,17 @@ def test_a_call_whose_worker_is_killed_is_made_again_and_comes_once(address, tmp
         assert [call.result() for k, call in enumerate(calls) if k != 5] == [0, 1, 2, 3, 4, 6, 7]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_drive_on_a_cluster_has_the_scores_of_one_process(address, tmp_path):
+    arguments = ["drive", "--policy", "town-expert", "--suite", "town-smoke", "--episodes", "3", "--seconds", "8", "--videos", "0", "--clips", "0"]
+    for name, more in (("one", ["--workers", "1"]), ("ray", ["--workers", "2", "--address", address])):
+        assert main([*arguments, "--image-size", "64x32", "--quiet", *more, "--out", str(tmp_path / name)]) == 0
+    one, ray = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "ray"))
+    assert one["metrics"] == ray["metrics"]
+    assert [row["name"] for row in one["episodes"]] == [row["name"] for row in ray["episodes"]]
+
+
 def _killed(rank: int, meeting: str, marker: Path, *arguments: object) -> dict:
     """A training in which worker 1 is killed in step 7, the first time."""
     one_step = Trainer._one_step
@@ -182,3 +194,35 @@ def _has_none_left(rank, meeting):
 def test_a_worker_of_a_cluster_without_memory_is_named(address):
     with pytest.raises(InputError, match=r"worker 1 of 2: training: memory: came 9\.9 GB"):
         supervise(address, 2, _has_none_left)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_eight_workers_go_through_three_stages(address, course_dataroot, tmp_path):
+    """Each begins with what the one before has learned; batches of eight, a clip each; weights and experts divided."""
+    more, before = ["train.batch_size=8", "train.steps=2", "train.motion_dropout=0.3"], []
+    for stage, frozen in (("align", "[encoder.]"), ("pretrain", "[]"), ("instruct", "[embedding.]")):
+        recipe = [*more, *before, f"train.freeze={frozen}"]
+        recipe = small_recipe(course_dataroot, *recipe)
+        report = train(recipe, tmp_path / stage, False, Workers(8, Division(shard=True, experts=4)), address)
+        assert report.is_file()
+        before = [f"train.start_from={tmp_path / stage / 'checkpoint'}"]
+    assert len(_losses(tmp_path / "instruct")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_shards_are_gone_on_from_by_another_arrangement_if_asked(course_dataroot, tmp_path):
+    """A training of two workers that share every weight, its end undone, goes on in one process."""
+    recipe = small_recipe(course_dataroot, "train.steps=4", "train.checkpoint_every=2")
+    train(recipe, tmp_path, progress=False, workers=Workers(2, Division(shard=True)))
+    expected = weights(tmp_path)
+    for file in (tmp_path / "checkpoint").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"mesh: came workers 2, shard True, .* expected workers 1, .*--reshard"):
+        train(recipe, tmp_path, progress=False)
+    train(recipe, tmp_path, progress=False, workers=Workers(reshard=True))
+    trainer = Trainer(recipe, tmp_path, reshard=True)
+    assert trainer.resume()
+    assert trainer.step == 4
+    assert all(tensor.equal(expected[name]) for name, tensor in trainer.model.state_dict().items())

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sensors.errors import InputError
 from sensors.surroundings import COLUMNS, IN_IMAGES, LAYERS, ROWS
-from vla.auxiliary import AuxiliaryLosses, CodeReader, LossConfig, TextTower
+from vla.auxiliary import AuxiliaryLosses, CodeReader, LossConfig, SurroundingsReader, TextTower
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer, ImageTokenizerConfig
 from vla.losses import RARE_WEIGHT, surroundings_loss
@@ -184,3 +184,12 @@ def test_layers_that_are_not_known_are_not_asked_for(small):
                 found, count = found + int((p[hit] > 0.5).sum()), count + int(hit.sum())
     torch.testing.assert_close(loss, total / (int(known.sum()) * ROWS * COLUMNS))
     assert float(scalars["found_around"]) == pytest.approx(found / count)
+
+
+def test_surroundings_are_read_in_bf16_without_a_warning(small):
+    reader = SurroundingsReader(small)
+    scene = torch.randn(2, small.scene_tokens, small.width, generator=torch.Generator().manual_seed(0))
+    wanted = reader(scene)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = reader(scene)
+    assert torch.allclose(got.float(), wanted, atol=0.1)
