@@ -134,7 +134,8 @@ def test_a_call_whose_worker_is_killed_is_made_again_and_comes_once(address, tmp
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_drive_on_a_cluster_has_the_scores_of_one_process(address, tmp_path):
-    arguments = ["drive", "--policy", "town-expert", "--suite", "town-smoke", "--episodes", "3", "--seconds", "8", "--videos", "0", "--clips", "0"]
+    arguments = ["drive", "--policy", "town-expert", "--suite", "town-smoke", "--episodes", "3", "--seconds", "8"]
+    arguments += ["--videos", "0", "--clips", "0"]
     for name, more in (("one", ["--workers", "1"]), ("ray", ["--workers", "2", "--address", address])):
         assert main([*arguments, "--image-size", "64x32", "--quiet", *more, "--out", str(tmp_path / name)]) == 0
     one, ray = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "ray"))
