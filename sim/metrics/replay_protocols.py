@@ -73,12 +73,15 @@ def nuscenes(view: LogView) -> dict[str, Figure]:
     """nuscenes.<convention>.<figure>: (value, valid, weight), the weight being how many samples count.
 
     Also `nuscenes.turning.l2_3s_m` (UniAD's convention where the recorded car turns) and `nuscenes.off_road_rate`, the
-    share of plans whose car leaves the drivable area within 3 s. Not available where one plan falls short of 3 s.
+    share of plans whose car leaves the drivable area within 3 s. Not available where one plan falls short of 3 s;
+    collisions neither where nobody is ever in the log: it then says that nobody was looked for, not that the road was
+    empty.
     """
     samples = [Sample(view, int(frame)) for frame in np.unique(view.log.plan_frame)]
     whole = len(samples) == len(view.log) and len(samples) > 0 and all(s.planned for s in samples)
     whole = whole and bool((np.diff(view.log.time_s) < KEYFRAME_S).all())
     samples = samples if whole else []
+    peopled = len(view.log.actor_category) > 0
     errors: dict[str, list[SampleErrors]] = {convention: [] for convention in CONVENTIONS}
     for sample in samples:
         occupied = {name: rasterise(sample.boxes(kinds), name) for name, kinds in OBSTACLES.items()}
@@ -90,7 +93,10 @@ def nuscenes(view: LogView) -> dict[str, Figure]:
     for convention in CONVENTIONS:
         counted = [e for e in errors[convention] if e.full or convention != "stp3"]
         for name, (value, valid) in summary(errors[convention], convention).items():
-            figures[f"nuscenes.{convention}.{name}"] = (value, valid, len(counted))
+            if name.startswith("l2") or peopled:
+                figures[f"nuscenes.{convention}.{name}"] = (value, valid, len(counted))
+            else:
+                figures[f"nuscenes.{convention}.{name}"] = (*NOT_AVAILABLE, 0.0)
     turns = [is_turning(sample.recorded_xy, sample.mask) == (True, True) for sample in samples]
     turning = [error for error, turn in zip(errors["uniad"], turns, strict=True) if turn]
     value, valid = summary(turning, "uniad")["l2_3s_m"]

@@ -36,3 +36,11 @@ def test_a_plan_is_compared_at_the_instant_of_each_keyframe(beside_m):
 
 def test_keyframes_too_far_apart_have_no_score():
     assert not replayed(np.full(9, 0.8))["nuscenes.uniad.l2_3s_m"][1]
+
+
+def test_where_nobody_was_annotated_nothing_is_said_of_collisions():
+    figures = replayed(np.full(12, 0.5))
+    collisions = {name: figure for name, figure in figures.items() if "_col_" in name}
+    assert collisions
+    assert not any(valid or weight for _, valid, weight in collisions.values())
+    assert figures["nuscenes.uniad.l2_3s_m"][1]
