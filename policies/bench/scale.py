@@ -40,7 +40,7 @@ MODEL = {"image_width": 64, "image_height": 32, "encoder_width": 32, "encoder_he
 } | {"head_dim": 16, "dense_hidden": 32, "experts": 4, "expert_hidden": 16}  # fmt: skip
 STEPS, BATCH = 20, 4
 SCENES, KEYFRAMES, SIZE = 3, 12, (64, 32)
-WARM, WARM_S = 4, 2.0
+WARM, WARM_S, LONGEST_S = 4, 2.0, 30.0
 Say = Callable[[str], None]
 
 
@@ -76,13 +76,13 @@ def _rollouts(folder: Path, quick: bool, say: Say) -> dict[str, float]:
     if len(os.sched_getaffinity(0)) < 2:
         say("left out, rollouts: this process may use one core only")
         return {}
-    episodes, seconds = (8, 15.0) if quick else (40, 30.0)
+    episodes = 24 if quick else 40  # of fewer, one worker is often left with the longest
     took = {}
     for name, workers, address in (("one", 1, None), ("processes", 2, None), ("ray", 2, LOCAL)):
         try:
             with sharing(workers, address) as executor:
                 _drive(folder / name / "warm", executor, WARM, WARM_S)
-                took[name] = _drive(folder / name, executor, episodes, seconds)
+                took[name] = _drive(folder / name, executor, episodes, LONGEST_S)
         except InputError as error:
             say(f"left out, {name}: {error}")
     say(", ".join(f"{name} {seconds:.1f} s" for name, seconds in took.items()) + f" for {episodes} episodes")
