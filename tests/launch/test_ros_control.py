@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vla_drive_ros.controller import ControlCommand, Controller, ControlLimits, Health, speeds_of
-from vla_drive_ros.plan_check import PlanLimits, check_plan
+from vla_drive_ros.plan_check import Pace, PlanLimits, check_plan, paced
 from vla_drive_ros.safety import MOVING, SafetyLimits, State
 
 from sensors import frames
 from sensors.errors import InputError
 from sensors.ros2_messages import OdometrySample
 from sim.tracker import PLAN_TIME_S
-from sim.vehicle import EgoState, VehicleParams, step
+from sim.vehicle import EgoState, VehicleParams, advance, step
 
 TICK_US, ODOMETRY_US, PLAN_US, HEALTH_US = 30_000, 20_000, 200_000, 50_000
 LIMITS, PARAMS = ControlLimits(), VehicleParams()
@@ -32,7 +32,7 @@ class Car:
     degradation: str = ""
 
     def __post_init__(self):
-        self.controller = Controller(LIMITS, SafetyLimits(), PlanLimits())
+        self.controller = Controller(LIMITS, SafetyLimits())
         self.now_us, self.ego = 10_000_000, EgoState(3.0, -2.0, 0.7, 0.0)
         self.commands: list[ControlCommand] = []
         self.speeds: list[float] = []
@@ -189,9 +189,6 @@ def spoilt(name: str) -> SimpleNamespace:
         plan = straight(25.0)
     elif name == "acceleration, m/s2":
         plan.speed_mps = 0.0
-    elif name == "lateral acceleration, m/s2":
-        plan = straight(15.0)
-        plan.xyyaw[:, 2] = 0.05 * plan.xyyaw[:, 0]
     elif name == "jerk, m/s3":
         plan.xyyaw[4:, 0] += 0.95
         plan.xyyaw[5:, 0] += -0.95
@@ -215,7 +212,6 @@ def spoilt(name: str) -> SimpleNamespace:
         "increasing",
         "speed, m/s",
         "acceleration, m/s2",
-        "lateral acceleration, m/s2",
         "jerk, m/s3",
         "curvature, 1/m",
         "steering rate, rad/s",
@@ -226,6 +222,77 @@ def test_check_plan_rejects(name):
     check_plan(**vars(straight()), limits=limits)
     with pytest.raises(InputError, match=name):
         check_plan(**vars(spoilt(name)), limits=limits)
+
+
+BENDS = st.lists(st.floats(-0.2, 0.2), min_size=8, max_size=8)
+SPEEDS = st.lists(st.floats(0.0, 20.0), min_size=8, max_size=8)
+
+
+def on_path(speeds_mps: np.ndarray, curvatures_1pm: np.ndarray) -> np.ndarray:
+    """Knots [K, 3] of a path of arcs, a knot every half second."""
+    ego, knots = EgoState(0.0, 0.0, 0.0, 0.0), []
+    for speed, curvature in zip(speeds_mps, curvatures_1pm, strict=True):
+        ego = advance(ego, 0.5 * speed, speed, curvature)
+        knots.append((ego.x_m, ego.y_m, ego.yaw_rad))
+    return np.array(knots)
+
+
+@settings(max_examples=200, deadline=None)
+@given(BENDS, SPEEDS, st.floats(0, 20), st.floats(0.5, 20))
+def test_a_plan_is_paced_to_the_car_and_to_its_bends(bends, means, now_mps, top_mps):
+    pace = Pace(top_mps, 3.0, 2.0, 2.5)
+    xyyaw, zero = on_path(np.array(means), np.array(bends)), np.zeros(3)
+    speeds = speeds_of(PLAN_TIME_S, xyyaw, zero)
+    time_s, slower = paced(PLAN_TIME_S, xyyaw, speeds, zero, now_mps, pace)
+    assert (np.diff(time_s, prepend=0.0) >= 0.5 - 1e-9).all()  # never faster than it came
+    assert (slower <= speeds).all()
+    assert slower.max() <= top_mps + 1e-9
+    steps_m = np.hypot(*np.diff(np.concatenate([zero[None], xyyaw])[:, :2], axis=0).T)
+    curvature = np.where(steps_m >= 0.5, frames.wrap(np.diff(xyyaw[:, 2], prepend=0.0)) / np.maximum(steps_m, 0.5), 0.0)
+    for beside in (curvature, np.append(curvature[1:], 0.0)):
+        assert (slower**2 * np.abs(beside)).max() <= pace.lateral_accel_mps2 + 1e-6
+    if slower is not speeds:  # otherwise nothing was too fast, and it is what it was
+        gains = np.diff(np.append(now_mps, slower) ** 2) / 2
+        assert (gains <= pace.accel_mps2 * steps_m + 1e-6).all()
+        assert (gains[1:] >= -pace.braking_mps2 * steps_m[1:] - 1e-6).all()
+        again = paced(time_s, xyyaw, slower, zero, now_mps, pace)
+        assert again[0] is time_s
+        assert again[1] is slower
+    else:
+        assert time_s is PLAN_TIME_S
+
+
+@pytest.mark.parametrize(("wish_mps", "curvature"), [(15.0, 0.002), (12.0, 0.05), (18.0, -0.1)])
+def test_a_plan_that_is_only_too_fast_is_followed_more_slowly(wish_mps, curvature):
+    car = Car(speed_mps=wish_mps, curvature_1pm=curvature).engaged()
+    car.run(12.0)
+    allowed = min(LIMITS.speed_mps, float(np.sqrt(LIMITS.lateral_mps2 / abs(curvature))))
+    assert car.controller.plans.refused == {}
+    assert car.commands[-1].state == State.OK
+    assert 0.9 * allowed <= car.ego.speed_mps <= 1.02 * allowed
+    assert max(car.speeds) <= 1.05 * allowed
+    assert car.ego.curvature_1pm == pytest.approx(curvature, rel=0.2, abs=0.004)
+
+
+def test_it_brakes_ahead_of_a_bend():
+    """At 10 m/s towards a bend of 10 m radius, 5.5 m/s fast: gentle braking takes 17 m, and it begins that early."""
+    car = Car(speed_mps=10.0, curvature_1pm=0.0001).engaged()
+    car.run(12.0)
+    bends = np.array([0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1])
+    xyyaw = on_path(np.full(8, 10.0), bends)
+    T = car.ego.T_world_from_ego @ frames.matrix_from_xy_yaw(*xyyaw.T)
+    begun_us, at = car.now_us, np.array([car.ego.x_m, car.ego.y_m])
+    car.silent = {"plan"}
+    car.controller.take_plan(
+        begun_us, begun_us + (PLAN_TIME_S * 1e6).astype(np.int64), frames.xy_yaw(T), "map", begun_us, begun_us
+    )
+    since = len(car.commands)
+    car.run(0.75)
+    assert {command.state for command in car.commands[since:]} == {State.OK}
+    gone_m = np.hypot(*(np.array([car.ego.x_m, car.ego.y_m]) - at))
+    fast_mps = np.sqrt(30.0 + 2 * LIMITS.stop_mps2 * (20.0 - gone_m))
+    assert car.ego.speed_mps == pytest.approx(fast_mps, abs=0.4)  # 7.9 m of braking still ahead
+    assert min(command.accel_mps2 for command in car.commands[since:]) > -1.3 * LIMITS.stop_mps2
 
 
 MESSAGES = st.lists(

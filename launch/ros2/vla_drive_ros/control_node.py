@@ -30,7 +30,6 @@ from sensors.errors import InputError
 from sensors.ros2_messages import odometry_from_message, time_us_from_stamp
 from vla_drive_ros import interface, messages
 from vla_drive_ros.controller import HOLD_MPS2, ControlCommand, Controller, ControlLimits, Health
-from vla_drive_ros.plan_check import PlanLimits
 from vla_drive_ros.process import Loop, Stop, declare, run
 from vla_drive_ros.safety import MOVING, SafetyLimits, State
 
@@ -135,12 +134,14 @@ class ControlNode(LifecycleNode):
         self._tell(f"{why}: the control node has ended")
         time.sleep(2 * PERIOD_S)  # what was published last is on its way when the context closes
 
-    def _limits(self) -> tuple[ControlLimits, SafetyLimits, PlanLimits]:
+    def _limits(self) -> tuple[ControlLimits, SafetyLimits]:
         get = self._value
         control = ControlLimits(
             plan_age_us=1000 * get("plan_age_limit_ms"),
             odometry_age_us=1000 * get("odometry_age_limit_ms"),
             health_age_us=1000 * get("health_age_limit_ms"),
+            speed_mps=get("max_speed_mps"),
+            lateral_mps2=get("max_lateral_mps2"),
             accel_mps2=get("max_accel_mps2"),
             braking_mps2=get("max_braking_mps2"),
             stop_mps2=get("stop_mps2"),
@@ -154,7 +155,7 @@ class ControlNode(LifecycleNode):
         safety = SafetyLimits(
             degraded_limit_us=round(1e6 * get("degraded_limit_s")), loop_gap_us=1000 * get("loop_gap_limit_ms")
         )
-        return control, safety, PlanLimits(speed_mps=get("max_speed_mps"))
+        return control, safety
 
     # What is heard
 

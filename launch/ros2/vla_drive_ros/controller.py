@@ -3,7 +3,8 @@
 Two clocks, as in `sensors.ros2_source`: `now_us` is that of the stamps, `steady_us` never jumps or stops. An input is
 as old as the clock says that finds it older. A stamp that repeats or goes back is not taken, so it makes nothing young.
 
-While the car follows a plan, `sim.tracker` follows it as it does in the simulator. While it stops, the path of the last
+While the car follows a plan, `sim.tracker` follows it as it does in the simulator, no faster than the car may be and
+its bends allow (`vla_drive_ros.plan_check`). While it stops, the path of the last
 valid plan still says where to, its time no longer when. Where the pose is not known any more it is reckoned from the
 last one, the speed then and what was commanded since.
 """
@@ -18,7 +19,7 @@ from sensors.errors import InputError
 from sensors.ros2_messages import OdometrySample
 from sim.tracker import Plan, PlanTracker
 from sim.vehicle import EgoState, VehicleParams, advance
-from vla_drive_ros.plan_check import PlanLimits, check_plan
+from vla_drive_ros.plan_check import Pace, PlanLimits, check_plan, paced
 from vla_drive_ros.safety import SafetyLimits, SafetyMachine, State
 
 HOLD_MPS2 = -3.0  # while it stands
@@ -34,11 +35,14 @@ class ControlLimits:
 
     stop_mps2, emergency_mps2   deceleration of a comfortable and of an emergency stop
     jerk_mps3                   of every change of acceleration but that to an emergency stop
+    speed_mps, lateral_mps2     a plan that is faster, or too fast for its bends, is followed more slowly
     """
 
     plan_age_us: int = 800_000
     odometry_age_us: int = 150_000
     health_age_us: int = 150_000
+    speed_mps: float = 10.0
+    lateral_mps2: float = 3.0
     accel_mps2: float = 2.5
     braking_mps2: float = 6.0
     stop_mps2: float = 2.0
@@ -109,8 +113,9 @@ class _Heard:
 class Controller:
     """Not thread-safe: whoever has several threads holds a lock around each call."""
 
-    def __init__(self, limits: ControlLimits, safety: SafetyLimits, plan_limits: PlanLimits):
-        self.limits, self.machine, self._plan_limits = limits, SafetyMachine(safety), plan_limits
+    def __init__(self, limits: ControlLimits, safety: SafetyLimits):
+        self.limits, self.machine = limits, SafetyMachine(safety)
+        self._pace = Pace(limits.speed_mps, limits.lateral_mps2, limits.stop_mps2, limits.accel_mps2)
         self.plans, self.odometry, self.health = _Heard(), _Heard(), _Heard()
         self._tracker = PlanTracker()
         self._track: deque[OdometrySample] = deque(maxlen=TRACK)
@@ -142,11 +147,13 @@ class Controller:
             then = self._then(time_us)
             now_xyyaw = np.array([then.x_m, then.y_m, then.yaw_rad])
             time_s = (times_us - time_us) * 1e-6
-            check_plan(time_s, xyyaw, now_xyyaw, then.speed_mps, self._plan_limits)
+            check_plan(time_s, xyyaw, now_xyyaw, then.speed_mps, PlanLimits())
         except InputError as error:
             return self.plans.refuse(error.field)
         if self.plans.take(xyyaw, time_us, now_us, steady_us):
-            plan = Plan(time_s, _in_ego(xyyaw, then.T_world_from_ego), speeds_of(time_s, xyyaw, now_xyyaw))
+            speeds = speeds_of(time_s, xyyaw, now_xyyaw)
+            time_s, speeds = paced(time_s, xyyaw, speeds, now_xyyaw, then.speed_mps, self._pace)
+            plan = Plan(time_s, _in_ego(xyyaw, then.T_world_from_ego), speeds)
             self._tracker.follow(plan, then.T_world_from_ego, time_us, then.speed_mps)
         return None
 

@@ -22,7 +22,7 @@ WISHES = {
     "emergency-stop": lambda supervisor: supervisor.press_within(STARTS_WITHIN_S, True),
     "release": lambda supervisor: supervisor.press_within(STARTS_WITHIN_S, False),
 }
-TOWN_MPS = 20.0  # plans for a town's roads are faster than those that a car may be given at first
+TOWN_MPS = 20.0  # a town's roads are faster than what a car may drive at first
 PARAMETERS = {
     interface.DRIVER: interface.DRIVER_PARAMETERS,
     interface.CONTROL: interface.CONTROL_PARAMETERS,
