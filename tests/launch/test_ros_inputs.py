@@ -185,6 +185,25 @@ def test_pictures_may_come_raw(recorded):
     assert inputs.report(*now)["CAM_BACK"].refused["encoding"] == 1
 
 
+def test_a_picture_that_had_to_be_refused_is_told_at_once_until_a_good_one_comes(recorded):
+    inputs = calibrated(recorded[1])
+    drive(inputs)
+    now = (START_US + 1_000_010, START_US + 1_000_010)
+    silent_us = 150_000
+    assert inputs.health(*now, silent_us) == ([], [])
+    small, good = (fake.jpeg(np.full((h, w, 3), 91, np.uint8)) for h, w in ((24, 32), (48, 64)))
+    inputs.take_image("CAM_FRONT", fake.image(now[0], optical_frame("CAM_FRONT"), small), *now)
+    faults, slight = inputs.health(*now, silent_us)
+    assert not faults
+    assert slight == ["CAM_FRONT: image size: came 32 x 24 px"]
+    inputs.take_image("CAM_BACK", fake.image(now[0], optical_frame("CAM_BACK"), b"garbage"), *now)
+    faults, slight = inputs.health(*now, silent_us)  # two cameras are more than may be missing
+    assert [word.partition(":")[0] for word in faults] == ["CAM_FRONT", "CAM_BACK"]
+    for name in ("CAM_FRONT", "CAM_BACK"):
+        inputs.take_image(name, fake.image(now[0], optical_frame(name), good), *now)
+    assert inputs.health(*now, silent_us) == ([], [])
+
+
 def test_another_world_frame_is_a_fault(recorded):
     inputs = calibrated(recorded[1])
     drive(inputs)

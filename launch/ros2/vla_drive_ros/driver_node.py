@@ -12,6 +12,7 @@ times a second ~/output/health says whether anything is wrong (ERROR: stop) or m
 policy is busy with.
 """
 
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 
 import numpy as np
+import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from nav_msgs.msg import Odometry, Path
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -160,6 +162,7 @@ class DriverNode(LifecycleNode):
             return Repeat(read_route(FilePath(route)))
         if name == "constant-velocity":
             return ConstantVelocity()
+        torch.set_num_threads(self._value("threads") or max(1, len(os.sched_getaffinity(0)) - 1))
         policy = VlaPolicy(FilePath(checkpoint) if checkpoint else SHIPPED, self._value("device"))
         cameras = policy.config.cameras - policy.config.fovea  # the fovea is cut out of another
         if cameras != len(CAMERAS):

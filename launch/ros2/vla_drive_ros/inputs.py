@@ -91,6 +91,7 @@ class Inputs:
         self._world_frame = ""
         self._reported: dict[str, tuple[int, int]] = {}
         self._refusal: dict[str, tuple[int, str]] = {}  # the latest: when (steady), why
+        self._spoilt: set[str] = set()  # cameras whose latest picture was refused for what it is
         self._pictures: dict[str, tuple[int, np.ndarray]] = {}  # checksum, and where the car was when it first came
         self.reset()
 
@@ -100,6 +101,7 @@ class Inputs:
             self._assembler: ClipAssembler | None = None
             self._reported.clear()
             self._pictures.clear()
+            self._spoilt.clear()
             self._assemble_when_calibrated()
 
     def _assemble_when_calibrated(self) -> None:
@@ -140,6 +142,7 @@ class Inputs:
         except InputError as error:
             return self._refuse(name, error, steady_us)
         with self._lock:
+            self._spoilt.discard(name)
             if self._assembler is not None:
                 self._add(name, self._assembler.images[name], time_us, image, now_us, steady_us)
 
@@ -209,12 +212,14 @@ class Inputs:
     def _refuse(self, name: str, error: InputError, steady_us: int) -> None:
         with self._lock:
             self._refused[name][error.field] += 1
+            self._spoilt |= {name} & set(CAMERAS)
             self._refusal[name] = steady_us, f"{error.field}: came {error.came[:60]}"
 
     def health(self, now_us: int, steady_us: int, silent_us: int) -> tuple[list[str], list[str]]:
         """(faults, degradations) of the inputs now, each in words that begin with the input's name.
 
-        One camera may lose a picture; that all of them do at once is no chance, and is told after `silent_us`.
+        One camera may lose a picture; that all of them do at once is no chance, and is told after `silent_us`. A
+        picture that had to be refused is no chance either: it is told at once, until the camera sends a good one.
         """
         with self._lock:
             if self._fault:
@@ -235,7 +240,7 @@ class Inputs:
 
     def _stale(self, name: str, stream: Stream, limit_us: int, now_us: int, steady_us: int) -> list[str]:
         if stream.fresh(limit_us, now_us, steady_us):
-            return []
+            return [f"{name}: {self._refusal[name][1]}"] if name in self._spoilt else []
         age_us = stream.age_us(now_us, steady_us)
         words = "none yet" if age_us is None else f"{age_us / 1000:.0f} ms old, limit {limit_us / 1000:.0f} ms"
         refused_us, why = self._refusal.get(name, (0, ""))
