@@ -29,7 +29,7 @@ def add_node_verbs(what: argparse._SubParsersAction) -> None:
     sub.add_argument("--empty", action="store_true", help="nobody else in the town")
     sub.add_argument("--engage", action="store_true", help="engage as soon as control agrees")
     sub.add_argument("--out", type=Path, metavar="RUN", help="run directory of the drive, for vla score and report")
-    _driver_arguments(sub)
+    _driver_arguments(sub, "vla")
 
     sub = what.add_parser("replay", help="a recorded scene as topics, and the driver in shadow mode")
     sub.set_defaults(run=_start)
@@ -44,9 +44,10 @@ def add_node_verbs(what: argparse._SubParsersAction) -> None:
     sub.add_argument("wish", choices=("engage", "disengage", "reset", "emergency-stop", "release"))
 
 
-def _driver_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help=f"who drives (default {POLICIES[0]})")
-    sub.add_argument("--checkpoint", type=Path, help="folder that vla train wrote, for --policy vla")
+def _driver_arguments(sub: argparse.ArgumentParser, policy: str = POLICIES[0]) -> None:
+    sub.add_argument("--policy", choices=POLICIES, default=policy, help=f"who drives (default {policy})")
+    words = "folder that vla train wrote, for --policy vla (default the policy that ships)"
+    sub.add_argument("--checkpoint", type=Path, help=words)
     sub.add_argument("--route-file", type=Path, metavar="FILE", help="a drive that was recorded, for --policy repeat")
     words = "a parameter of a node, as in launch/ros2/config; may be repeated"
     sub.add_argument("--set", action="append", default=[], metavar="NODE.NAME=VALUE", help=words)

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from policies.bags import BAG_VERSION, record_bag, unpack_bag
+import numpy as np
+
+from policies.bags import BAG_VERSION, record_bag, teach, unpack_bag
 from policies.cli_nodes import EXAMPLES, add_node_verbs
 from policies.cli_parts import bag_arguments
 from policies.ros_check import check_arguments, check_bag, check_live, tell
@@ -15,7 +17,8 @@ EPILOGS = {
   vla replay bags/scene-0061 --policy constant-velocity                               plan on it, as on a dataroot
   vla ros check                                                                       the topics of this car, live
   vla ros check bags/scene-0061 --json                                                the same of a bag
-  vla ros unpack bags/scene-0061 --out data/from-bags                                 as a scene in nuScenes format"""
+  vla ros unpack bags/scene-0061 --out data/from-bags                                 as a scene in nuScenes format
+  vla ros teach bags/drive --out route.json                                           the way driven, to be repeated"""
     + EXAMPLES
 }
 
@@ -47,6 +50,13 @@ def add_ros_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", type=Path, required=True, metavar="DATAROOT", help=f"table folder {BAG_VERSION}")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    sub = what.add_parser("teach", help="write the way of a recorded drive as a route for --policy repeat")
+    sub.set_defaults(run=_teach)
+    sub.add_argument("driven", type=Path, metavar="BAG|RUN", help="a car's bag, or a run of vla drive or vla ros sim")
+    sub.add_argument("--episode", default="", metavar="NAME", help="of a run (default the first)")
+    sub.add_argument("--max-speed", type=float, default=6.0, help="never faster than this, m/s (default 6)")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the route, a JSON file")
+
 
 def _check(options: argparse.Namespace) -> int:
     """Exit status 1 if there is an error, as the findings say."""
@@ -67,3 +77,10 @@ def _unpack(options: argparse.Namespace) -> int:
     print(*made.drive.problems(), sep="\n", end="\n" if made.drive.refused else "")
     print(f"{len(made.drive.instants)} keyframes: {made.scene} of {made.dataroot}, version {BAG_VERSION}")
     return 1 if made.drive.refused else 0
+
+
+def _teach(options: argparse.Namespace) -> int:
+    route = teach(options.driven, options.episode, options.max_speed, options.out)
+    length_m = np.hypot(*np.diff(route.xy_m, axis=0).T).sum()
+    print(f"{length_m:.0f} m, at most {route.max_speed_mps:g} m/s\nroute: {options.out}")
+    return 0

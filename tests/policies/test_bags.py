@@ -8,8 +8,12 @@ import pytest
 
 from policies.bags import BAG_VERSION, record_bag, unpack_bag
 from policies.cli import main
+from policies.repeat import BEYOND_M, read_route
 from sensors.errors import InputError
+from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import NuscenesSource
+from sensors.ros2_recording import messages_of
+from sensors.ros2_topics import ODOMETRY
 from sensors.source import check_source
 from sim.rollout_log import read_episode
 
@@ -111,3 +115,41 @@ def test_a_bag_is_never_written_over(tmp_path, course_dataroot):
         record_bag(course_dataroot, "v1.0-mini", None, tmp_path / "bag", progress=False)
     assert files == {path: path.read_bytes() for path in (tmp_path / "bag").iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["bag"]
+
+
+def test_the_way_of_a_bag_or_a_run_is_taught(tmp_path, course_dataroot, capsys):
+    bag, out, run = tmp_path / "bag", tmp_path / "route.json", tmp_path / "run"
+    record_bag(course_dataroot, "v1.0-mini", "scene-1001", bag, progress=False)
+    assert main(["ros", "teach", str(bag), "--max-speed", "4", "--out", str(out)]) == 0
+    assert "at most 4 m/s" in capsys.readouterr().out
+    index = NuscenesIndex(course_dataroot, "v1.0-mini")
+    driven = [sent for sent in messages_of(index, index.scene("scene-1001")) if sent.topic == ODOMETRY]
+    at_m = np.array([[*sent.fields()["pose"]["pose"]["position"].values()][:2] for sent in driven])
+    route = read_route(out)
+    assert len(route.xy_m) > 10
+    beyond = np.hypot(*(route.xy_m[-1] - at_m[-1]))
+    assert beyond == pytest.approx(BEYOND_M - 1, abs=1.5)
+    assert np.hypot(*(route.xy_m[: -BEYOND_M + 1, None] - at_m).T).min(0).max() < 1e-9
+    given = ("--dataroot", course_dataroot, "--scene", "scene-1001", "--policy", "log")
+    replay(run, *given)
+    assert main(["ros", "teach", str(run), "--out", str(out)]) == 0
+    assert read_route(out).max_speed_mps == 6.0
+
+
+@pytest.mark.parametrize(
+    ("made", "words", "complaint"),
+    [
+        ("nothing", (), "nothing there"),
+        ("run", ("--episode", "log-scene-100"), "Did you mean"),
+        ("bag", ("--max-speed", "90"), "max_speed_mps: came 90.0"),
+    ],
+)
+def test_teach_rejects(tmp_path, course_dataroot, capsys, made, words, complaint):
+    source, out = tmp_path / made, tmp_path / "route.json"
+    if made == "bag":
+        record_bag(course_dataroot, "v1.0-mini", "scene-1001", source, progress=False)
+    elif made == "run":
+        replay(source, "--dataroot", course_dataroot, "--scene", "scene-1001", "--policy", "log")
+    assert main(["ros", "teach", str(source), *words, "--out", str(out)]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not out.exists()
