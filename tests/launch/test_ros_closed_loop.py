@@ -30,7 +30,7 @@ def test_drives_over_topics_as_it_does_without_them(tmp_path):
     assert abs(figures["score.carla.difference"]) <= 5
     assert abs(figures["score.plain.difference"]) <= 5
     assert figures["drive.apart_m.max"] < 1.0
-    assert figures["latency_ms.p50"] < 100
+    assert figures["latency_ms.p50"] < 400  # the policy that ships, on two cores that also draw the town
 
 
 @pytest.mark.timeout(900)

@@ -30,6 +30,7 @@ from vla.checkpoint import exists
 from vla_drive_ros import interface
 from vla_drive_ros.campaign import tick_of
 from vla_drive_ros.stack import ROUTE, Stack, empty, teach
+from vla_drive_ros.start import TOWN_MPS
 from vla_drive_ros.supervisor import Heard, Supervisor
 
 SCENARIO, SPEED_MPS, LEAST_M = "town-val/2", 8.0, 300.0
@@ -41,29 +42,30 @@ LONGEST_S = 280.0
 
 @dataclass(frozen=True)
 class Who:
-    """Who drives: the policy without ROS, the driver's parameters for the same with it, and the scenario."""
+    """Who drives: the policy without ROS, the driver's parameters for the same with it, the scenario, and the size of
+    the pictures."""
 
     policy: Policy
     given: dict[str, object]
     scenario: Scenario
+    size: tuple[int, int]
 
 
 def who_drives(folder: Path) -> Who:
     """The shipped policy, or one that repeats the expert's way."""
-    size = {"image_width": IMAGE[0], "image_height": IMAGE[1]}
     if exists(SHIPPED):
-        limits = {"inference_limit_ms": 500, "plan_age_limit_ms": 800, "plan_rate_hz": 2.0}
-        return Who(VlaPolicy(SHIPPED), {"policy": "vla", **limits, **size}, get_scenario(SCENARIO))
+        policy, limits = VlaPolicy(SHIPPED), {"inference_limit_ms": 500, "plan_age_limit_ms": 800, "plan_rate_hz": 3.0}
+        return Who(policy, {"policy": "vla", **limits}, get_scenario(SCENARIO), policy.image_size)
     teach(SCENARIO, SPEED_MPS, folder / ROUTE)
-    given = {"policy": "repeat", "route_file": folder / ROUTE, **size}
-    return Who(Repeat(read_route(folder / ROUTE)), given, empty(SCENARIO))
+    given = {"policy": "repeat", "route_file": folder / ROUTE, "image_width": IMAGE[0], "image_height": IMAGE[1]}
+    return Who(Repeat(read_route(folder / ROUTE)), given, empty(SCENARIO), IMAGE)
 
 
 def closed_loop_figures(folder: Path, domain: int, say: Callable[[str], None]) -> dict[str, float]:
     """Latency, rates, processor time and scores of one drive. A machine too busy to drive on stops the car; as a safety
     driver would, one waits, resets and engages again, and the stops are counted."""
     who = who_drives(folder)
-    env = quiet_env(IMAGE, None, who.scenario, seen=who.policy.needs_images)
+    env = quiet_env(who.size, None, who.scenario, seen=who.policy.needs_images)
     try:
         without = drive_episode(who.policy, env, who.scenario)
     finally:
@@ -82,9 +84,10 @@ def closed_loop_figures(folder: Path, domain: int, say: Callable[[str], None]) -
 
 
 def _over_topics(who: Who, folder: Path, run: Path, domain: int, say: Callable[[str], None]) -> dict[str, float]:
-    sim = {"scenario": SCENARIO, "out": run, "image_width": IMAGE[0], "image_height": IMAGE[1]}
+    sim = {"scenario": SCENARIO, "out": run, "image_width": who.size[0], "image_height": who.size[1]}
     sim["empty"] = "true" if not who.scenario.vehicles else "false"
-    stack = Stack(folder, domain, {interface.SIM: sim, interface.DRIVER: who.given})
+    control = {"max_speed_mps": TOWN_MPS}
+    stack = Stack(folder, domain, {interface.SIM: sim, interface.DRIVER: who.given, interface.CONTROL: control})
     supervisor, processes = stack.supervisor, stack.processes
     try:
         supervisor.engage_within(60.0)

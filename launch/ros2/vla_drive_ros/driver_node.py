@@ -51,6 +51,7 @@ from vla_drive_ros.process import Loop, Stop, declare, run
 IMAGE_DEPTH, ODOMETRY_DEPTH, IMU_DEPTH = 2, 10, 20
 IMAGE_TRANSPORTS = ("compressed", "raw")
 WATCH_S, REPORT_S = 0.02, 1.0
+LONGEST_PLAN_S = 5.0
 HERE_XYYAW = np.zeros(3)
 
 
@@ -119,11 +120,15 @@ class DriverNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def finish(self, why: str, hurry) -> None:
-        """The last words, while they can still be sent: whoever moves the car hears at once that no plan will come."""
+        """The last words, while they can still be sent: whoever moves the car hears at once that no plan will come.
+        Then a plan that is under way is waited for: a process that ends within torch aborts."""
         self._watch.end()
         self._say_health([f"{why}: the driver has ended"], [])
         self._tell("STOPPED", why)
+        loop = self._plan_loop
         self._stop_planning()
+        if loop is not None:
+            loop.join(LONGEST_PLAN_S)
         for decoder in self._decoders.values():
             decoder.end()
 

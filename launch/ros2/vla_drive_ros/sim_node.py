@@ -7,7 +7,7 @@ Its sensors may be spoilt while it runs: parameter `fault`, see `vla_drive_ros.s
 import sys
 import time
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path as FilePath
 
@@ -45,6 +45,7 @@ from vla_drive_ros.town_car import Frame, ImuSample, Sample, TownCar
 
 TICK_S = 0.01
 LATE_S = 0.05  # a tick that is later than this stops the town's time, so that nothing is made up for in a burst
+MOST_DRAWN = 2  # periods whose pictures are being drawn: one that takes long is late, not lost
 GATEWAY_STOP_MPS2 = -3.0
 CUE_PERIOD_S = 0.5
 POLICY_NAME = "ros"
@@ -67,7 +68,8 @@ class SimNode(Node):
         self._stop, self._counts, self._why = stop, Counter({"periods": 0, "periods without a command": 0}), ""
         self._queue: deque[Sample | Frame] = deque()
         self._command: tuple[int, int, float, float] | None = None
-        self._drawing, self._drawer = None, ThreadPoolExecutor(1, "drawer")
+        self._drawing: deque[Future] = deque()
+        self._drawer = ThreadPoolExecutor(1, "drawer")
         self._publish_on()
         self.create_subscription(
             JointTrajectory, interface.of_node(interface.CONTROL, interface.JOINT_COMMAND), self._take_command, 1
@@ -136,9 +138,9 @@ class SimNode(Node):
         if self._now_us >= self._car.time_us:
             self._period()
         self._clock_publisher.publish(ClockMessage(clock=messages.time_of(self._now_us)))
-        if self._drawing is not None and self._drawing.done():
-            self._queue = deque(sorted([*self._queue, *self._drawing.result()], key=lambda sample: sample.time_us))
-            self._drawing = None
+        while self._drawing and self._drawing[0].done():
+            drawn = self._drawing.popleft().result()
+            self._queue = deque(sorted([*self._queue, *drawn], key=lambda sample: sample.time_us))
         while self._queue and self._queue[0].time_us <= self._now_us:
             true = self._queue.popleft()
             sample = self._faults.spoil(true)
@@ -151,8 +153,8 @@ class SimNode(Node):
         self._counts["periods"] += 1
         samples, moment, times_us = self._car.period(*self._commanded())
         self._queue.extend(samples)
-        if self._drawing is None:
-            self._drawing = self._drawer.submit(self._car.pictures, moment, times_us)
+        if len(self._drawing) < MOST_DRAWN:
+            self._drawing.append(self._drawer.submit(self._car.pictures, moment, times_us))
         else:
             self._counts["periods without pictures"] += 1
         if self._car.ended_by:

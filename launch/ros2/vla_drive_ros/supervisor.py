@@ -21,7 +21,6 @@ from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
@@ -29,6 +28,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sensors.errors import InputError
 from vla_drive_ros import interface
+from vla_drive_ros.process import make_executor
 
 HERE = Path(__file__).resolve().parent
 # Beside the package in a checkout, inside it in a wheel; colcon puts it under share/.
@@ -105,7 +105,7 @@ class Supervisor:
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("vla_supervisor", context=self.context)
-        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor = make_executor(self.context)
         self._executor.add_node(self.node)
         self.states: list[Heard] = []
         self.commands: list[Heard] = []

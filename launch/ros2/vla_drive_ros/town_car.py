@@ -137,16 +137,17 @@ class TownCar:
             self._plan = None
 
     def _samples(self) -> list[Sample]:
-        """IMU, odometry and steering of the last period at 100 Hz; a car that waits has driven none of it."""
+        """IMU of the last period at 100 Hz, odometry and steering at 50; a car that waits has driven none of it."""
         world, stands = self._stage.world, self.ended_by or not self.begun
         states = [world.ego] * len(world.track) if stands else world.track
         imu = imu_of_motion(world.track_time_us, states)
         found: list[Sample] = []
         for k, state in enumerate(states[1:]):
             time_us, speed = int(imu.time_us[k]) + self._waited_us, 0.0 if stands else state.speed_mps
-            pose, yaw_rate = state.T_world_from_ego, 0.0 if stands else state.yaw_rate_radps
-            found.append(OdometrySample(time_us, pose, speed, yaw_rate, WORLD_FRAME))
             accel = np.array([0.0, 0.0, GRAVITY_MPS2]) if stands else imu.accel_mps2[k]
             found.append(ImuSample(time_us, accel, 0.0 * accel if stands else imu.gyro_radps[k]))
-            found.append(SteeringSample(time_us, state.steering_rad(world.params)))
+            if k % 2:  # up to the end of the period
+                pose, yaw_rate = state.T_world_from_ego, 0.0 if stands else state.yaw_rate_radps
+                found.append(OdometrySample(time_us, pose, speed, yaw_rate, WORLD_FRAME))
+                found.append(SteeringSample(time_us, state.steering_rad(world.params)))
         return found
