@@ -204,6 +204,26 @@ def test_a_picture_that_had_to_be_refused_is_told_at_once_until_a_good_one_comes
     assert inputs.health(*now, silent_us) == ([], [])
 
 
+@pytest.mark.parametrize("odometry_us", [None, 1_000_000], ids=["none", "ahead"])
+def test_a_car_that_came_to_rest_while_its_place_was_unknown_sees_on(recorded, odometry_us):
+    inputs, name, frame_id = calibrated(recorded[1]), "CAM_FRONT", optical_frame("CAM_FRONT")
+    drive(inputs)
+    data = fake.jpeg(np.full((48, 64, 3), 91, np.uint8))
+    start_us, place = START_US + 1_000_000, frames.matrix_from_xy_yaw(8.5, 0, 0)
+    for time_us in range(start_us + 20_000, start_us + 1_000_001, 20_000):  # meanwhile it stops 8.5 m further on
+        if odometry_us is not None:
+            inputs.take_odometry(fake.odometry(time_us + odometry_us, place), time_us, time_us)
+        inputs.take_image(name, fake.image(time_us, frame_id, data), time_us, time_us)
+    for time_us in range(start_us + 1_020_000, start_us + 1_500_001, 20_000):
+        inputs.take_odometry(fake.odometry(time_us, place), time_us, time_us)
+        inputs.take_image(name, fake.image(time_us, frame_id, data), time_us, time_us)
+    assert inputs.report(time_us, time_us)[name].refused.get("data", 0) == 0
+    time_us, further = time_us + 20_000, frames.matrix_from_xy_yaw(9.5, 0, 0)
+    inputs.take_odometry(fake.odometry(time_us, further), time_us, time_us)
+    inputs.take_image(name, fake.image(time_us, frame_id, data), time_us, time_us)
+    assert inputs.report(time_us, time_us)[name].refused["data"] == 1  # but a camera that hangs is found
+
+
 def test_another_world_frame_is_a_fault(recorded):
     inputs = calibrated(recorded[1])
     drive(inputs)

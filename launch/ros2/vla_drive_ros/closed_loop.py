@@ -20,7 +20,7 @@ from policies.vla_policy import SHIPPED, VlaPolicy
 from sensors.camera import Camera
 from sensors.errors import InputError
 from sensors.nuscenes_source import CAMERAS
-from sensors.ros2_messages import OdometrySample
+from sensors.ros2_messages import OdometrySample, time_us_from_stamp
 from sensors.ros2_source import ClipAssembler, Limits, StaleInput
 from sim.metrics.protocols import figures_of_file, score
 from sim.rollout_log import read_episode
@@ -119,7 +119,8 @@ def _heard(supervisor: Supervisor, seconds: float) -> dict[str, float]:
     """What the messages of a drive tell, as long as the car was there."""
     end_s = supervisor.truth[-1].at_s
     ticks = [tick_of(heard) for heard in supervisor.states if heard.at_s <= end_s]
-    commands = [heard.at_s for heard in supervisor.commands if heard.at_s <= end_s]
+    commands = [heard.message.header.stamp for heard in supervisor.commands if heard.at_s <= end_s]
+    commands_us = np.array([time_us_from_stamp(stamp) for stamp in commands])
     driven = [tick for tick in ticks if tick.moving]
     ages = np.array([tick.plan_age_ms for tick in driven])
     latency_ms = ages[1:][np.diff(ages) < 0]  # the first command from each new plan
@@ -142,7 +143,7 @@ def _heard(supervisor: Supervisor, seconds: float) -> dict[str, float]:
         "latency_ms.p50": float(np.percentile(latency_ms, 50)),
         "latency_ms.p99": float(np.percentile(latency_ms, 99)),
         "watchdog_gap_ms.max": max(gaps),
-        "command_gap_ms.max": 1000 * float(np.diff(commands).max()),
+        "command_gap_ms.max": float(np.diff(commands_us).max()) / 1000,
         "rate_hz.command": len(commands) / seconds,
         "rate_hz.plan": len(supervisor.plans) / seconds,
         **rates,

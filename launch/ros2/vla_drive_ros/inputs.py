@@ -138,7 +138,7 @@ class Inputs:
                 raise InputError(f"image of {name}", "header.frame_id", message.header.frame_id, frame_id)
             time_us = time_us_from_stamp(message.header.stamp, f"image of {name}")
             image = image_from_message(message, camera, self._image_size)
-            self._check_new(name, message.data)
+            self._check_new(name, message.data, now_us, steady_us)
         except InputError as error:
             return self._refuse(name, error, steady_us)
         with self._lock:
@@ -196,12 +196,15 @@ class Inputs:
                 f"stamp {(time_us - now_us) / 1000:+.0f} ms off the clock or not increasing",
             )
 
-    def _check_new(self, name: str, data: bytes) -> None:
+    def _check_new(self, name: str, data: bytes, now_us: int, steady_us: int) -> None:
+        """Not while nobody knows where the car is: it may come to rest meanwhile, and then sees the same for long."""
         checksum = zlib.crc32(data)
         with self._lock:
-            if self._assembler is None or not self._assembler.odometry.values:
+            odometry = None if self._assembler is None else self._assembler.odometry
+            if odometry is None or not odometry.fresh(self._limits.odometry_age_us, now_us, steady_us):
+                self._pictures.pop(name, None)
                 return
-            at_m = self._assembler.odometry.values[-1].T_world_from_ego[:2, 3]
+            at_m = odometry.values[-1].T_world_from_ego[:2, 3]
             before, was_m = self._pictures.get(name, (None, at_m))
             if checksum != before:
                 self._pictures[name] = checksum, at_m
