@@ -30,8 +30,8 @@ def add_plan_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--gpu", choices=tuple(GPUS), default="h100", help="of which kind (default h100)")
     words = "GPUs that share out the routed experts (default: as many as divide them, within a node)"
     sub.add_argument("--experts-over", type=count, metavar="N", help=words)
-    words = "layers: keep only the input of each, and compute it again (vla train cannot do that yet; default none)"
-    sub.add_argument("--recompute", choices=RECOMPUTE, default=RECOMPUTE[0], help=words)
+    words = "layers: keep only the input of each, and compute it again (default: as train.recompute says)"
+    sub.add_argument("--recompute", choices=RECOMPUTE, help=words)
     words = f"share of a GPU's arithmetic that products reach (default {EFFICIENCY})"
     sub.add_argument("--efficiency", type=share, default=EFFICIENCY, metavar="SHARE", help=words)
     words = f"share of the links that messages reach (default {LINK_EFFICIENCY})"

@@ -68,8 +68,7 @@ class Spread:
     """How a step is spread out: each of `gpus` learns from `at_once` sequences, `accumulate` times.
 
     experts      GPUs that share out the routed experts, with one another's tokens between them
-    recompute    "layers": of each only the input is kept, and it is computed again for its gradients; others do so, our
-                 trainings do not yet
+    recompute    "layers": of each only the input is kept, and it is computed again for its gradients: `vla.recompute`
     dtype        of products, gathered weights and activations
     whole_logits tokens of a vocabulary whose logits are made all at once, with their gradients; 0: in parts
     """
@@ -194,7 +193,7 @@ class Asked:
     gpus: int
     gpu: str = "h100"
     experts: int | None = None
-    recompute: str = "none"
+    recompute: str | None = None
     efficiency: float = EFFICIENCY
     link_efficiency: float = LINK_EFFICIENCY
     tokens: float | None = None
@@ -259,13 +258,14 @@ class RecipePlan:
         lines.append(f"  {'in all':19} {plan.step_s:8.3f} s   {rate}")
         days, steps = plan.days(self.tokens), math.ceil(self.tokens / plan.tokens_a_step)
         lines.append(f"{short(round(self.tokens))} tokens: {days:.3g} days ({duration(days * DAY_S)}), {steps:,} steps")
-        if asked.recompute == "none" and spread.gpus > 1:
+        if spread.gpus > 1:
             divided = f"--workers {spread.gpus} --shard --experts-over {spread.experts}"
-            lines.append(f"as it is spread out: vla train {self.name} {divided}")
+            again = " train.recompute=true" if spread.recompute == "layers" else ""
+            lines.append(f"as it is spread out: vla train {self.name} {divided}{again}")
         return lines
 
     def _way_out(self) -> str:
-        tried = [] if self.asked.recompute == "layers" else ["--recompute layers"]
+        tried = [] if self.plan.spread.recompute == "layers" else ["--recompute layers"]
         tried += ["a larger train.accumulate"] if self.plan.spread.at_once > 1 else []
         return f". Try {', '.join([*tried, 'more GPUs', '--gpu h200'][:3])}"
 
@@ -274,9 +274,10 @@ def plan_recipe(recipe: Recipe, asked: Asked) -> RecipePlan:
     """The plan of a recipe; what cannot be spread out so is an InputError."""
     if asked.gpu not in GPUS:
         raise unknown_name("vla plan", "--gpu", asked.gpu, GPUS)
-    if asked.recompute not in RECOMPUTE:
-        raise unknown_name("vla plan", "--recompute", asked.recompute, RECOMPUTE)
     train, c = recipe.train, recipe.model
+    recompute = asked.recompute or RECOMPUTE[train.recompute]
+    if recompute not in RECOMPUTE:
+        raise unknown_name("vla plan", "--recompute", recompute, RECOMPUTE)
     at_once, over = divmod(train.batch_size, train.accumulate * asked.gpus)
     if over or not at_once:
         came = f"{train.batch_size} clips a step in {train.accumulate} parts"
@@ -293,7 +294,7 @@ def plan_recipe(recipe: Recipe, asked: Asked) -> RecipePlan:
     dtype = "fp32" if train.dtype == "fp32" else "bf16"
     cost = cost_of_clip(model, recipe.losses, dtype)
     state = State(average=FP32 if train.ema else 0)
-    spread = Spread(asked.gpus, at_once, train.accumulate, experts, asked.recompute, dtype, state)
+    spread = Spread(asked.gpus, at_once, train.accumulate, experts, recompute, dtype, state)
     made = make_plan(cost, spread, gpu, asked.efficiency, asked.link_efficiency)
     tokens = asked.tokens if asked.tokens is not None else float(made.tokens_a_step * train.steps)
     return RecipePlan(recipe.name, asked, cost, made, tokens)

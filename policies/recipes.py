@@ -91,6 +91,7 @@ class TrainConfig(LoopConfig):
     freeze: names of parameters that stay as they are, see `policies.freezing`.
     device: "cpu", or "cuda".
     dtype: parameters are fp32; with "bf16" the products are not. "auto": what is faster, `vla.precision.compute_dtype`.
+    recompute: keep of each layer its input only and compute the rest again for its gradients: `vla.recompute`.
     precision, fp8_recipe: in what numbers the backbone multiplies, and how 8 bits are scaled: `vla.precision`.
     """
 
@@ -104,6 +105,7 @@ class TrainConfig(LoopConfig):
     freeze: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "fp32"
+    recompute: bool = False
     precision: str = "torch"
     fp8_recipe: str = "current"
 
@@ -143,6 +145,10 @@ class Recipe:
         ):
             if getattr(self.train, key) not in allowed:
                 raise unknown_name(where, f"train.{key}", getattr(self.train, key), allowed)
+        if self.train.recompute and self.train.precision not in ("torch", "auto"):
+            fix = "The scales of 8 bits are told each product once."
+            expected = "torch or auto, with train.recompute"
+            raise InputError(where, "train.precision", self.train.precision, expected, fix)
         self.train.check(where)
         self.data.check(where)
         for key in ("validate_every", "loader_workers"):

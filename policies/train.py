@@ -38,6 +38,7 @@ from vla.model import DrivingModel
 from vla.moe import CollapseMonitor
 from vla.parallel import Replicas
 from vla.precision import Precision, compute_dtype, scaling_state, use_precision
+from vla.recompute import recompute_layers
 from vla.sentences import sentences_of
 from vla.sharding import Division, Shards
 
@@ -104,12 +105,15 @@ class Trainer(TrainingLoop):
             self.learned |= Learned.from_json(begun.extra.get("learned", []))
         self.learned.require_apart(self.val_set.learned, data.dataroot)
         freeze(model, recipe.train.freeze, recipe.name)
+        if recipe.train.recompute:
+            recompute_layers(model)
         model.to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas, reshard)
         self.feed = Feed(self.train_set, recipe, self.replicas)
         self.extra["learned"] = self.learned.to_json()
-        self.precision = Precision("torch", "the model is divided")
-        if not self.replicas.divided:
+        why = "the model is divided" if self.replicas.divided else "its layers are computed again"
+        self.precision = Precision("torch", why)
+        if not (self.replicas.divided or recipe.train.recompute):
             self.precision = use_precision(model.backbone, recipe.train.precision, recipe.train.fp8_recipe)
         self.scaling = scaling_state(model.backbone)
         self._kept |= {f"scaling.{name}": history for name, history in self.scaling.items()}

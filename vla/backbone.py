@@ -16,9 +16,10 @@ from vla.attention import CAUSAL, NORM_EPS, Horizon, Layout, SelfAttention, atte
 from vla.cache import Cache, CacheShape, LayerCache
 from vla.config import BackboneConfig
 from vla.moe import MoE, Routing, SwiGLU
+from vla.recompute import Layer
 
 
-class Block(nn.Module):
+class Block(Layer):
     """One layer."""
 
     def __init__(self, config: BackboneConfig, routed: bool):
@@ -30,7 +31,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mlp = MoE(c) if routed else SwiGLU(width, c.dense_hidden)
 
-    def forward(
+    def compute(
         self,
         x: Tensor,
         bias: Tensor | str | None,
@@ -39,6 +40,7 @@ class Block(nn.Module):
         routings: MutableSequence[Routing] | None,
         generator: torch.Generator | None,
         last: int | None = None,
+        counted: bool = True,
     ) -> Tensor:
         if last == 0:  # only keys and values are wanted
             self.attention.remember(self.attention_norm(x), cos_sin, cache)
@@ -46,7 +48,13 @@ class Block(nn.Module):
         attended = self.attention(self.attention_norm(x), bias, cos_sin, cache, last)
         x = (x if last is None else x[:, x.shape[1] - last :]) + attended
         normed = self.mlp_norm(x)
-        return x + (self.mlp(normed, routings, generator) if self.routed else self.mlp(normed))
+        return x + (self.mlp(normed, routings, generator, counted) if self.routed else self.mlp(normed))
+
+    def again(self, bias, cos_sin, cache, routings, generator, last=None, counted=True) -> tuple:
+        """The same experts dropped; who was chosen is known already."""
+        if generator is not None:
+            generator = torch.Generator().set_state(generator.get_state())
+        return bias, cos_sin, cache, None, generator, last, False
 
 
 class Backbone(nn.Module):

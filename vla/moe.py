@@ -77,16 +77,21 @@ class MoE(nn.Module):
             setattr(self, name, product)
 
     def forward(
-        self, x: Tensor, routings: MutableSequence[Routing] | None = None, generator: torch.Generator | None = None
-    ):
-        """`routings`, where given, gets what this layer chose; `generator` draws which experts are dropped."""
+        self,
+        x: Tensor,
+        routings: MutableSequence[Routing] | None = None,
+        generator: torch.Generator | None = None,
+        counted: bool = True,
+    ) -> Tensor:
+        """`routings`, where given, gets what this layer chose; `generator` draws which experts are dropped; counted:
+        whether these tokens are part of the `load`, as they are once."""
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens).float()
         weights, chosen = self.choose(logits, generator)
         routed = self._way(tokens)(tokens, weights, chosen)
         if routings is not None:
             routings.append(Routing(logits, chosen))
-        if self.training:
+        if self.training and counted:
             self.load += chosen.flatten().bincount(minlength=self.experts)
         routed = routed.view_as(x)
         return routed if self.shared is None else routed + self.shared(x)

@@ -113,6 +113,15 @@ def test_recomputing_layers_trades_memory_for_arithmetic(text):
     assert again.sent_bytes["all-to-all"] == 1.5 * plain.sent_bytes["all-to-all"]
 
 
+def test_a_recipe_that_computes_layers_again_is_planned_so():
+    planned = plan_recipe(load_recipe("moe-10b", ["train.recompute=true"]), Asked(256))
+    asked = plan_recipe(load_recipe("moe-10b", []), Asked(256, recompute="layers"))
+    assert planned.figures() == asked.figures()
+    assert asked.lines()[-1].endswith("--experts-over 8 train.recompute=true")
+    spared = plan_recipe(load_recipe("moe-10b", ["train.recompute=true"]), Asked(256, recompute="none"))
+    assert spared.plan.spread.recompute == "none"
+
+
 def test_whole_logits_are_where_memory_peaks(text):
     plan = make_plan(text, Spread(8, 4, whole_logits=QWEN_WORDS, state=State(2, 2, 4)), H100)
     assert plan.memory_bytes["logits"] == 4 * 4096 * QWEN_WORDS * 14

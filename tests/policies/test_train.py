@@ -119,6 +119,19 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(course_dataroot, t
     assert logs[0] == logs[1]
 
 
+def test_layers_computed_again_learn_the_same_bit_for_bit(course_dataroot, tmp_path):
+    more = ["train.steps=3", "train.ema=0.9", "model.expert_dropout=0.2"]
+    for name, recompute in (("plain", "false"), ("again", "true")):
+        recipe = small_recipe(course_dataroot, *more, f"train.recompute={recompute}")
+        train(recipe, tmp_path / name, progress=False)
+    assert_equal(weights(tmp_path / "plain"), weights(tmp_path / "again"))
+
+
+def test_layers_are_not_computed_again_in_8_bits(course_dataroot):
+    with pytest.raises(InputError, match=r"precision: came fp8-sim, expected torch or auto, with train\.recompute"):
+        small_recipe(course_dataroot, "train.recompute=true", "train.precision=fp8-sim")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(course_dataroot, tmp_path):

@@ -11,6 +11,7 @@ from sensors.errors import InputError
 from vla.manifest import MANIFEST
 from vla.model import DrivingModel
 from vla.parallel import Replicas
+from vla.recompute import recompute_layers
 from vla.sharded_checkpoint import ShardWriter, newest, read_shards, require_mesh
 from vla.sharding import Division, Shards
 
@@ -33,13 +34,15 @@ def backward(model: DrivingModel, seeds: range) -> float:
     return total
 
 
-def divided_equals_whole(replicas, folder, divisions):
+def divided_equals_whole(replicas, folder, divisions, recompute=False):
     whole = DrivingModel(SMALL).train()
     loss, clips = backward(whole, range(2 * replicas.count)), 2
     expected = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
     norms = replicas.norms(expected)
     for division in divisions:
         shards, model = Shards.of(replicas, division, "cpu"), DrivingModel(SMALL).train()
+        if recompute:
+            recompute_layers(model)
         shards.divide(model)
         parameters = dict(model.named_parameters())
         own = shards.own(parameters)
@@ -107,6 +110,11 @@ def refuses_what_was_changed(path, alone):
 @pytest.mark.timeout(120)
 def test_two_workers_hold_one_model():
     in_workers(2, divided_equals_whole, DIVISIONS)
+
+
+@pytest.mark.timeout(120)
+def test_two_workers_hold_one_model_whose_layers_are_computed_again():
+    in_workers(2, divided_equals_whole, DIVISIONS[2:], True)
 
 
 @pytest.mark.slow
