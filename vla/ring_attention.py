@@ -7,8 +7,9 @@ every other's once. What it has seen so far is merged by the logarithms Z of its
 
 and the gradients of keys and values go round with them, back to whose they are. Who sees whom is what
 `vla.attention.visible` says of the tokens' layouts: steps, phases, what lasts, horizons. That is why torch's own
-`context_parallel` does not do: it knows causal and full attention only. Blocks in which nobody sees anybody are passed
-on and not computed.
+`context_parallel` does not do: it knows causal and full attention only, and kernels of GPUs only (of torch 2.13; on a
+CPU it has no sharding for scaled_dot_product_attention). Where both can, on several GPUs, a test holds them against
+each other. Blocks in which nobody sees anybody are passed on and not computed.
 
     ring = Ring.of(layout, group)
     hidden = backbone.run(ring.part(x), backbone.angles(ring.own), ring)     of this device's tokens

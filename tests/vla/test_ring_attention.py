@@ -7,8 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spawned import in_workers
-from torch import distributed
+from torch import distributed, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.experimental import context_parallel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sensors.errors import InputError
 from vla.attention import Horizon, Layout, attention_bias, visible
@@ -159,3 +162,35 @@ def test_each_device_has_as_much_to_look_back_at(monkeypatch):
     assert ring.sources() == [1, 0, 3, 2]
     with pytest.raises(InputError, match="came 7, expected at least 8, two for each of 4 devices"):
         Ring.of(Layout.causal(7))
+
+
+# On GPUs ------------------------------------------------------------------------------------------
+
+
+def beside_torch(rank: int, meeting: str) -> None:
+    """Causal attention of bf16 over two GPUs, by a ring and by torch, and what all keys give on one."""
+    device, count = torch.device("cuda", rank), 2
+    torch.cuda.set_device(device)
+    distributed.init_process_group("nccl", init_method=f"file://{meeting}", rank=rank, world_size=count)
+    make = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, 8, 512, 64, generator=make).to(device, torch.bfloat16) for _ in range(3))
+    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    ring = Ring.of(Layout.causal(512), distributed.group.WORLD)
+    ours = ring(*(ring.part(x, dim=2) for x in (q, k, v)))
+    places = torch.arange(512, device=device)
+    with (
+        context_parallel(init_device_mesh("cuda", (count,)), buffers=[q, k, v, places], buffer_seq_dims=[2, 2, 2, 0]),
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+    ):
+        theirs, held = F.scaled_dot_product_attention(q, k, v, is_causal=True), places.clone()
+    torch.testing.assert_close(ours, ring.part(wanted, dim=2), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(theirs, wanted[:, :, held], rtol=2e-2, atol=2e-2)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_on_gpus_a_ring_gives_what_torchs_context_parallel_gives(tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    multiprocessing.spawn(beside_torch, (str(tmp_path / "meeting"),), 2)
