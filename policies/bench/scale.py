@@ -5,22 +5,27 @@
                                  not quick, of four workers: fsdp4_ep2, in shards and experts over two
     speedup.rollout_2_workers    episodes a second of two processes over those of one
     overhead.ray                 time of two workers of a Ray cluster of this machine over that of two processes, - 1
+                                 not quick, over many runs of three seconds, on two processes and on Ray:
+    scores_differ.NAME           of 200 episodes, how many have another log or another score than on one process
+    memory_growth_mb.driver.NAME what the process that hands out 1,000 episodes grows by after the first 100
 
 Episodes are of the town's expert without cameras. Starting of processes is left out: each has driven before.
 """
 
+import hashlib
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from policies.distributed import LOCAL, sharing
 from policies.recipes import Recipe, load_recipe
 from policies.record import record
-from policies.rollout import drive_one
+from policies.rollout import drive, drive_one
 from policies.runs import Run
 from policies.shoot import Recording
 from policies.town_expert import TownExpert
@@ -41,13 +46,15 @@ MODEL = {"image_width": 64, "image_height": 32, "encoder_width": 32, "encoder_he
 STEPS, BATCH = 20, 4
 SCENES, KEYFRAMES, SIZE = 3, 12, (64, 32)
 WARM, WARM_S, LONGEST_S = 4, 2.0, 30.0
+MANY, SCORED, SHORT_S = 1000, 200, 3.0
 Say = Callable[[str], None]
 
 
 def scale_figures(quick: bool, say: Say) -> dict[str, float]:
     """All figures, or with `quick` those of two workers; `say` is told what is done and left out."""
     with tempfile.TemporaryDirectory() as folder:
-        return _losses(Path(folder), quick, say) | _rollouts(Path(folder), quick, say)
+        figures = _losses(Path(folder), quick, say) | _rollouts(Path(folder), quick, say)
+        return figures if quick else figures | many_episodes(Path(folder), MANY, SCORED, say)
 
 
 def _losses(folder: Path, quick: bool, say: Say) -> dict[str, float]:
@@ -104,3 +111,50 @@ def _drive(path: Path, executor: Executor | None, episodes: int, seconds: float)
     if failed:
         raise RuntimeError(f"an episode failed: {failed[0]}")
     return took
+
+
+# Many episodes -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Weighed(Run):
+    """A run that notes how large this process is after each episode, in megabytes."""
+
+    megabytes: list[float] = field(default_factory=list)
+
+    def add(self, row: dict) -> None:
+        super().add(row)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.megabytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+
+
+def many_episodes(folder: Path, many: int, scored: int, say: Say) -> dict[str, float]:
+    """scores_differ and memory_growth_mb.driver of `many` episodes; the first `scored` of them are compared."""
+    alone, _ = _drive_many(folder / "alone", scored, scored, 1, None)
+    figures = {}
+    for name, address in (("2_workers", None), ("ray", LOCAL)):
+        try:
+            shared, megabytes = _drive_many(folder / f"many-{name}", many, scored, 2, address)
+        except InputError as error:
+            say(f"left out, {name}: {error}")
+            continue
+        figures[f"scores_differ.{name}"] = float(sum(a != b for a, b in zip(shared, alone, strict=True)))
+        first = megabytes[many // 10]
+        figures[f"memory_growth_mb.driver.{name}"] = megabytes[-1] - first
+        say(f"{name}: {many} episodes, this process from {first:.0f} to {megabytes[-1]:.0f} MB")
+    return figures
+
+
+def _drive_many(
+    path: Path, episodes: int, scored: int, workers: int, address: str | None
+) -> tuple[list[tuple], list[float]]:
+    """What came of the first `scored` episodes, logs as their digests; megabytes of this process after each of all."""
+    starts = [get_scenario(f"town-train/{k}") for k in range(episodes)]
+    run = _Weighed.create("drive", path, {}, [])
+    drive(run, [TownExpert()], starts, SHORT_S, SIZE, 0, progress=False, workers=workers, address=address)
+    if not run.whole:
+        raise RuntimeError(f"{path.name}: {run.headline()}")
+    run.summary["episodes"] = rows = run.summary["episodes"][:scored]
+    run.score([TownExpert.name])
+    logs = [hashlib.sha256((path / row["log"]).read_bytes()).hexdigest() for row in rows]
+    return [(row["name"], row["scores"], log) for row, log in zip(rows, logs, strict=True)], run.megabytes

@@ -11,6 +11,7 @@ import pytest
 
 from policies.bench import scoring, town
 from policies.bench.pinned import run_pinned
+from policies.bench.scale import many_episodes
 from policies.bench.town import JOBS, record_actions, town_figures
 from policies.bench.town_jobs import check_seen
 from policies.cli import main
@@ -167,6 +168,18 @@ def test_halves_of_a_log() -> None:
     assert len(np.unique(scoring.first_half(log).plan_frame)) == plans // 2
     assert len(np.unique(scoring.every_second_other(log).actor_id)) == (others + 1) // 2
     assert 0.0 < scoring.pdm_closed_s(log) < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_episodes_of_two_workers_are_those_of_one_and_this_process_does_not_grow(tmp_path: Path) -> None:
+    """`vla bench scale` does it with 200 and 1,000 of them."""
+    said: list[str] = []
+    figures = many_episodes(tmp_path, 40, 12, said.append)
+    names = {"2_workers"} | ({"ray"} if importlib.util.find_spec("ray") else set())
+    assert set(figures) == {f"{what}.{name}" for what in ("scores_differ", "memory_growth_mb.driver") for name in names}
+    assert all(figures[f"scores_differ.{name}"] == 0 for name in names)
+    assert all(figures[f"memory_growth_mb.driver.{name}"] < 10 for name in names), said
 
 
 @pytest.mark.slow
