@@ -17,15 +17,26 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 
-from policies.workers import died, keep_to_one_thread, no_memory, of_worker, out_of_memory, processes
+from policies.workers import (
+    TRIES,
+    died,
+    first_line,
+    keep_to_one_thread,
+    lost,
+    no_memory,
+    of_worker,
+    out_of_memory,
+    processes,
+)
 from sensors.errors import InputError
 
 LOCAL = "local"
 ADDRESSES = f'"{LOCAL}" (this machine, for this command), "auto", HOST:PORT, or ray://HOST:PORT'
-TRIES = 4  # of a task whose worker is lost
 MOST_RESTARTS = 3  # of a training
 REACH_S, PLACE_S, LAST_WORDS_S = 5.0, 60.0, 5.0
 STARTS = 3  # tried on a busy machine
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)  # and settings, none
+SETTINGS = b"\4"  # the type of a frame
 STORE_BYTES = 128 << 20  # of a cluster of this machine; rows and recipes are small
 
 
@@ -50,6 +61,8 @@ def _connect(ray: ModuleType, address: str, workers: int, talks: bool) -> None:
         how |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     else:
         _reach(address)
+        if address.startswith("ray://"):
+            _require_client()
     for left in reversed(range(STARTS if address == LOCAL else 1)):
         try:
             ray.init(address=address, **how)
@@ -57,7 +70,7 @@ def _connect(ray: ModuleType, address: str, workers: int, talks: bool) -> None:
         except Exception as error:  # Ray raises this very class when a busy machine does not start it in half a minute
             ray.shutdown()
             if not left:
-                came = f"{address} ({_first_line(error)})"
+                came = f"{address} ({first_line(error)})"
                 fix = "Is it up, and of the same Ray? Where it asks for a token, set RAY_AUTH_MODE=token."
                 raise InputError("ray", "--address", came, ADDRESSES, fix) from error
 
@@ -71,18 +84,33 @@ def _ray() -> ModuleType:
     return ray
 
 
+def _require_client() -> None:
+    if find_spec("grpc") is None:
+        fix = "Install it: pip install -c constraints.txt -e '.[ray]'; or give HOST:PORT, on a machine of the cluster."
+        raise InputError("ray", "package", "no grpcio", "grpcio, for an --address ray://HOST:PORT", fix)
+
+
 def _reach(address: str) -> None:
-    """An InputError if nobody listens at HOST:PORT."""
+    """An InputError if nobody listens at HOST:PORT, or who does is no gRPC server: Ray would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
     if not colon or not port.isdigit():
         raise InputError("ray", "--address", address, ADDRESSES)
     try:
-        socket.create_connection((host, int(port)), REACH_S).close()
+        with socket.create_connection((host, int(port)), REACH_S) as there:
+            if os.environ.get("RAY_USE_TLS", "0") != "1":
+                _require_grpc(there)
     except OSError as error:
         fix = "Is the cluster up? `ray start --head` begins one; ray:// takes the port of its client server, 10001."
         raise InputError("ray", "--address", f"{address} ({error})", "a cluster that can be reached", fix) from error
+
+
+def _require_grpc(there: socket.socket) -> None:
+    """An OSError unless HTTP/2's greeting is answered by its settings, as gRPC does."""
+    there.sendall(GREETING)
+    if there.recv(4)[3:] != SETTINGS:
+        raise OSError("it does not answer as Ray does")
 
 
 # Episodes ----------------------------------------------------------------------------------------
@@ -92,8 +120,7 @@ def _reach(address: str) -> None:
 def sharing(workers: int, address: str | None = None) -> Iterator[Executor | None]:
     """Who shares calls: with an address so many processes of a cluster, else `policies.workers.processes`.
 
-    On a cluster a call whose process is lost is made again elsewhere, so calls have to be repeatable; what each returns
-    comes once.
+    A call whose process is lost is made again elsewhere, so calls have to be repeatable; what each returns comes once.
     """
     if address is None:
         with processes(workers) as executor:
@@ -120,7 +147,7 @@ class _Tasks(Executor):
         self.shutdown(cancel_futures=True)
 
     def _result(self, function: Callable, arguments: tuple) -> object:
-        errors, name = self._ray.exceptions, getattr(function, "__name__", str(function))
+        errors = self._ray.exceptions
         try:
             return self._ray.get(self._task.remote(function, arguments))
         except errors.RayTaskError as error:
@@ -128,8 +155,7 @@ class _Tasks(Executor):
         except errors.OutOfMemoryError as error:
             raise no_memory(error) from error
         except errors.WorkerCrashedError as error:
-            fix = "Does it need more memory than a worker has?"
-            raise InputError("ray", name, f"a worker that died {TRIES} times", "a worker that returns", fix) from error
+            raise lost(function, error) from error
 
 
 def _call(function: Callable, arguments: tuple) -> object:
@@ -156,11 +182,11 @@ def supervise(
             members = _members(ray, group, workers, gpus)
             try:
                 return _all_of(ray, members, work, arguments), restarts
-            except _Lost as lost:
+            except _Lost as one:
                 if len(restarts) == MOST_RESTARTS:
-                    raise died(lost.rank, workers, f"{lost.how}, after {MOST_RESTARTS} restarts") from lost
-                restarts.append({"worker": lost.rank, "how": lost.how})
-                print(f"worker {lost.rank} of {workers} is lost ({lost.how}): all begin again", file=sys.stderr)
+                    raise died(one.rank, workers, f"{one.how}, after {MOST_RESTARTS} restarts") from one
+                restarts.append({"worker": one.rank, "how": one.how})
+                print(f"worker {one.rank} of {workers} is lost ({one.how}): all begin again", file=sys.stderr)
             finally:
                 for member in members:
                     ray.kill(member)
@@ -220,7 +246,7 @@ def _all_of(ray: ModuleType, members: list, work: Callable, arguments: tuple) ->
     try:
         meeting = ray.get(members[0].meeting.remote())
     except errors.RayActorError as error:
-        raise _Lost(0, _first_line(error)) from error
+        raise _Lost(0, first_line(error)) from error
     waiting = {m.run.remote(rank, meeting, work, arguments): rank for rank, m in enumerate(members)}
     result, failed, until = {}, None, None
     while waiting and (until is None or time.monotonic() < until):
@@ -230,7 +256,7 @@ def _all_of(ray: ModuleType, members: list, work: Callable, arguments: tuple) ->
                 returned = ray.get(done)
                 result = returned if rank == 0 else result
             except errors.RayActorError as error:
-                raise _Lost(rank, _first_line(error)) from error
+                raise _Lost(rank, first_line(error)) from error
             except errors.RayTaskError as error:
                 if isinstance(error.cause, InputError):
                     raise of_worker(rank, len(members), error.cause) from error
@@ -240,7 +266,3 @@ def _all_of(ray: ModuleType, members: list, work: Callable, arguments: tuple) ->
     if failed is not None:
         raise failed
     return result
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -5,11 +5,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,22 +21,59 @@ import torch
 
 from sensors.errors import InputError
 
+TRIES = 4  # of a call whose worker is lost
+
 
 @contextmanager
 def processes(count: int) -> Iterator[Executor | None]:
-    """A pool of spawned processes that end with this one, whatever ends it; None for one."""
-    if count == 1:
-        with nullcontext() as none:
-            yield none
-        return
-    spawn = multiprocessing.get_context("spawn")
-    enough = spawn.Event()
-    pool = ProcessPoolExecutor(count, spawn, _begin_process, (spawn.Value("i", 0), enough))
-    try:
-        yield pool
-    finally:
-        enough.set()
-        pool.shutdown(cancel_futures=True)
+    """Spawned processes that end with this one, whatever ends it; None for one.
+
+    If one is lost all are begun again, and so are the calls that were under way, which have to be repeatable: what each
+    returns comes once. A call that has lost its worker TRIES times is an InputError.
+    """
+    with nullcontext() if count == 1 else _Processes(count) as executor:
+        yield executor
+
+
+class _Processes(Executor):
+    """One thread here waits for each call there."""
+
+    def __init__(self, count: int):
+        self._count, self._spawn = count, multiprocessing.get_context("spawn")
+        # Its other end is told by being closed: an event waits for those who wait for it, also if they were killed.
+        self._enough, self._until = self._spawn.Pipe(duplex=False)
+        self._renewing = threading.Lock()
+        self._threads, self._pool = ThreadPoolExecutor(count), self._begun()
+
+    def submit(self, function: Callable, /, *arguments: object) -> Future:
+        return self._threads.submit(self._result, function, arguments)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def __exit__(self, *error: object) -> None:
+        self._until.close()
+        self.shutdown(cancel_futures=True)
+        self._enough.close()
+
+    def _begun(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._count, self._spawn, _begin_process, (self._spawn.Value("i", 0), self._enough))
+
+    def _result(self, function: Callable, arguments: tuple) -> object:
+        for left in reversed(range(TRIES)):
+            pool = self._pool
+            try:
+                return pool.submit(function, *arguments).result()
+            except BrokenProcessPool as error:
+                if self._until.closed:
+                    raise
+                if not left:
+                    raise lost(function, error) from error
+            with self._renewing:
+                if self._pool is pool:  # and nobody else was faster
+                    self._pool = self._begun()
+        raise AssertionError
 
 
 @contextmanager
@@ -105,6 +144,17 @@ def died(rank: int, count: int, how: str) -> InputError:
     return InputError("--workers", f"worker {rank} of {count}", f"an end with {how}", "all to work to the end", fix)
 
 
+def lost(function: Callable, error: BaseException) -> InputError:
+    """A call that has lost its worker each time."""
+    name, came = getattr(function, "__name__", str(function)), f"a worker that died {TRIES} times ({first_line(error)})"
+    return InputError("workers", name, came, "a worker that returns", "Does it need more memory than a worker has?")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, but for what follows."""
+    return str(error).strip().partition("\n")[0]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python had no memory left."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -117,7 +167,7 @@ def no_memory(error: BaseException) -> InputError:
     return InputError("training", "memory", came, "enough for the model and its batch", fix)
 
 
-def _begin_process(begun: Synchronized, enough: Event) -> None:
+def _begin_process(begun: Synchronized, enough: Connection) -> None:
     """The k-th process has the k-th core to itself: threads of its own, Mesa's too, would only be in the others' way.
     When there is enough, the scene under way is of no use any more."""
     with begun.get_lock():
@@ -126,7 +176,7 @@ def _begin_process(begun: Synchronized, enough: Event) -> None:
     os.sched_setaffinity(0, {cores[k % len(cores)]})
     keep_to_one_thread()
     work_alone()
-    _end_when(enough.wait)
+    _end_when(partial(enough.poll, None))
 
 
 def keep_to_one_thread() -> None:

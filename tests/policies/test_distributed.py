@@ -10,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +49,33 @@ def test_an_address_that_nobody_answers_is_refused(address):
         pass
 
 
+@pytest.mark.parametrize("says", [b"", b"SSH-2.0-a server of another kind"])
+def test_a_port_that_is_not_rays_is_refused_within_seconds(says, monkeypatch):
+    pytest.importorskip("ray", reason="needs the [ray] extra")
+    monkeypatch.setattr(distributed, "REACH_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        threading.Thread(target=_says, args=(server, says), daemon=True).start()
+        why = "timed out" if not says else "it does not answer as Ray does"
+        with pytest.raises(InputError, match=rf"--address: came {address} \({why}\)"), sharing(2, address):
+            pass
+
+
+def _says(server: socket.socket, words: bytes) -> None:
+    client, _ = server.accept()
+    with client:
+        client.sendall(words)
+        time.sleep(2)
+
+
+def test_the_client_of_ray_needs_grpc(monkeypatch):
+    monkeypatch.setattr(distributed, "_reach", lambda address: None)
+    monkeypatch.setattr(distributed, "find_spec", lambda name: None if name == "grpc" else name)
+    monkeypatch.setattr(distributed, "_ray", lambda: SimpleNamespace(shutdown=lambda: None))
+    with pytest.raises(InputError, match=r"package: came no grpcio, .*\[ray\]"), sharing(2, "ray://127.0.0.1:10001"):
+        pass
+
+
 def test_what_is_no_address_is_refused():
     pytest.importorskip("ray", reason="needs the [ray] extra")
     with pytest.raises(InputError, match='--address: came somewhere, expected "local"'), sharing(2, "somewhere"):
@@ -76,6 +105,26 @@ def test_a_worker_without_memory_is_named():
         companions(2, _has_no_memory) as meeting,
     ):
         _has_no_memory(0, meeting)
+
+
+@pytest.mark.timeout(120)
+def test_a_call_whose_process_is_killed_is_made_again_and_comes_once(tmp_path):
+    with sharing(2) as executor:
+        calls = [executor.submit(_dies_once, tmp_path, k) for k in range(6)]
+        with pytest.raises(InputError, match="call: number: came 5"):
+            calls[5].result()
+        assert [call.result() for call in calls[:5]] == [0, 1, 2, 3, 4]
+
+
+def _dies(k: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_call_that_always_loses_its_process_says_so():
+    with pytest.raises(InputError, match=r"_dies: came a worker that died 4 times \(.*memory"), sharing(2) as executor:
+        executor.submit(_dies, 0).result()
 
 
 # On a cluster ------------------------------------------------------------------------------------
