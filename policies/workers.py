@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -101,6 +102,10 @@ def companions(count: int, work: Callable[..., None], *arguments: object) -> Ite
             yield meeting
             for other in others:
                 other.join()
+        except InputError as error:
+            if not others:
+                raise
+            raise of_worker(0, count, error) from error
         except (MemoryError, RuntimeError) as error:  # of torch.distributed, when one of them is no longer there
             if out_of_memory(error):
                 raise of_worker(0, count, no_memory(error)) from error
@@ -126,11 +131,12 @@ def _accompany(share: int, said: SimpleQueue, work: Callable[..., None], rank: i
         work(rank, *arguments)
     except InputError as error:
         said.put((rank, error))
-        raise
+        sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            said.put((rank, no_memory(error)))
-        raise
+        if not out_of_memory(error):
+            raise
+        said.put((rank, no_memory(error)))
+        sys.exit(1)
 
 
 def of_worker(rank: int, count: int, error: InputError) -> InputError:
@@ -163,7 +169,7 @@ def out_of_memory(error: BaseException) -> bool:
 def no_memory(error: BaseException) -> InputError:
     """What an error that is `out_of_memory` says to a user."""
     came = str(error).strip().splitlines()[-1] if str(error) else "too little"
-    fix = "Divide the model over more workers (--shard, --experts-over), or raise train.accumulate."
+    fix = "Raise train.accumulate, set train.recompute=true, or divide the model (--workers, --shard, --experts-over)."
     return InputError("training", "memory", came, "enough for the model and its batch", fix)
 
 

@@ -124,9 +124,11 @@ def _check_file(path: Path, entry: dict) -> None:
     except OSError as error:
         raise InputError(path, "file", error.strerror, "a readable file, as checkpoint.json says") from error
     if digest is None:
-        raise InputError(path, "size", f"{size} bytes", f"{entry['bytes']} bytes", "The file is cut or replaced.")
+        raise InputError(
+            path, "size", f"{size} bytes", f"{entry['bytes']} bytes", "Copy it again, or begin in a new --out folder."
+        )
     if digest != entry["sha256"]:
-        raise InputError(path, "sha256", digest, entry["sha256"], "The file was changed.")
+        raise InputError(path, "sha256", digest, entry["sha256"], "Copy it again, or begin in a new --out folder.")
 
 
 def _sha256_of_file(path: Path) -> str:

@@ -127,6 +127,27 @@ def test_a_call_that_always_loses_its_process_says_so():
         executor.submit(_dies, 0).result()
 
 
+def _refuses(rank, meeting, who):
+    replicas = Replicas.join(rank, 2, meeting)
+    try:
+        if rank == who:
+            raise InputError("pack", "checksum", "ab", "cd")
+        replicas.average([torch.ones(1)])
+    finally:
+        replicas.leave()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_worker_that_is_given_what_it_cannot_use_is_named(who, capfd):
+    with (
+        pytest.raises(InputError, match=f"worker {who} of 2: pack: checksum: came ab, expected cd"),
+        companions(2, _refuses, who) as meeting,
+    ):
+        _refuses(0, meeting, who)
+    assert "InputError" not in capfd.readouterr().err  # said once, by who hears of it
+
+
 # On a cluster ------------------------------------------------------------------------------------
 
 
