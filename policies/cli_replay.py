@@ -25,7 +25,7 @@ from policies.protocol import Policy
 from policies.refilm import film_failures
 from policies.replay import MASK_FLAG, check_images, replay, warn_of_missing
 from policies.rollout import drive
-from policies.runs import Run
+from policies.runs import Run, new_row
 from policies.split import refuse_seen
 from sensors.errors import InputError
 from sensors.folder_source import RECORDING, FolderSource
@@ -152,23 +152,35 @@ def _closed_loop(options: argparse.Namespace, policies: list[Policy], source: Nu
     if options.renderer == "gl":
         open_gl()
     refuse_seen(seen, options.allow_seen, "vla replay")
-    starts = starts_in(source, options.traffic, options.views)
+    starts, refused = starts_in(source, options.traffic, options.views)
     run = Run.create("replay", options.out, config(options), [0])
     run.summary["seen_in_training"] = seen
     quiet, name = options.quiet, policies[0].name
+    for policy in policies:
+        for scene, error in refused.items():
+            run.add(new_row(f"{policy.name}-{scene}", policy.name, 0) | {"ended_by": "refused", "error": str(error)})
     how = options.seconds, options.image_size, options.videos, options.renderer, not quiet, options.workers
     drive(run, policies, starts, *how)
-    measure_views(run, name, starts, policies[0].image_size or options.image_size, options.renderer)
-    return close(run, policies, lambda: film_failures(run.path, starts, options.clips, name, not quiet))
+    problems = measure_views(run, name, starts, policies[0].image_size or options.image_size, options.renderer)
+    return close(run, policies, lambda: [*problems, *film_failures(run.path, starts, options.clips, name, not quiet)])
 
 
-def starts_in(source: NuscenesSource, traffic: str, views: str) -> list[LogScenario]:
-    """Every scene of a source as the start of an episode; one that cannot be driven through is an InputError."""
-    return [LogScenario(recorded_drive(source, scene), traffic, views) for scene in source.scenes]
+def starts_in(source: NuscenesSource, traffic: str, views: str) -> tuple[list[LogScenario], dict[str, InputError]]:
+    """Every scene of a source as the start of an episode, and why those that cannot be driven through can't; an
+    InputError if none can."""
+    starts, refused = [], {}
+    for scene in source.scenes:
+        try:
+            starts.append(LogScenario(recorded_drive(source, scene), traffic, views))
+        except InputError as error:
+            refused[scene] = error
+    if not starts:
+        raise next(iter(refused.values()))
+    return starts, refused
 
 
 def starts_of_replay(options: argparse.Namespace) -> list[LogScenario]:
     """What a closed loop on a dataroot was driven from, by its own arguments."""
     scenes = tuple(options.scene) if options.scene else None
     source = NuscenesSource(options.dataroot, options.version or VERSION, scenes, 1)
-    return starts_in(source, options.traffic, options.views)
+    return starts_in(source, options.traffic, options.views)[0]

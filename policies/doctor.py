@@ -11,10 +11,12 @@ import torch
 
 from sensors.errors import InputError
 from sensors.nuscenes_index import NuscenesIndex, SceneInventory
+from sensors.nuscenes_source import NuscenesSource
 from sim.gl_device import gl_name
 from vla.precision import compute_dtype
 from vla.te_layers import engine, why_not
 
+LOOKED_AT = (400, 225)  # px at which images are decoded to see whether they are whole
 CORE = ("numpy", "torch", "opencv-python-headless", "gymnasium", "safetensors", "PyYAML", "tqdm", "Jinja2", "av")
 CORE += ("threadpoolctl", "moderngl")
 INSTALL = "missing; install with: pip install -c constraints.txt -e ."
@@ -76,15 +78,36 @@ def _numbers() -> Finding:
 
 
 def _dataroot(dataroot: Path, dataset_version: str) -> list[Finding]:
-    """How it opens, and one finding a scene; images that are absent are not a defect of the set-up, but are said."""
+    """How it opens, and one finding a scene; images that are absent are not a defect of the set-up, but are said.
+
+    Of every scene the first keyframe's images are decoded and the map is read, as a run would; all else is counted.
+    """
     index = NuscenesIndex(dataroot, dataset_version)
     words = f"{len(index.scenes)} scenes" + (
         f"; tables are read again each time, as {index.unkept}" if index.unkept else ""
     )
-    return [Finding("tables", words, "lack" if index.unkept else "ok"), *map(_scene, index.inventory())]
+    tables = Finding("tables", words, "lack" if index.unkept else "ok")
+    return [tables, *(_scene(scene, _faults(dataroot, dataset_version, scene)) for scene in index.inventory())]
 
 
-def _scene(scene: SceneInventory) -> Finding:
+def _faults(dataroot: Path, dataset_version: str, scene: SceneInventory) -> list[str]:
+    """What a run on a scene would end with though its files are there."""
+    if scene.problem:
+        return []
+    try:
+        source = NuscenesSource(dataroot, dataset_version, (scene.name,), steps=1, image_size=LOOKED_AT)
+    except InputError as error:
+        return [str(error)]
+    found = []
+    for look in (lambda: source.clip(scene.name, 0), lambda: source.expansion(scene.name)):
+        try:
+            look()
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+def _scene(scene: SceneInventory, faults: list[str]) -> Finding:
     if scene.problem:
         return Finding(scene.name, f"can't be used: {scene.problem}", "lack")
     absent = {channel: count for channel, count in scene.images_missing.items() if count}
@@ -97,7 +120,8 @@ def _scene(scene: SceneInventory) -> Finding:
     parts += [_bus(scene)]
     parts += [] if scene.map_present else ["no map raster"]
     parts += ["map expansion"] if scene.lanes_present else []
-    lacks = scene.first_missing or not scene.can_present or scene.can_refused
+    parts += faults
+    lacks = scene.first_missing or not scene.can_present or scene.can_refused or faults
     return Finding(scene.name, "; ".join(parts), "lack" if lacks else "ok")
 
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from policies.runs import Run
+from sensors.errors import InputError
 from sim.log_env import LogScenario
 from sim.novel_view import NovelView
 from sim.render_gl import get_renderer
@@ -18,14 +19,22 @@ QUALITY = 90
 
 def measure_views(
     run: Run, policy: str, starts: Sequence[LogScenario], image_size: tuple[int, int], renderer: str
-) -> None:
+) -> list[str]:
     """Hold recorded images of the first scenes out, make them of their neighbours, and put what came of it into the
-    run: figures beside those of this policy, and for each scene the front camera, made above recorded."""
+    run: figures beside those of this policy, and for each scene the front camera, made above recorded.
+
+    A broken image costs its scene's part of that, not the run: what was wrong is returned, a line each.
+    """
     found: list[HeldOut] = []
+    problems: list[str] = []
     pictures = run.summary.setdefault("pictures", [])
     for start in [start for start in starts if start.drive.has_images and start.views == "auto"][:MOST_SCENES]:
         rig = tuple(camera.resize(*image_size)[1] for camera in start.drive.cameras)
-        of_scene = held_out(NovelView(get_renderer(renderer, rig), start.drive), INSTANTS)
+        try:
+            of_scene = held_out(NovelView(get_renderer(renderer, rig), start.drive), INSTANTS)
+        except InputError as error:
+            problems.append(f"{start.name}: re-projected images not measured: {error}")
+            continue
         found += of_scene
         front = [each for each in of_scene if each.camera == FRONT]
         if front:
@@ -35,6 +44,7 @@ def measure_views(
             pictures.append({"path": path, "words": words})
     if found:
         run.summary.setdefault("pairs", {}).setdefault(policy, {}).update(figures(found))
+    return problems
 
 
 def _write(run: Run, path: str, held: HeldOut) -> None:

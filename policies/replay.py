@@ -11,15 +11,13 @@ from policies.runs import Run
 from policies.transforms import speed_at_now
 from sensors import frames
 from sensors.errors import InputError
-from sensors.nuscenes_map import drivable_area
 from sensors.nuscenes_source import RecordedSource
-from sim.expansion_lanes import surroundings_of_expansion
+from sim.expansion_lanes import mapped_surroundings
 from sim.rollout_log import EpisodeLog, EpisodeRecorder
-from sim.surroundings import Surroundings, with_holes
+from sim.surroundings import Surroundings
 
 FILM_HZ = 2  # the rate of keyframes
 MASK_FLAG = "--mask-cameras"
-MAP_AROUND_M = 100.0  # beyond the recorded drive
 
 
 def check_images(source: RecordedSource, policy: Policy) -> None:
@@ -48,19 +46,12 @@ def surroundings_of(source: RecordedSource, scene: str) -> Surroundings:
     """What the dataset says of a scene: the recorded drive, where one may drive, and lanes if the map expansion is
     there; no word of lights."""
     track = frames.xy_yaw(source.scene(scene).T_world_from_ego_now)
-    time_us, path = source.frame_times_us(scene), source.map_path(scene)
-    low, high = track[:, :2].min(axis=0) - MAP_AROUND_M, track[:, :2].max(axis=0) + MAP_AROUND_M
-    expansion, lanes = source.expansion(scene), ()
-    if expansion is not None:
-        lanes, areas = surroundings_of_expansion(expansion, track, low, high)
-    else:
-        found = [] if path is None else drivable_area(path, low, high)
-        areas = tuple(("drivable", with_holes(outline, holes)) for outline, holes in found)
+    lanes, areas = mapped_surroundings(source.expansion(scene), source.map_path(scene), track)
     return Surroundings(
         suite=source.name,
         lanes=lanes,
         areas=areas,
-        human_time_us=time_us,
+        human_time_us=source.frame_times_us(scene),
         human_xyyaw=track,
     )
 

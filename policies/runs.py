@@ -123,8 +123,12 @@ class Run:
         path = out or default_path(verb)
         if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not resume)):
             raise InputError("--out", "folder", f"{path}, which is not empty", "a new or empty folder", "Name another.")
-        (path / "episodes").mkdir(parents=True, exist_ok=True)
-        (path / "media").mkdir(exist_ok=True)
+        try:
+            (path / "episodes").mkdir(parents=True, exist_ok=True)
+            (path / "media").mkdir(exist_ok=True)
+        except OSError as error:
+            came = f"{path}, {error.strerror.lower()}"
+            raise InputError("--out", "folder", came, "a folder that can be written", "Name another.") from error
         run = cls(path)
         run.summary = {
             "verb": verb,

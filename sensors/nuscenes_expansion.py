@@ -81,7 +81,7 @@ def expansion_path(dataroot: Path, location: str) -> Path:
     return Path(dataroot) / "maps" / "expansion" / f"{Path(location).name}.json"
 
 
-@lru_cache(maxsize=1)  # scenes of one location follow each other, and a map takes seconds to read
+@lru_cache(maxsize=4)  # as many locations as nuScenes has, and a map takes seconds to read
 def read_expansion(path: Path) -> MapExpansion:
     """The map of a location; one of another version, or that is damaged, is an InputError."""
     expected, fix = "a nuScenes map expansion", "Download the map expansion pack, version 1.3 or later."

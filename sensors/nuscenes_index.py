@@ -29,7 +29,7 @@ from sensors.nuscenes_scene import RecordedScene, channels_of, read_scene
 from sensors.nuscenes_tables import FIELDS, OPTIONAL, check_inside, read_tables
 
 MANIFEST = "pack.json"  # of a pack, see `sensors.shards`
-LAYOUT = 1  # of the columns; another one is made anew
+LAYOUT = 2  # of the columns and of what is checked; another one is made anew
 SMALL = 1 << 22  # bytes of tables that are read faster than it takes to keep what comes out
 FIRST = 3  # names of missing files that an inventory keeps
 SAMPLES, SAMPLED = 16, 1 << 16  # pieces of a table, and bytes of each, that tell whether it is the same

@@ -94,6 +94,13 @@ class _Linker:
         self._scene_of_keyframe = np.repeat(np.arange(len(scenes)), np.diff(ends))
         self._keyframe_of = np.full(len(samples), -1, np.int32)
         self._keyframe_of[self._sample] = np.arange(len(self._sample))
+        time_us = samples["timestamp"][self._sample]
+        for k in np.flatnonzero((np.diff(time_us) <= 0) & (np.diff(self._scene_of_keyframe) == 0)) + 1:
+            field, came = (
+                f"timestamp of {samples.tokens[self._sample[k]]}",
+                f"{time_us[k]} us after {time_us[k - 1]} us",
+            )
+            self._problem(self._scene_of_keyframe[k], "sample", field, came, "increasing time")
         self._arrays["scene.first_keyframe"] = np.array(ends, np.int64)
         self._arrays |= pack_strings("keyframe.token", [samples.tokens[k] for k in self._sample])
 

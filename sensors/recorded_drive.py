@@ -12,6 +12,7 @@ import numpy as np
 from sensors.camera import Camera
 from sensors.clip import Boxes, Future
 from sensors.errors import InputError
+from sensors.nuscenes_expansion import MapExpansion, expansion_path, read_expansion
 from sensors.nuscenes_extension import SceneExtension
 from sensors.nuscenes_scene import Track
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
@@ -53,7 +54,7 @@ class RecordedDrive:
     speed_mps, yaw_rate_radps   of the car at the first keyframe
     cameras            N, of the size that was recorded; shots: N Shots
     exposure_before_us int64 [N]: how long before a keyframe each camera fires, by the median
-    map_path           the raster of where one may drive
+    map_path, expansion_path   the raster of where one may drive, and lanes and areas; at least one of them is there
     extension          of a simulated scene, else None
     """
 
@@ -67,7 +68,8 @@ class RecordedDrive:
     cameras: tuple[Camera, ...]
     shots: tuple[Shots, ...]
     exposure_before_us: np.ndarray
-    map_path: Path
+    map_path: Path | None
+    expansion_path: Path | None
     extension: SceneExtension | None
 
     @property
@@ -78,6 +80,10 @@ class RecordedDrive:
     def has_images(self) -> bool:
         """Whether every camera took some that are there."""
         return all(len(shots) for shots in self.shots)
+
+    def expansion(self) -> MapExpansion | None:
+        """Lanes and areas of the place, None where nobody drew them; kept as a path, as it is large and shared."""
+        return None if self.expansion_path is None else read_expansion(self.expansion_path)
 
     def after(self, time_us: int) -> Future:
         """Where the recorded car went after an instant, at its keyframes; without boxes."""
@@ -111,7 +117,8 @@ def recorded_drive(source: NuscenesSource, scene: str) -> RecordedDrive:
         came, fix = f"{len(time_us)} over {seconds:.1f} s", "Choose another --scene."
         raise InputError(where, "keyframes with an ego pose", came, f"at least {LEAST_S:g} s to drive in", fix)
     map_path = source.index.map_path(scene)
-    if map_path is None:
+    drawn = source.expansion(scene) is not None
+    if map_path is None and not drawn:
         fix = "Add maps/ of the nuScenes download; open loop does without."
         raise InputError(where, "map", "no raster of this location", "the drivable area as a PNG", fix)
     tracks = [recorded.tracks[name] for name in CAMERAS]
@@ -128,6 +135,7 @@ def recorded_drive(source: NuscenesSource, scene: str) -> RecordedDrive:
         shots=tuple(_shots(source, track) for track in tracks),
         exposure_before_us=np.array([_before_us(track, time_us) for track in tracks], np.int64),
         map_path=map_path,
+        expansion_path=expansion_path(source.index.dataroot, recorded.location) if drawn else None,
         extension=source.extension(scene),
     )
 

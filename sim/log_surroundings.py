@@ -1,7 +1,8 @@
 """What a drive through a recorded scene is judged against and drawn on: areas, the way to go, the human's drive.
 
-A simulated scene brings its lanes, areas and route along (`sensors.nuscenes_extension`). Any other has the raster of
-its location, no lanes, and for a route the way that was driven; what needs lanes is then not available.
+A simulated scene brings its lanes, areas and route along (`sensors.nuscenes_extension`). Any other has what the map of
+its location says (`sim.expansion_lanes`), and for a route the way that was driven; without a map expansion there are no
+lanes, and what needs them is not available.
 """
 
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ import cv2
 import numpy as np
 
 from sensors.frames import wrap, xy_yaw
-from sensors.nuscenes_map import PX_PER_M, drivable_area, outlines_of
+from sensors.nuscenes_map import PX_PER_M, outlines_of
 from sensors.recorded_drive import RecordedDrive
+from sim.expansion_lanes import AROUND_M, mapped_surroundings
 from sim.geometry import OpenLine, corners
-from sim.surroundings import BEYOND_M, Lane, Surroundings, with_holes
+from sim.surroundings import BEYOND_M, Lane, Surroundings
 from sim.vehicle import VehicleParams
 
-AROUND_M = 100.0  # beyond the recorded drive
 LEAST_STEP_M = 0.5  # between two points of the way: standing still is no direction
 BEFORE_END_M = 2.0  # of the recorded drive lies the goal, which is none if the drive is shorter than
 LEAST_WAY_M = 5.0
@@ -52,7 +53,8 @@ class LogSurroundings:
         }
         if extension is None:
             goal_m = float(record_m[-1]) - BEFORE_END_M if record_m[-1] > LEAST_WAY_M else 0.0
-            around = Surroundings(areas=_areas(drive, track), route_m=record.points, goal_m=goal_m, **common)
+            lanes, areas = mapped_surroundings(drive.expansion(), drive.map_path, track)
+            around = Surroundings(lanes=lanes, areas=areas, route_m=record.points, goal_m=goal_m, **common)
             return cls(drive, around, record, record_m)
         lanes = (Lane(e.id, e.centreline_m, e.width_m, e.limit_mps, e.on_route) for e in extension.lanes)
         around = Surroundings(
@@ -180,9 +182,3 @@ def _record(track: np.ndarray) -> tuple[OpenLine, np.ndarray]:
     xy, heading = track[kept, :2], track[kept[-1], 2]
     line = OpenLine(np.concatenate([xy, xy[-1:] + BEYOND_M * np.array([[np.cos(heading), np.sin(heading)]])]))
     return line, np.interp(np.arange(len(track)), kept, line.s_m[:-1])
-
-
-def _areas(drive: RecordedDrive, track: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
-    low, high = track[:, :2].min(axis=0) - AROUND_M, track[:, :2].max(axis=0) + AROUND_M
-    found = drivable_area(drive.map_path, low, high)
-    return tuple(("drivable", with_holes(outline, holes)) for outline, holes in found)

@@ -36,28 +36,39 @@ class HeldOut:
 
 
 def held_out(view: NovelView, most: int) -> list[HeldOut]:
-    """Images of up to `most` instants of a recorded drive, evenly over where the car moved, of all cameras."""
+    """Images of up to `most` instants of a recorded drive, evenly over where the car moved, of all cameras; none where
+    a camera has too few to be held out."""
     drive = view.drive
     backdrop, actors = log_backdrop(LogSurroundings.of(drive, VehicleParams())), actors_of(drive)
-    moving = [s for s in range(1, min(map(len, drive.shots)) - 1, 2) if _moved_m(view, s) > LEAST_MOVED_M]
+    odd = [np.arange(1, len(shots) - 1, 2) for shots in drive.shots]
+    if not all(map(len, odd)):
+        return []
+    most_shots = int(np.argmax([len(shots) for shots in drive.shots]))
+    moving = [s for s in odd[most_shots] if _moved_m(view, most_shots, s) > LEAST_MOVED_M]
     found = []
     for s in (
         moving[k] for k in np.unique(np.linspace(0, len(moving) - 1, min(most, len(moving))).round().astype(int))
     ):
+        # A camera may lack images that others have, so each has its own number of the same instant.
+        at_us = drive.shots[most_shots].time_us[s]
+        chosen = [
+            int(mine[np.abs(shots.time_us[mine] - at_us).argmin()])
+            for mine, shots in zip(odd, drive.shots, strict=True)
+        ]
         scenes = []
-        for n, shots in enumerate(drive.shots):
-            poses, there = view.actors_at(n, s)
+        for n, (k, shots) in enumerate(zip(chosen, drive.shots, strict=True)):
+            poses, there = view.actors_at(n, k)
             seen, poses = [actors[a] for a in np.flatnonzero(there)], poses[there]
             scenes.append(
-                Scene(backdrop, actor_solids(seen, poses), shadows(seen, poses), time_us=int(shots.time_us[s]))
+                Scene(backdrop, actor_solids(seen, poses), shadows(seen, poses), time_us=int(shots.time_us[k]))
             )
-        poses = np.stack([shots.T_world_from_ego[s] for shots in drive.shots])
+        poses = np.stack([shots.T_world_from_ego[k] for k, shots in zip(chosen, drive.shots, strict=True)])
         drawn = view.renderer.render_rgb(scenes, poses)
-        without = frozenset(range(1, max(map(len, drive.shots)), 2))
-        for n, camera in enumerate(view.cameras):
+        for n, (k, camera) in enumerate(zip(chosen, view.cameras, strict=True)):
+            without = frozenset(range(1, len(drive.shots[n]), 2))
             made, shown = view.view(n, poses[n] @ camera.T_ego_from_cam, scenes[n], drawn[n], without)
-            truth, copied = view.recorded(n, s), view.recorded(n, s - 1)
-            found.append(HeldOut(camera.name, s, made, truth, shown.hole_share, copied))
+            truth, copied = view.recorded(n, k), view.recorded(n, k - 1)
+            found.append(HeldOut(camera.name, k, made, truth, shown.hole_share, copied))
     return found
 
 
@@ -87,7 +98,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean((2 * mx * my + C1) * (2 * both + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))))
 
 
-def _moved_m(view: NovelView, s: int) -> float:
-    """How far the car went between the neighbours of a shot."""
-    poses = view.drive.shots[0].T_world_from_ego
+def _moved_m(view: NovelView, n: int, s: int) -> float:
+    """How far the car went between the neighbours of a shot of camera n."""
+    poses = view.drive.shots[n].T_world_from_ego
     return float(np.linalg.norm(poses[s + 1, :3, 3] - poses[s - 1, :3, 3]))

@@ -65,6 +65,47 @@ def test_a_dataroot_without_maps_is_refused(course_dataroot, tmp_path, capsys):
     assert "scene-1000: map: came no raster of this location" in capsys.readouterr().err
 
 
+def test_missing_and_broken_images_cost_what_they_show_and_no_more(course_dataroot, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(course_dataroot, root)
+    front = sorted((root / "samples" / "CAM_FRONT").glob("*scene-1000*")) or sorted(
+        (root / "samples" / "CAM_FRONT").glob("*.jpg")
+    )
+    front[3].unlink()
+    words = ("--scene", "scene-1000", "--policy", "log", "--image-size", "64x32", "--clips", "0", "--videos", "0")
+    assert closed_loop(root, tmp_path / "run", *words) == 0
+    assert summary_of(tmp_path / "run")["policies"]["log"]["novel_view.psnr_db.n"] > 0
+    front[5].write_bytes(front[5].read_bytes()[:100])
+    capsys.readouterr()
+    assert closed_loop(root, tmp_path / "again", *words) == 0
+    printed = capsys.readouterr().out
+    assert f"scene-1000: re-projected images not measured: {front[5]}" in printed
+    assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_a_place_that_cannot_be_written_is_said(course_dataroot, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    assert closed_loop(course_dataroot, tmp_path / "file" / "run", "--scene", "scene-1000") == 2
+    assert "run, not a directory, expected a folder that can be written" in capsys.readouterr().err
+
+
+def test_a_scene_too_short_to_drive_in_is_counted_beside_the_others(course_dataroot, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(course_dataroot, root)
+    tables = root / "v1.0-mini"
+    scenes, samples = (json.loads((tables / f"{name}.json").read_text()) for name in ("scene", "sample"))
+    scenes[0]["nbr_samples"] = 1
+    next(sample for sample in samples if sample["token"] == scenes[0]["first_sample_token"])["next"] = ""
+    (tables / "scene.json").write_text(json.dumps(scenes))
+    (tables / "sample.json").write_text(json.dumps(samples))
+    run, words = tmp_path / "run", ("--policy", "log", "--image-size", "64x32", "--clips", "0", "--videos", "0")
+    assert closed_loop(root, run, *words) == 1
+    assert summary_of(run)["scenes"] == {"asked": 9, "finished": 6, "failed": 3}
+    printed = capsys.readouterr().out
+    assert f"log-{scenes[0]['name']}: " in printed
+    assert "came 1 over 0.0 s, expected at least 2 s to drive in" in printed
+
+
 @needs_data
 def test_a_scene_of_one_keyframe_is_refused(tmp_path, capsys):
     assert closed_loop(DATAROOT, tmp_path / "run", "--scene", "scene-0061") == 2

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -160,3 +161,17 @@ def test_doctor_tells_what_is_there(course_dataroot, capsys):
     text = capsys.readouterr().out
     for words in ("python", "torch", "OpenCV", "FP8", "scene-1000", "72 images"):
         assert words in text
+
+
+def test_doctor_tells_of_broken_images_and_of_a_map_of_another_version(course_dataroot, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(course_dataroot, root)
+    for image in (root / "samples" / "CAM_BACK").glob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:100])
+    location = json.loads((root / "v1.0-mini" / "log.json").read_text())[0]["location"]
+    (root / "maps" / "expansion").mkdir()
+    (root / "maps" / "expansion" / f"{location}.json").write_text('{"version": "1.0"}')
+    assert main(["doctor", "--dataroot", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert "100 bytes without the end of a JPEG" in text
+    assert "version: came 1.0, expected 1.3 or later" in text

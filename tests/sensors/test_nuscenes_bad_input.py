@@ -87,6 +87,13 @@ BAD_TABLES = {
         ),
         ("timestamp", "CAM_FRONT", "after", "increasing time"),
     ),
+    "a second sample of one time": (
+        "sample",
+        lambda rows: next(row for row in rows if row["prev"]).update(
+            timestamp=next(row for row in rows if not row["prev"])["timestamp"]
+        ),
+        ("timestamp", "us after", "increasing time"),
+    ),
     "loop": ("sample", lambda rows: rows[5].update(next=rows[0]["token"]), None),
     "too few": ("scene", lambda rows: rows[0].update(nbr_samples=41), ("nbr_samples", "41", "leads through 40")),
     "other size": ("sample_data", lambda rows: front(rows).update(width=800), ("width", "800", "as before")),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from nuscenes.map_expansion.map_api import NuScenesMap
 from sensors.errors import InputError
 from sensors.nuscenes_expansion import discretised, expansion_path, read_expansion
 from sensors.nuscenes_source import NuscenesSource
-from sim.expansion_lanes import surroundings_of_expansion
+from sensors.recorded_drive import recorded_drive
+from sim.expansion_lanes import mapped_surroundings
+from sim.log_surroundings import LogSurroundings
+from sim.vehicle import VehicleParams
 
 TOWN = "boston-seaport"
 
@@ -127,12 +131,12 @@ def test_the_drivable_area_is_what_the_devkit_finds_at_points(tmp_path):
 def test_lanes_of_the_way_that_was_driven_are_on_the_route(tmp_path):
     expansion = read_expansion(write(tmp_path, town()))
     track = np.column_stack([np.linspace(5, 25, 7), np.full(7, 3.6), np.zeros(7)])
-    lanes, areas = surroundings_of_expansion(expansion, track, np.array([0.0, -5.0]), np.array([45.0, 20.0]))
+    lanes, areas = mapped_surroundings(expansion, None, track)
     assert {lane.id: lane.on_route for lane in lanes} == {"e": True, "w": False, "c": False}
     assert sorted({layer for layer, _ in areas}) == ["crossing", "drivable", "intersection", "roadblock", "walkway"]
     assert math.isnan(lanes[0].limit_mps)
-    nothing = surroundings_of_expansion(expansion, track, np.array([500.0, 500.0]), np.array([600.0, 600.0]))
-    assert nothing == ((), ())
+    assert mapped_surroundings(expansion, None, track + np.array([500.0, 500.0, 0.0])) == ((), ())
+    assert mapped_surroundings(None, None, track) == ((), ())
 
 
 def test_a_source_finds_the_map_of_its_location(tmp_path):
@@ -143,6 +147,27 @@ def test_a_source_finds_the_map_of_its_location(tmp_path):
     write(tmp_path, town()).rename(expansion_path(tmp_path, "testtown"))
     assert set(source.expansion("scene-0001").lanes) == {"e", "w", "c"}
     assert source.index.inventory()[0].lanes_present
+
+
+def test_a_drive_through_a_scene_has_its_lanes_with_or_without_a_raster(tmp_path):
+    record(tmp_path, "scene-0001", keyframes=5)
+    source = NuscenesSource(tmp_path, VERSION)
+    assert LogSurroundings.of(recorded_drive(source, "scene-0001"), VehicleParams()).around.lanes == ()
+    write(tmp_path, town()).rename(expansion_path(tmp_path, "testtown"))
+    shutil.rmtree(tmp_path / "maps" / "rasters", ignore_errors=True)
+    for raster in (tmp_path / "maps").glob("*.png"):
+        raster.unlink()
+    drive = recorded_drive(source, "scene-0001")
+    assert drive.map_path is None
+    around = LogSurroundings.of(drive, VehicleParams()).around
+    assert {lane.id for lane in around.lanes} == {"e", "w", "c"}
+    assert {"drivable", "crossing", "intersection"} <= {layer for layer, _ in around.areas}
+    expansion_path(tmp_path, "testtown").unlink()
+    with pytest.raises(InputError, match="no raster of this location"):
+        recorded_drive(source, "scene-0001")
+    write(tmp_path, town() | {"version": "1.0"}).rename(expansion_path(tmp_path, "testtown"))
+    with pytest.raises(InputError, match=r"version: came 1.0, expected 1.3 or later"):
+        recorded_drive(source, "scene-0001")
 
 
 DAMAGES = {

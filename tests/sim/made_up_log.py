@@ -40,7 +40,7 @@ def made_up_drive(map_path: Path, speed_mps: float = 8.0, others: dict[str, tupl
     rig = nuscenes_rig(160, 90)
     none = Shots(np.zeros(0, np.int64), np.zeros((0, 4, 4)), ())
     before = EXPOSURE_BEFORE_US.copy()
-    rest = (speed_mps, 0.0, rig, (none,) * len(rig), before, map_path, None)
+    rest = (speed_mps, 0.0, rig, (none,) * len(rig), before, map_path, None, None)
     return RecordedDrive("scene-9999", "made up", time_us, ego, tuple(boxes), *rest)
 
 

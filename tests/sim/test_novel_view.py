@@ -144,6 +144,21 @@ def test_held_out_images_are_made_of_their_neighbours(filmed):
     assert 0.0 <= flat["novel_view.hole_share"] < 0.1
 
 
+def test_a_camera_that_lacks_images_is_held_out_at_the_same_instants(filmed):
+    shots = list(filmed.drive.shots)
+    kept = [k for k in range(len(shots[2])) if k not in (4, 5, 11)]
+    lacking = Shots(shots[2].time_us[kept], shots[2].T_world_from_ego[kept], tuple(shots[2].paths[k] for k in kept))
+    shots[2] = lacking
+    found = held_out(NovelView(filmed.renderer, replace(filmed.drive, shots=tuple(shots))), 3)
+    assert len(found) == 3 * 6
+    for each, whole in zip(found[2::6], found[1::6], strict=True):
+        late_us = lacking.time_us[each.shot] - filmed.drive.shots[1].time_us[whole.shot]
+        assert each.camera == filmed.rig[2].name
+        assert abs(late_us) <= 1_500_000
+    one = [replace(s, time_us=s.time_us[:1], T_world_from_ego=s.T_world_from_ego[:1], paths=s.paths[:1]) for s in shots]
+    assert held_out(NovelView(filmed.renderer, replace(filmed.drive, shots=tuple(one))), 3) == []
+
+
 def test_likeness_of_an_image_to_itself_and_to_noise():
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     assert (psnr_db(image, image), ssim(image, image)) == (100.0, pytest.approx(1.0))
