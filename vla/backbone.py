@@ -16,10 +16,9 @@ from vla.attention import CAUSAL, NORM_EPS, Horizon, Layout, SelfAttention, atte
 from vla.cache import Cache, CacheShape, LayerCache
 from vla.config import BackboneConfig
 from vla.moe import MoE, Routing, SwiGLU
-from vla.recompute import Layer
 
 
-class Block(Layer):
+class Block(nn.Module):
     """One layer."""
 
     def __init__(self, config: BackboneConfig, routed: bool):
@@ -31,7 +30,7 @@ class Block(Layer):
         self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mlp = MoE(c) if routed else SwiGLU(width, c.dense_hidden)
 
-    def compute(
+    def forward(
         self,
         x: Tensor,
         bias: Tensor | str | None,
@@ -51,7 +50,8 @@ class Block(Layer):
         return x + (self.mlp(normed, routings, generator, counted) if self.routed else self.mlp(normed))
 
     def again(self, bias, cos_sin, cache, routings, generator, last=None, counted=True) -> tuple:
-        """The same experts dropped; who was chosen is known already."""
+        """What `forward` takes after x when `vla.recompute` runs it another time, made before the first: the same experts
+        are dropped, and who was chosen is known already."""
         if generator is not None:
             generator = torch.Generator().set_state(generator.get_state())
         return bias, cos_sin, cache, None, generator, last, False

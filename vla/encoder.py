@@ -31,7 +31,6 @@ from vla.projectors import (
     TimeEmbedding,
     Unshuffle,
 )
-from vla.recompute import Layer
 
 STEM_FEATURES = 8  # at least so many after each halving of an image
 PATCH_ROPE_BASE = 100.0  # grids are a few dozen patches wide
@@ -119,7 +118,7 @@ class RayEmbedding(nn.Module):
         return self.ray(torch.cat([self.direction(directions), self.metres(torch.zeros_like(directions))], dim=-1))
 
 
-class LocalLayer(Layer):
+class LocalLayer(nn.Module):
     """Pre-norm transformer layer over the patches of one image [I, P, D]."""
 
     def __init__(self, width: int, heads: int, hidden: int):
@@ -128,7 +127,7 @@ class LocalLayer(Layer):
         self.attention = SelfAttention(width, heads, heads, width // heads, qk_norm=False)
         self.mlp_norm, self.mlp = nn.RMSNorm(width, eps=1e-6), SwiGLU(width, hidden)
 
-    def compute(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), None, cos_sin)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -143,7 +142,7 @@ def patch_angles(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor
     return rope(Layout(row, zero, column, zero.bool()), head_dim, PATCH_ROPE_BASE, order_pairs=head_dim // 4)
 
 
-class FusionLayer(Layer):
+class FusionLayer(nn.Module):
     """Pre-norm layer in which scene tokens [B, T S, D] read patches [B, M, D]."""
 
     def __init__(self, width: int, heads: int, hidden: int):
@@ -151,7 +150,7 @@ class FusionLayer(Layer):
         self.attention_norm, self.attention = nn.RMSNorm(width, eps=1e-6), CrossAttention(width, heads)
         self.mlp_norm, self.mlp = nn.RMSNorm(width, eps=1e-6), SwiGLU(width, hidden)
 
-    def compute(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), memory, bias)
         return x + self.mlp(self.mlp_norm(x))
 
