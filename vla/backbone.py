@@ -50,8 +50,8 @@ class Block(nn.Module):
         return x + (self.mlp(normed, routings, generator, counted) if self.routed else self.mlp(normed))
 
     def again(self, bias, cos_sin, cache, routings, generator, last=None, counted=True) -> tuple:
-        """What `forward` takes after x when `vla.recompute` runs it another time, made before the first: the same experts
-        are dropped, and who was chosen is known already."""
+        """What `forward` takes after x when `vla.recompute` runs it once more, made before the first time: the same
+        experts dropped; who was chosen is known already."""
         if generator is not None:
             generator = torch.Generator().set_state(generator.get_state())
         return bias, cos_sin, cache, None, generator, last, False
