@@ -151,6 +151,20 @@ def test_fault_that_the_driver_tells_stops():
     assert car.commands[-1].cause == car.fault
 
 
+@pytest.mark.parametrize(("braking_mps2", "expected_mps2"), [(0.5, LIMITS.stop_mps2), (4.5, 4.5)])
+def test_a_stop_is_no_softer_than_a_young_plan(braking_mps2, expected_mps2):
+    """A fault while the policy brakes for what is in the way."""
+    car = Car(speed_mps=9.0, curvature_1pm=0.0001).engaged()
+    car.run(10.0)
+    car.fault, car.silent = "imu: gone", {"plan"}
+    now_us, means = car.now_us, np.maximum(9.0 - braking_mps2 * (PLAN_TIME_S - 0.25), 0.0)
+    T = car.ego.T_world_from_ego @ frames.matrix_from_xy_yaw(*on_path(means, np.zeros(8)).T)
+    times_us = now_us + (PLAN_TIME_S * 1e6).astype(np.int64)
+    car.controller.take_plan(now_us, times_us, frames.xy_yaw(T), "map", now_us, now_us)
+    assert car.run(0.6).state == State.STOPPING
+    assert -car.commands[-1].accel_mps2 == pytest.approx(expected_mps2, rel=0.15)
+
+
 def test_old_and_foreign_messages_make_nothing_young():
     car = Car().engaged()
     car.run(3.0)

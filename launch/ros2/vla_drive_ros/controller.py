@@ -4,9 +4,9 @@ Two clocks, as in `sensors.ros2_source`: `now_us` is that of the stamps, `steady
 as old as the clock says that finds it older. A stamp that repeats or goes back is not taken, so it makes nothing young.
 
 While the car follows a plan, `sim.tracker` follows it as it does in the simulator, no faster than the car may be and
-its bends allow (`vla_drive_ros.plan_check`). While it stops, the path of the last
-valid plan still says where to, its time no longer when. Where the pose is not known any more it is reckoned from the
-last one, the speed then and what was commanded since.
+its bends allow (`vla_drive_ros.plan_check`). While it stops, the path of the last valid plan still says where to, its
+time no longer when; but a young plan that brakes harder is heeded. Where the pose is not known any more it is reckoned
+from the last one, the speed then and what was commanded since.
 """
 
 from collections import deque
@@ -172,7 +172,7 @@ class Controller:
         ego = self._where(now_us)
         stands = ego.speed_mps < STANDS_MPS
         state = self.machine.tick(steady_us, faults, [health.degradation] if health.degradation else [], stands)
-        accel, curvature = self._wish(state, ego, now_us)
+        accel, curvature = self._wish(state, ego, *clock)
         accel, steering, rate = self._limited(now_us, accel, curvature, stands)
         moving = state in (State.OK, State.DEGRADED)
         speed_mps = max(ego.speed_mps + 0.5 * accel, 0.0) if moving else 0.0
@@ -181,7 +181,7 @@ class Controller:
         self._last = ControlCommand(now_us, accel, steering, rate, speed_mps, *why, *ages_us)
         return self._last
 
-    def _wish(self, state: State, ego: EgoState, now_us: int) -> tuple[float, float]:
+    def _wish(self, state: State, ego: EgoState, now_us: int, steady_us: int) -> tuple[float, float]:
         """(acceleration, curvature) before the limits."""
         limits = self.limits
         if state in (State.OK, State.DEGRADED):
@@ -193,7 +193,10 @@ class Controller:
         if state == State.STOPPED:
             return HOLD_MPS2, ego.curvature_1pm
         curvature = self._tracker.curvature_1pm(ego.T_world_from_ego, ego.speed_mps)
-        return -(limits.emergency_mps2 if self.machine.emergency else limits.stop_mps2), curvature
+        accel = -(limits.emergency_mps2 if self.machine.emergency else limits.stop_mps2)
+        if not self.plans.stale("plan", limits.plan_age_us, now_us, steady_us):  # it may see what is in the way
+            accel = min(accel, self._tracker.command(ego.T_world_from_ego, now_us, ego.speed_mps).accel_mps2)
+        return accel, curvature
 
     def _limited(self, now_us: int, accel: float, curvature: float, stands: bool) -> tuple[float, float, float]:
         """(acceleration, steering, steering rate) nearest to a wish that keep the limits of actuators and comfort. An
