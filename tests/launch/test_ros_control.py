@@ -143,6 +143,17 @@ def test_degraded_is_slow_and_emergency_is_hard():
     assert car.run(1.0).state == State.STOPPED
 
 
+@pytest.mark.parametrize("speed_mps", [6.0, 9.0])
+def test_degraded_slows_as_a_comfortable_stop_does_and_no_harder(speed_mps):
+    car = Car(speed_mps=speed_mps, curvature_1pm=0.0001).engaged()
+    car.run(10.0)
+    since, before_mps = len(car.commands), car.ego.speed_mps
+    car.degradation = "CAM_BACK: 300 ms old"
+    car.run((before_mps - LIMITS.degraded_speed_mps) / LIMITS.stop_mps2 + 0.8)
+    assert car.ego.speed_mps < LIMITS.degraded_speed_mps + 0.3
+    assert min(command.accel_mps2 for command in car.commands[since:]) >= -LIMITS.stop_mps2 - 1e-9
+
+
 def test_fault_that_the_driver_tells_stops():
     car = Car().engaged()
     car.run(3.0)

@@ -24,7 +24,7 @@ from vla_drive_ros.safety import SafetyLimits, SafetyMachine, State
 
 HOLD_MPS2 = -3.0  # while it stands
 STANDS_MPS = 0.05
-SPEED_GAIN_1PS = 1.0  # towards the speed of DEGRADED
+SPEED_GAIN_1PS = 2.0  # towards the speed of DEGRADED, slowing no harder than a comfortable stop
 AHEAD_US = 100_000  # a stamp further ahead of the clock than this is not taken
 TRACK = 256  # odometry samples that are remembered, to know where the car was when a plan was made
 
@@ -188,7 +188,8 @@ class Controller:
             command = self._tracker.command(ego.T_world_from_ego, now_us, ego.speed_mps)
             accel = command.accel_mps2
             if state == State.DEGRADED:
-                accel = min(accel, SPEED_GAIN_1PS * (limits.degraded_speed_mps - ego.speed_mps))
+                slower = SPEED_GAIN_1PS * (limits.degraded_speed_mps - ego.speed_mps)
+                accel = min(accel, max(slower, -limits.stop_mps2))
             return accel, command.curvature_1pm
         if state == State.STOPPED:
             return HOLD_MPS2, ego.curvature_1pm
