@@ -113,6 +113,7 @@ def _noise_steps(recipe: Recipe) -> list[float]:
     config, device, took = recipe.train, torch.device(recipe.train.device), []
     model = DrivingModel(recipe.model, recipe.seed).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    dtype = compute_dtype(config.dtype, device).name
     size = config.batch_size // config.accumulate
     batch = to_batch([noise_clip(recipe.model, k) for k in range(size)], recipe.model).to(device)
     first = torch.tensor([slot.start for slot in recipe.model.action_slots], device=device)
@@ -120,9 +121,13 @@ def _noise_steps(recipe: Recipe) -> list[float]:
     for _ in range(2):
         start = time.perf_counter()
         for _ in range(config.accumulate):
-            model.loss(batch, tokens, generator=torch.Generator().manual_seed(0))[0].backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
+                loss, _ = model.loss(batch, tokens, generator=torch.Generator().manual_seed(0))
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU has only been asked so far
         took.append(time.perf_counter() - start)
     return took
 

@@ -15,10 +15,8 @@ from policies.protocol import Plan
 from sensors import frames
 from sim.tracker import PLAN_TIME_S
 
-pytestmark = [
-    pytest.mark.ros,
-    pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning"),  # lark, which the message wheels load
-]
+# lark, which the message wheels load
+pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
 COMMAND = ControlCommand(12_345_678, -1.5, 0.2, 0.1, 3.0, State.OK, "", False, 100_000, 10_000)
 
 

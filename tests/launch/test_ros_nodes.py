@@ -1,4 +1,4 @@
-"""Real nodes in processes of their own, over DDS on loopback. Run with -m ros; needs the [ros] extra."""
+"""Real nodes in processes of their own, over DDS on loopback, with the [ros] extra. Those that time run with -m ros."""
 
 import os
 import signal
@@ -28,10 +28,8 @@ nav_msgs = pytest.importorskip("nav_msgs.msg")
 rcl_interfaces = pytest.importorskip("rcl_interfaces.msg")
 rcl_srv = pytest.importorskip("rcl_interfaces.srv")
 
-pytestmark = [
-    pytest.mark.ros,
-    pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning"),  # lark, which the message wheels load
-]
+# lark, which the message wheels load
+pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
 ROOT = Path(__file__).resolve().parents[2]
 DOMAIN = 1 + os.getpid() % 100  # one a test process, so that two runs on one machine do not hear each other
 START_DELAY_S = 3.0
@@ -154,6 +152,7 @@ def times_us(path) -> np.ndarray:
     return np.array([time_us_from_stamp(stamp) for stamp in stamps])
 
 
+@pytest.mark.ros
 def test_plans_carry_the_clips_time_and_lie_where_the_car_will_be(tmp_path, fast_scene):
     with running(tmp_path, fast_scene) as (observer, _, _):
         assert observer.change(CONFIGURE)
@@ -189,6 +188,7 @@ def test_plans_carry_the_clips_time_and_lie_where_the_car_will_be(tmp_path, fast
         assert times_us(observer.paths[0][1])[0] > stamps[-1]
 
 
+@pytest.mark.ros
 def test_stopped_cameras_are_masked_and_too_few_stop_the_plans(tmp_path, fast_scene):
     with running(tmp_path, fast_scene) as (observer, _, _):
         activate(observer)
@@ -210,6 +210,7 @@ def test_stopped_cameras_are_masked_and_too_few_stop_the_plans(tmp_path, fast_sc
         assert [s.message for s in observer.statuses if s.name.endswith(": plan")][-1] == "OK"
 
 
+@pytest.mark.ros
 def test_no_plan_when_everything_stops_the_clock_too(tmp_path, fast_scene):
     with running(tmp_path, fast_scene) as (observer, _, replay):
         activate(observer)
@@ -225,6 +226,7 @@ def test_no_plan_when_everything_stops_the_clock_too(tmp_path, fast_scene):
         assert observer.until(lambda: len(observer.paths) >= before + 3, 10)
 
 
+@pytest.mark.ros
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_both_in_order(number, tmp_path, fast_scene):
     with running(tmp_path, fast_scene) as (observer, drive, replay):
@@ -240,6 +242,7 @@ def test_signals_end_both_in_order(number, tmp_path, fast_scene):
         assert "Traceback" not in (tmp_path / "driver.log").read_text() + (tmp_path / "replay.log").read_text()
 
 
+@pytest.mark.ros
 def test_a_checkpoint_drives(tmp_path, fast_scene):
     config = ModelConfig(image_width=WIDTH, image_height=HEIGHT)
     save(tmp_path / "checkpoint", DrivingModel(config))
@@ -253,6 +256,7 @@ def test_a_checkpoint_drives(tmp_path, fast_scene):
         assert min(stages[f"latency_{stage}_ms"] for stage in ("assemble", "see", "think", "plan", "age")) > 0
 
 
+@pytest.mark.ros
 @pytest.mark.parametrize(
     ("parameter", "complaint"),
     [

@@ -26,7 +26,7 @@ from sensors.errors import InputError, unknown_name
 from sim.geometry import OpenLine
 from vla_drive_ros import interface
 from vla_drive_ros.sensor_faults import FAULTS as SENSOR_FAULTS
-from vla_drive_ros.stack import ROUTE, Stack, teach
+from vla_drive_ros.stack import ROUTE, Stack, expert_route
 from vla_drive_ros.supervisor import Heard, Supervisor
 from vla_drive_ros.verdict import Limits, Tick, Verdict, judge
 
@@ -227,7 +227,7 @@ class Campaign:
         self._rng = np.random.default_rng(seed)
         self._stack: Stack | None = None
         self.not_begun = 0
-        teach(SCENARIO, SPEED_MPS, folder / ROUTE)
+        expert_route(SCENARIO, SPEED_MPS, folder / ROUTE)
         self._line = OpenLine(read_route(folder / ROUTE).xy_m)
 
     def run(self, names: list[str], times: int) -> list[dict]:
@@ -262,7 +262,12 @@ class Campaign:
         if self._stack is None:
             given = {
                 interface.SIM: {"scenario": SCENARIO, "empty": "true", **IMAGE},
-                interface.DRIVER: {"policy": "repeat", "route_file": self._folder / ROUTE, **IMAGE},
+                interface.DRIVER: {
+                    "policy": "repeat",
+                    "route_file": self._folder / ROUTE,
+                    "plan_rate_hz": 10.0,
+                    **IMAGE,
+                },
             }
             self._stack = Stack(self._folder, self._domain, given, {interface.DRIVER: "faulty_driver"})
         return self._stack

@@ -1,20 +1,13 @@
-"""A drive over topics, three processes and DDS between them, beside the same episode without ROS.
-
-Whoever drives it must not be told more than a car knows. Where a trained policy ships it drives the scenario as it is;
-until then the policy `repeat` drives a taught route, through the scenario without others, since it looks at nobody.
-"""
+"""The shipped policy drives over topics, three processes and DDS between them, beside the same episode without ROS."""
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from policies.protocol import Policy
-from policies.repeat import Repeat, read_route
 from policies.rollout import drive_episode, quiet_env
 from policies.vla_policy import SHIPPED, VlaPolicy
 from sensors.camera import Camera
@@ -24,54 +17,31 @@ from sensors.ros2_messages import OdometrySample, time_us_from_stamp
 from sensors.ros2_source import ClipAssembler, Limits, StaleInput
 from sim.metrics.protocols import figures_of_file, score
 from sim.rollout_log import read_episode
-from sim.scenarios import Scenario, get_scenario
+from sim.scenarios import get_scenario
 from sim.sensing import EXPOSURE_BEFORE_US
-from vla.checkpoint import exists
 from vla_drive_ros import interface
 from vla_drive_ros.campaign import tick_of
-from vla_drive_ros.stack import ROUTE, Stack, empty, teach
+from vla_drive_ros.stack import Stack
 from vla_drive_ros.start import TOWN_MPS
-from vla_drive_ros.supervisor import Heard, Supervisor
+from vla_drive_ros.supervisor import CONFIG, Heard, Supervisor
 
-SCENARIO, SPEED_MPS, LEAST_M = "town-val/2", 8.0, 300.0
-IMAGE = (224, 128)
+SCENARIO, LEAST_M = "town-val/2", 300.0
 SCORES = {"carla": "carla_2_1.driving_score", "nuplan": "nuplan.score", "plain": "route_completion"}
 CPU_OF = (interface.SIM, interface.DRIVER, interface.CONTROL)
 LONGEST_S = 280.0
 
 
-@dataclass(frozen=True)
-class Who:
-    """Who drives: the policy without ROS, the driver's parameters for the same with it, the scenario, and the size of
-    the pictures."""
-
-    policy: Policy
-    given: dict[str, object]
-    scenario: Scenario
-    size: tuple[int, int]
-
-
-def who_drives(folder: Path) -> Who:
-    """The shipped policy, or one that repeats the expert's way."""
-    if exists(SHIPPED):
-        policy, limits = VlaPolicy(SHIPPED), {"inference_limit_ms": 500, "plan_age_limit_ms": 800, "plan_rate_hz": 3.0}
-        return Who(policy, {"policy": "vla", **limits}, get_scenario(SCENARIO), policy.image_size)
-    teach(SCENARIO, SPEED_MPS, folder / ROUTE)
-    given = {"policy": "repeat", "route_file": folder / ROUTE, "image_width": IMAGE[0], "image_height": IMAGE[1]}
-    return Who(Repeat(read_route(folder / ROUTE)), given, empty(SCENARIO), IMAGE)
-
-
 def closed_loop_figures(folder: Path, domain: int, say: Callable[[str], None]) -> dict[str, float]:
     """Latency, rates, processor time and scores of one drive. A machine too busy to drive on stops the car; as a safety
     driver would, one waits, resets and engages again, and the stops are counted."""
-    who = who_drives(folder)
-    env = quiet_env(who.size, None, who.scenario, seen=who.policy.needs_images)
+    policy, scenario = VlaPolicy(SHIPPED), get_scenario(SCENARIO)
+    env = quiet_env(policy.image_size, None, scenario, seen=True)
     try:
-        without = drive_episode(who.policy, env, who.scenario)
+        without = drive_episode(policy, env, scenario)
     finally:
         env.close()
     run = folder / "run"
-    figures = _over_topics(who, folder, run, domain, say)
+    figures = _over_topics(policy.image_size, folder, run, domain, say)
     (path,) = (run / "episodes").glob("*.npz")
     for protocol, name in SCORES.items():
         scale = 1.0 if name.startswith("carla") else 100.0
@@ -83,11 +53,12 @@ def closed_loop_figures(folder: Path, domain: int, say: Callable[[str], None]) -
     return figures | {"drive.apart_m.max": float(aside_m.max())}
 
 
-def _over_topics(who: Who, folder: Path, run: Path, domain: int, say: Callable[[str], None]) -> dict[str, float]:
-    sim = {"scenario": SCENARIO, "out": run, "image_width": who.size[0], "image_height": who.size[1]}
-    sim["empty"] = "true" if not who.scenario.vehicles else "false"
-    control = {"max_speed_mps": TOWN_MPS}
-    stack = Stack(folder, domain, {interface.SIM: sim, interface.DRIVER: who.given, interface.CONTROL: control})
+def _over_topics(
+    image_size: tuple[int, int], folder: Path, run: Path, domain: int, say: Callable[[str], None]
+) -> dict[str, float]:
+    sim = {"scenario": SCENARIO, "out": run, "image_width": image_size[0], "image_height": image_size[1]}
+    given = {interface.SIM: sim, interface.DRIVER: {"policy": "vla"}, interface.CONTROL: {"max_speed_mps": TOWN_MPS}}
+    stack = Stack(folder, domain, given, files=(CONFIG / "sim.yaml",))
     supervisor, processes = stack.supervisor, stack.processes
     try:
         supervisor.engage_within(60.0)

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from policies.rollout import drive_episode, quiet_env
 from policies.runs import write_json
 from policies.town_expert import TownExpert
 from sensors.errors import InputError
-from sim.rollout_log import EpisodeLog
-from sim.scenarios import Scenario, get_scenario
+from sim.scenarios import get_scenario
 from vla_drive_ros import interface
 from vla_drive_ros.supervisor import STARTS_WITHIN_S, Supervisor, end, spawn
 
@@ -21,24 +21,21 @@ CALIBRATION, ROUTE = "car.json", "route.json"
 HEALTHY_WITHIN_S = 60.0
 
 
-def empty(scenario: str) -> Scenario:
-    """The scenario without anybody else: who repeats a drive looks at nobody."""
-    return replace(get_scenario(scenario), vehicles=0, walkers=0)
-
-
-def teach(scenario: str, max_speed_mps: float, path: Path) -> EpisodeLog:
-    """Have the expert drive a scenario that is empty, and write its way as a route to repeat."""
-    env = quiet_env((64, 36), None, empty(scenario), seen=False)
+def expert_route(scenario: str, max_speed_mps: float, path: Path) -> None:
+    """Have the expert drive a scenario without anybody else, since who repeats a drive looks at nobody, and write its
+    way as a route to repeat."""
+    empty = replace(get_scenario(scenario), vehicles=0, walkers=0)
+    env = quiet_env((64, 36), None, empty, seen=False)
     try:
-        log = drive_episode(TownExpert(), env, empty(scenario))
+        log = drive_episode(TownExpert(), env, empty)
     finally:
         env.close()
     write_json(path, TaughtRoute.of_track(log.ego_xyyaw_in_world[:, :2], max_speed_mps).to_json())
-    return log
 
 
 class Stack:
-    """Starts all three; `close` ends them. `modules` puts another module in a node's place, `given` sets parameters."""
+    """Starts all three; `close` ends them. `modules` puts another module in a node's place; `given` sets parameters,
+    and so do `files`, as `spawn` has it."""
 
     def __init__(
         self,
@@ -46,11 +43,12 @@ class Stack:
         domain: int,
         given: dict[str, dict[str, object]],
         modules: dict[str, str] | None = None,
+        files: Sequence[Path] = (),
     ):
-        self.folder, self.domain, self._modules = folder, domain, modules or {}
+        self.folder, self.domain, self._modules, self._files = folder, domain, modules or {}, files
         self._given = {
             interface.SIM: {"calibration_file": folder / CALIBRATION},
-            interface.DRIVER: {"calibration_file": folder / CALIBRATION, "use_sim_time": "true", "plan_rate_hz": 10.0},
+            interface.DRIVER: {"calibration_file": folder / CALIBRATION, "use_sim_time": "true"},
             interface.CONTROL: {"use_sim_time": "true"},
         }
         for node, parameters in given.items():
@@ -69,7 +67,7 @@ class Stack:
 
     def start(self, node: str) -> None:
         module = self._modules.get(node, node)
-        self.processes[node] = spawn(module, self._given[node], self.log(node), self.domain)
+        self.processes[node] = spawn(module, self._given[node], self.log(node), self.domain, self._files)
 
     def log(self, node: str) -> Path:
         return self.folder / f"{node}.log"
