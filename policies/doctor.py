@@ -11,7 +11,7 @@ import torch
 
 from sensors.errors import InputError
 from sensors.nuscenes_index import NuscenesIndex, SceneInventory
-from sensors.nuscenes_source import NuscenesSource
+from sensors.nuscenes_source import NuscenesSource, require_usable
 from sim.gl_device import gl_name
 from vla.precision import compute_dtype
 from vla.te_layers import engine, why_not
@@ -86,20 +86,29 @@ def _dataroot(dataroot: Path, dataset_version: str) -> list[Finding]:
     words = f"{len(index.scenes)} scenes" + (
         f"; tables are read again each time, as {index.unkept}" if index.unkept else ""
     )
-    tables = Finding("tables", words, "lack" if index.unkept else "ok")
-    return [tables, *(_scene(scene, _faults(dataroot, dataset_version, scene)) for scene in index.inventory())]
+    tables, stock = Finding("tables", words, "lack" if index.unkept else "ok"), index.inventory()
+    unusable = {scene.name: why for scene in stock if (why := _unusable(index, scene))}
+    usable = tuple(scene.name for scene in stock if not scene.problem and scene.name not in unusable)
+    source = NuscenesSource(dataroot, dataset_version, usable, steps=1, image_size=LOOKED_AT)
+    faults = unusable | {name: _faults(source, name) for name in usable}
+    return [tables, *(_scene(scene, faults.get(scene.name, [])) for scene in stock)]
 
 
-def _faults(dataroot: Path, dataset_version: str, scene: SceneInventory) -> list[str]:
-    """What a run on a scene would end with though its files are there."""
+def _unusable(index: NuscenesIndex, scene: SceneInventory) -> list[str]:
+    """Why no run takes the scene, where its inventory does not know."""
     if scene.problem:
         return []
     try:
-        source = NuscenesSource(dataroot, dataset_version, (scene.name,), steps=1, image_size=LOOKED_AT)
+        require_usable(index, scene.name)
     except InputError as error:
         return [str(error)]
+    return []
+
+
+def _faults(source: NuscenesSource, scene: str) -> list[str]:
+    """What a run on a scene would end with though its files are there."""
     found = []
-    for look in (lambda: source.clip(scene.name, 0), lambda: source.expansion(scene.name)):
+    for look in (lambda: source.clip(scene, 0), lambda: source.expansion(scene)):
         try:
             look()
         except InputError as error:

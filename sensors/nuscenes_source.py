@@ -268,7 +268,7 @@ class NuscenesSource(RecordedSource):
         super().__init__(f"nuscenes {version}", names, CAMERAS, steps, image_size, imu_window_us, threads)
         self._sweeps = sweeps
         for name in self.scenes:
-            self._check(name)
+            require_usable(self.index, name)
 
     def frame_times_us(self, scene: str) -> np.ndarray:
         return super().frame_times_us(scene) if self._sweeps else self.index.frame_times_us(scene)
@@ -289,14 +289,6 @@ class NuscenesSource(RecordedSource):
         there = sum(stock.images_present[name] for name in CAMERAS)
         return there, there + missing
 
-    def _check(self, scene: str) -> None:
-        """An InputError if a scene can't be used, or lacks one of the cameras."""
-        self.index.check(scene)
-        lacking = [name for name in CAMERAS if name not in self.index.channels(scene)]
-        if lacking:
-            where, came = self.index.table_path("sample_data"), f"no key frame of {', '.join(lacking)}"
-            raise InputError(where, f"channels of {scene}", came, f"all of {', '.join(CAMERAS)}")
-
     def _recorded(self, scene: str) -> RecordedScene:
         recorded = self.index.scene(scene)
         return with_sweeps(recorded, CAMERAS) if self._sweeps else recorded
@@ -307,6 +299,15 @@ class NuscenesSource(RecordedSource):
 
     def _read_bus(self, scene: str) -> Bus:
         return read_bus(self.index.dataroot, scene)
+
+
+def require_usable(index: NuscenesIndex, scene: str) -> None:
+    """An InputError if a scene can't be used, or lacks one of the cameras."""
+    index.check(scene)
+    lacking = [name for name in CAMERAS if name not in index.channels(scene)]
+    if lacking:
+        where, came = index.table_path("sample_data"), f"no key frame of {', '.join(lacking)}"
+        raise InputError(where, f"channels of {scene}", came, f"all of {', '.join(CAMERAS)}")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -15,8 +15,9 @@ from sim.log_scene import log_backdrop
 from sim.log_surroundings import LogSurroundings
 from sim.log_world import actors_of
 from sim.novel_view import NovelView
-from sim.scene import Scene, actor_solids, shadows
+from sim.scene import Backdrop, Scene, actor_solids, shadows
 from sim.vehicle import VehicleParams
+from sim.world import Actor
 
 LEAST_MOVED_M = 0.2  # between the neighbours: of a car that stands, an image is its neighbour
 BLUR = (11, 11), 1.5
@@ -45,23 +46,16 @@ def held_out(view: NovelView, most: int) -> list[HeldOut]:
         return []
     most_shots = int(np.argmax([len(shots) for shots in drive.shots]))
     moving = [s for s in odd[most_shots] if _moved_m(view, most_shots, s) > LEAST_MOVED_M]
+    spread = np.unique(np.linspace(0, len(moving) - 1, min(most, len(moving))).round().astype(int))
     found = []
-    for s in (
-        moving[k] for k in np.unique(np.linspace(0, len(moving) - 1, min(most, len(moving))).round().astype(int))
-    ):
+    for s in (moving[k] for k in spread):
         # A camera may lack images that others have, so each has its own number of the same instant.
         at_us = drive.shots[most_shots].time_us[s]
         chosen = [
             int(mine[np.abs(shots.time_us[mine] - at_us).argmin()])
             for mine, shots in zip(odd, drive.shots, strict=True)
         ]
-        scenes = []
-        for n, (k, shots) in enumerate(zip(chosen, drive.shots, strict=True)):
-            poses, there = view.actors_at(n, k)
-            seen, poses = [actors[a] for a in np.flatnonzero(there)], poses[there]
-            scenes.append(
-                Scene(backdrop, actor_solids(seen, poses), shadows(seen, poses), time_us=int(shots.time_us[k]))
-            )
+        scenes = [_scene(view, backdrop, actors, n, k) for n, k in enumerate(chosen)]
         poses = np.stack([shots.T_world_from_ego[k] for k, shots in zip(chosen, drive.shots, strict=True)])
         drawn = view.renderer.render_rgb(scenes, poses)
         for n, (k, camera) in enumerate(zip(chosen, view.cameras, strict=True)):
@@ -70,6 +64,14 @@ def held_out(view: NovelView, most: int) -> list[HeldOut]:
             truth, copied = view.recorded(n, k), view.recorded(n, k - 1)
             found.append(HeldOut(camera.name, k, made, truth, shown.hole_share, copied))
     return found
+
+
+def _scene(view: NovelView, backdrop: Backdrop, actors: tuple[Actor, ...], n: int, k: int) -> Scene:
+    """What stands and moves around the car at shot k of camera n."""
+    poses, there = view.actors_at(n, k)
+    seen, poses = [actors[a] for a in np.flatnonzero(there)], poses[there]
+    time_us = int(view.drive.shots[n].time_us[k])
+    return Scene(backdrop, actor_solids(seen, poses), shadows(seen, poses), time_us=time_us)
 
 
 def figures(found: list[HeldOut]) -> dict[str, float]:
