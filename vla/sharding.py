@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from sensors.errors import InputError
@@ -108,7 +107,7 @@ class Shards(Replicas):
             how["ignored_params"] = set(experts)
         elif experts:
             # Along the experts' units, of which there are many: few experts could not be divided any further.
-            placed = ShardPlacementResult(Shard(1), FSDPMeshInfo(across, shard_mesh_dim=0))
+            placed = _placed_over(across)
             how["shard_placement_fn"] = lambda p: placed if id(p) in known else None
         for layer in (*model.encoder.local, *model.encoder.fusion, *model.backbone.layers):
             fully_shard(layer, **how)
@@ -185,3 +184,13 @@ class Shards(Replicas):
             if self.rank == 0:
                 gathered[name] = whole.detach().cpu()
         return gathered
+
+
+def _placed_over(across: DeviceMesh) -> object:
+    """What tells FSDP2 to divide a parameter along its second dimension over a mesh of its own."""
+    try:
+        from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+    except ImportError as error:
+        came, fix = f"torch {torch.__version__}", "Install it, or leave out --shard or --experts-over."
+        raise InputError("vla train", "--shard with --experts-over", came, "torch 2.13 or later", fix) from error
+    return ShardPlacementResult(Shard(1), FSDPMeshInfo(across, shard_mesh_dim=0))

@@ -46,6 +46,10 @@ def test_going_slowly_is_safe_where_it_may():
     slowly = np.maximum(stopping(), 3.0)
     assert verdict(slowly, ticks("DEGRADED"), ("stop", "slow")).unsafe == ()
     assert verdict(slowly, ticks("DEGRADED")).unsafe == ("did not stop",)
+    until_s = AT_S + 4.0
+    and_stops_later = np.where(until_s > TIMES_S, slowly, np.maximum(3.0 - BRAKES_MPS2 * (TIMES_S - until_s), 0.0))
+    assert verdict(and_stops_later, ticks("DEGRADED"), ("stop", "slow")).unsafe == ()
+    assert verdict(and_stops_later, ticks("DEGRADED")).unsafe == ("stood after 5.5 s, not 5.0 s",)
 
 
 def test_nothing_need_happen_where_it_may_go_on():

@@ -88,17 +88,17 @@ def _motion(
     from_s: float, times_s: np.ndarray, speeds_mps: np.ndarray, limits: Limits, may: Sequence[str], stop_s: float
 ) -> list[str]:
     """What is wrong with the speeds since the fault was noticed."""
-    after = times_s >= from_s + REACTS_S
-    if np.isfinite(stop_s):
-        late_s = speeds_mps[0] / limits.stop_mps2 + 2 * REACTS_S
-        rest = speeds_mps[after]
-        if len(rest) and (rest - np.minimum.accumulate(rest)).max() > LESS_SLOW_MPS:
-            return ["went faster again while it stopped"]
-        return [f"stood after {stop_s:.1f} s, not {late_s:.1f} s"] if "go on" not in may and stop_s > late_s else []
-    if "slow" in may or "go on" in may:
+    rest = speeds_mps[times_s >= from_s + REACTS_S]
+    if np.isfinite(stop_s) and len(rest) and (rest - np.minimum.accumulate(rest)).max() > LESS_SLOW_MPS:
+        return ["went faster again while it stopped"]
+    if "go on" in may:
+        return []
+    if "slow" in may:  # and it may come to a stop whenever it likes
         slow_s = (speeds_mps[0] - limits.slow_mps) / limits.stop_mps2 + 2 * REACTS_S
         later = speeds_mps[times_s >= from_s + max(slow_s, REACTS_S)]
-        if "go on" not in may and len(later) and later.max() > limits.slow_mps + LESS_SLOW_MPS:
-            return [f"went {later.max():.1f} m/s, not {limits.slow_mps:.1f} m/s"]
-        return []
-    return ["did not stop"]
+        too_fast = len(later) and later.max() > limits.slow_mps + LESS_SLOW_MPS
+        return [f"went {later.max():.1f} m/s, not {limits.slow_mps:.1f} m/s"] if too_fast else []
+    if not np.isfinite(stop_s):
+        return ["did not stop"]
+    late_s = speeds_mps[0] / limits.stop_mps2 + 2 * REACTS_S
+    return [f"stood after {stop_s:.1f} s, not {late_s:.1f} s"] if stop_s > late_s else []
