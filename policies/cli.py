@@ -52,7 +52,7 @@ EPILOGS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     # On matrices as small as ours BLAS threads only spin; torch keeps its own.
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         try:
@@ -66,6 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError:  # who reads our output, `head` for example, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """What was asked for; KEY=VALUE of a recipe may also stand behind options, which argparse does not know."""
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    wrong = [word for word in more if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if more:
+        options.overrides = [*options.overrides, *more]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,9 +7,12 @@ number of them ahead (torch's DataLoader), and end with this one.
 An example whose file is broken is passed over, and another takes its place, drawn by the same rule and as reproducibly.
 """
 
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -122,6 +125,7 @@ class Feed:
         self._draws, self._recipe = Draws(examples, recipe, replicas), recipe
         self._broken: dict[int, str] = {}
         self._ahead: Iterator | None = None
+        self._told: _Told | None = None
         self._next, self.skipped = -1, 0
 
     def parts(self, draw: int) -> list[Made]:
@@ -138,9 +142,10 @@ class Feed:
     def _taken(self, draw: int) -> list[Made] | InputError:
         """A draw that others made; for any but the next one they begin anew."""
         if draw != self._next:
+            self._told = self._told or _Told(self._draws)
             self._ahead = iter(
                 DataLoader(
-                    self._draws,
+                    self._told,
                     batch_size=None,
                     sampler=range(draw, draw + self._recipe.train.steps),
                     num_workers=self._recipe.train.loader_workers,
@@ -153,6 +158,37 @@ class Feed:
             )
         self._next = draw + 1
         return next(self._ahead)
+
+
+class _Told:
+    """Draws for processes to come, in memory that they share; it goes when this one does, whatever ends it.
+
+    Draws know every example by name: megabytes. Whoever spawns a process waits until it has read all that it is told,
+    which is when it has imported torch; of so many only the name of the memory, and all of them begin at once.
+    """
+
+    def __init__(self, draws: Draws):
+        content = pickle.dumps(draws)
+        self._memory = SharedMemory(create=True, size=len(content))
+        self._memory.buf[: len(content)] = content
+        self._draws: Draws | None = draws
+        finalize(self, _forget, self._memory)
+
+    def __getstate__(self) -> str:
+        return self._memory.name
+
+    def __setstate__(self, name: str) -> None:
+        memory = SharedMemory(name)
+        self._draws = pickle.loads(memory.buf)
+        memory.close()
+
+    def __getitem__(self, draw: int) -> list[Made] | InputError:
+        return self._draws[draw]
+
+
+def _forget(memory: SharedMemory) -> None:
+    memory.close()
+    memory.unlink()
 
 
 def require_few(broken: dict[int, str], examples: int, where: str) -> None:

@@ -1,11 +1,17 @@
 """A recorded scene as messages, through the driver's inputs, without ROS: the clips are the nuScenes source's."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 import ros_message_stand_ins as fake
 from small_scene import START_US, make_cameras
 from vla_drive_ros.inputs import Inputs
 
+from policies.baselines import ConstantVelocity
+from policies.protocol import NOTHING
+from policies.vla_policy import SHIPPED, VlaPolicy
 from sensors import frames
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
@@ -15,6 +21,9 @@ from sensors.ros2_source import Limits, StaleInput
 from sensors.ros2_topics import COMMAND, IMU, INSTRUCTION, ODOMETRY, STEERING, image_topic, info_topic, optical_frame
 
 LIMITS = Limits(camera_age_us=700_000)
+DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
+needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
+REAL_KEYFRAMES = 4
 
 
 def make_inputs(scene, steps=2, size=(64, 48)) -> Inputs:
@@ -69,6 +78,53 @@ def test_scene_over_messages_gives_the_clips_of_the_nuscenes_source(recorded, ke
             assert ours.name == theirs.name
             assert np.array_equal(ours.K, theirs.K)
             assert np.array_equal(ours.T_ego_from_cam, theirs.T_ego_from_cam)
+
+
+@pytest.fixture
+def with_pictures(tmp_path):
+    """The real data, with pictures of anything where it has none, at the first keyframes of a scene."""
+
+    def made(name: str) -> Path:
+        root = tmp_path / "nuscenes"
+        root.mkdir()
+        for folder in DATAROOT.iterdir():
+            if folder.name != "samples":
+                (root / folder.name).symlink_to(folder)
+        rng = np.random.default_rng(0)
+        for keyframe in NuscenesIndex(DATAROOT, "v1.0-mini").scene(name).keyframes[:REAL_KEYFRAMES]:
+            for channel in CAMERAS:
+                file = root / keyframe.captures[channel].filename
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (1600, 900))
+                file.write_bytes(fake.jpeg(picture))
+        return root
+
+    return made
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["scene-0061", "scene-0103"])
+def test_a_real_scene_over_messages_gives_the_plans_of_vla_replay(with_pictures, name):
+    root, policies = with_pictures(name), (ConstantVelocity(), VlaPolicy(SHIPPED))
+    index, size = NuscenesIndex(root, "v1.0-mini"), policies[1].image_size
+    source = NuscenesSource(root, "v1.0-mini", (name,), steps=1, image_size=size)
+    inputs, queue = make_inputs(index.scene(name), 1, size), messages_of(index, index.scene(name))
+    for camera in index.scene(name).cameras.values():
+        inputs.take_info(camera.name, fake.info(camera, 1, optical_frame(camera.name)))
+    for frame, now_us in enumerate(source.frame_times_us(name).tolist()[:REAL_KEYFRAMES]):
+        while queue and queue[0].time_us <= now_us:
+            send(inputs, queue.pop(0))
+        clip, _ = inputs.clip(now_us, now_us)
+        expected = source.clip(name, frame)
+        assert clip.image_mask.all()
+        for policy in policies:
+            policy.reset(0)
+            ours = policy.plan(clip, NOTHING)
+            policy.reset(0)
+            theirs = policy.plan(expected, NOTHING)
+            assert np.array_equal(ours.xyyaw_in_ego, theirs.xyyaw_in_ego)
+            assert np.array_equal(ours.speed_mps, theirs.speed_mps)
+            assert ours.tokens == theirs.tokens
 
 
 def calibrated(scene) -> Inputs:
