@@ -1,6 +1,7 @@
 """Draws made here and ahead by another process; broken files."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -130,3 +131,13 @@ def test_another_example_takes_the_place_of_a_broken_one_until_too_many_are(cour
     broken = next(draw for draw in range(4) if again[draw][0].broken)
     with pytest.raises(InputError, match=rf"files: {share} .*{path.name}, expected at most 1%"):
         feed.parts(broken)
+
+
+def test_a_spawned_loader_is_told_little(course_dataroot):
+    """A pipe holds 64 KiB; who spawns waits until what is more than that has been read."""
+    recipe = small_recipe(course_dataroot, *VARIED)
+    draws = Draws(examples_of(course_dataroot, recipe), recipe, Replicas())
+    told = loader._Told(draws)
+    words = pickle.dumps(told)
+    assert len(words) < 1_000
+    assert_same(pickle.loads(words)[3], draws[3])

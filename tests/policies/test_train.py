@@ -305,3 +305,12 @@ def test_what_a_policy_learned_is_known_again_in_towns():
     ]
     own = replace(test, name="own/8", town=str(network_path(UNSEEN_TOWN)), seed=8)
     assert there.seen_of([own, replace(own, seed=7)]) == ["own/8"]
+
+
+def test_values_may_stand_behind_options(course_dataroot, tmp_path, capsys):
+    words = [*SMALL, f"data.dataroot={course_dataroot}", "train.steps=1"]
+    assert main(["train", "tiny", *words[:3], "--dry-run", *words[3:]]) == 0
+    assert "in all" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "tiny", "--dry-run", "train"])
+    assert "unrecognized arguments: train" in capsys.readouterr().err
