@@ -171,7 +171,7 @@ class _Told:
         content = pickle.dumps(draws)
         self._memory = SharedMemory(create=True, size=len(content))
         self._memory.buf[: len(content)] = content
-        self._draws: Draws | None = draws
+        self._draws = draws
         finalize(self, _forget, self._memory)
 
     def __getstate__(self) -> str:

@@ -7,7 +7,6 @@ import torch
 from test_train import small_recipe
 
 from policies.cli import main
-from policies.dry_run import dry_run
 from policies.train import Trainer, train
 from vla.checkpoint import load
 
@@ -59,8 +58,3 @@ def test_it_goes_on_from_a_checkpoint(course_dataroot, tmp_path):
     assert resumed.resume()
     resumed.model.train()
     assert [resumed._one_step()["loss"] for _ in range(3)] == pytest.approx(expected, rel=NEAR)
-
-
-def test_a_dry_run_times_what_the_gpu_does(course_dataroot):
-    on_noise = small_recipe(course_dataroot / "nowhere", "train.device=cuda")
-    assert dry_run(on_noise).step_s > 0
