@@ -31,7 +31,7 @@ from policies.runs import Run, default_path
 from policies.shoot import COURSE, Recording, first_number
 from policies.split import refuse_seen
 from policies.town_expert import TownExpert
-from policies.vla_policy import VlaPolicy
+from policies.vla_policy import SHIPPED, VlaPolicy
 from sensors.errors import InputError, unknown_name
 from sim.gl_device import open_gl
 from sim.render_gl import RENDERERS
@@ -40,6 +40,7 @@ from sim.road_network import network_path, read_network
 from sim.scenarios import SUITES, Scenario, get_scenario, suite_length
 from sim.town_world import TownWorld
 from sim.weather import WEATHERS
+from vla.checkpoint import digest_of
 
 STEPS, FIRST_COURSE = 2000, 1000
 DRIVERS = (VlaPolicy.name, TownExpert.name, PurePursuit.name, "constant-velocity", "ego-status")
@@ -54,6 +55,7 @@ EPILOGS = {
   vla drive --scenario town-test/3 --scenario town-test/7 --weather night --videos 2
   vla drive --net my.net.xml --seed 4                    your own SUMO network
   vla drive --policy vla --checkpoint runs/t/checkpoint --suite town-val --episodes 20
+  vla drive --suite town-test --episodes 200 --workers 2 --out runs/all    interrupted? The same again goes on with it
   vla drive --suite course --seconds 60                  a plain loop of road instead of a town""",
     "record": """examples:
   vla record --out data/town --suite town-train --hours 1            six cameras at 10 Hz in the town, resumable
@@ -143,7 +145,8 @@ def _drive(options: argparse.Namespace) -> int:
     seen = learned_by(policy).seen_of(starts)
     refuse_seen(seen, options.allow_seen, "vla drive")
     seeds = [start if on_course else start.seed for start in starts]
-    run = Run.create("drive", options.out, config(options), seeds)
+    weights = digest_of(options.checkpoint or SHIPPED) if options.policy == VlaPolicy.name else ""
+    run = Run.again("drive", options.out, config(options) | {"weights": weights}, seeds)
     run.summary["seen_in_training"] = seen
     size, quiet = options.image_size, options.quiet
     # A policy that looks has threads of its own, and may be large.

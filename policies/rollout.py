@@ -130,24 +130,39 @@ def drive(
     workers: int = 1,
     address: str | None = None,
 ) -> None:
-    """Every policy from every start; the first policy's first `videos` episodes are filmed. Several processes share the
-    episodes, with an address those of a Ray cluster; what comes out is the same."""
-    jobs = []
+    """Every policy from every start, but for the episodes that the run has; the first policy's first `videos` episodes
+    are filmed. Several processes share them, with an address those of a Ray cluster; what comes out is the same."""
+    jobs, names, done = [], [], {row["name"] for row in run.summary["episodes"]}
     for policy in policies:
         for k, start in enumerate(starts):
+            names.append(episode_name(policy, start))
             fps = FILM_HZ if policy is policies[0] and k < videos else 0
-            jobs.append((policy, start, seconds, policy.image_size or image_size, renderer, run.path.absolute(), fps))
-    bar = tqdm(total=len(jobs), disable=not progress, unit="episode", desc="drive", miniters=0, mininterval=1.0)
+            job = policy, start, seconds, policy.image_size or image_size, renderer, run.path.absolute(), fps
+            jobs += [] if names[-1] in done else [job]
+    bar = tqdm(
+        total=len(names),
+        initial=len(done),
+        disable=not progress,
+        unit="episode",
+        desc="drive",
+        miniters=0,
+        mininterval=1.0,
+    )
 
     def tell(text: str) -> None:
         bar.set_postfix_str(text, refresh=False)
         bar.update(0)
 
-    with bar, sharing(min(workers, len(jobs)), address) as pool:
+    with bar, sharing(min(workers, max(len(jobs), 1)), address) as pool:
         waiting = [job if pool is None else pool.submit(drive_one, *job) for job in jobs]
         for job in waiting:
             run.add(job.result() if isinstance(job, Future) else drive_one(*job, tell))
             bar.update()
+    run.summary["episodes"].sort(key=lambda row: names.index(row["name"]))  # as if nothing had been interrupted
+
+
+def episode_name(policy: Policy, start: Start) -> str:
+    return f"{policy.name}-{name_of(start)}".replace("/", "-")
 
 
 def drive_one(
@@ -162,7 +177,7 @@ def drive_one(
 ) -> dict:
     """One episode of a run, its log and film written: its row of the summary. Nobody looks, nothing is drawn."""
     scene, seed = name_of(start), start if isinstance(start, int) else start.seed
-    row = new_row(f"{policy.name}-{scene}".replace("/", "-"), policy.name, seed, scene)
+    row = new_row(episode_name(policy, start), policy.name, seed, scene)
     with tried(run_path, row, fps) as episode:
         env = quiet_env(image_size, seconds, start, renderer, fps > 0 or policy.needs_images)
         try:

@@ -22,10 +22,12 @@ from pathlib import Path
 from policies.media import EpisodeMedia
 from sensors.errors import InputError
 from sim.metrics.protocols import QUICK, figures_of_file, get_protocol, summarize
+from sim.report.summary import inside, read_summary
 from sim.rollout_log import EpisodeLog, EpisodeRecorder, atomic_path, write_episode
 from sim.tracker import FALLBACK
 from sim.views import counted
 
+ANEW = frozenset({"out", "workers", "address", "clips"})  # of a config: which episodes there are does not depend on it
 KEEP_EVERY_S = 10.0  # between two writes of an episode under way
 UNFINISHED = ".unfinished.npz"
 
@@ -144,8 +146,29 @@ class Run:
             "episodes": [],
         }
         if resume and (path / "summary.json").exists():
-            earlier = json.loads((path / "summary.json").read_text())["episodes"]
-            run.summary["episodes"] = [row for row in earlier if row["log"]]
+            earlier = json.loads((path / "summary.json").read_text())
+            run.summary["episodes"] = [row for row in earlier["episodes"] if row["log"]]
+            commits = [*earlier.get("earlier_commits", []), earlier["git_commit"]]
+            if others := [each for each in dict.fromkeys(commits) if each != run.summary["git_commit"]]:
+                run.summary["earlier_commits"] = others
+        return run
+
+    @classmethod
+    def again(cls, verb: str, out: Path | None, config: dict, seeds: list[int]) -> "Run":
+        """As `create`, or one of the same verb and config to be gone on with: its finished episodes stay. One of others
+        is an InputError; only what is in ANEW may differ."""
+        begun = out is not None and (out / "summary.json").is_file()
+        if begun:
+            earlier = read_summary(out / "summary.json")
+            then, now = ({**of, "verb": its} for of, its in ((earlier["config"], earlier.get("verb")), (config, verb)))
+            for key in sorted(now.keys() - ANEW):
+                if then.get(key) != json.loads(json.dumps(now[key])):
+                    fix = "Name another folder, or ask for the same again to go on with it."
+                    raise InputError("--out", key, now[key], f"{then.get(key)}, as {out} was begun with", fix)
+        run = cls.create(verb, out, config, seeds, resume=begun)
+        run.summary["episodes"] = [row for row in run.summary["episodes"] if inside(run.path, row["log"]).is_file()]
+        run.summary["scenes"] |= dict.fromkeys(("asked", "finished"), len(run.summary["episodes"]))
+        run.save()
         return run
 
     @contextmanager

@@ -113,6 +113,11 @@ def state_of(path: Path) -> dict:
     return read_manifest(standing(Path(path)) / MANIFEST)["state"]
 
 
+def digest_of(path: Path) -> str:
+    """sha256 of the weights of the checkpoint at `path`, as it says itself; rules as `load`."""
+    return read_manifest(standing(Path(path)) / MANIFEST)["files"][MODEL]["sha256"]
+
+
 def load_image_tokenizer(path: Path, config: ImageTokenizerConfig | None = None) -> Loaded:
     """As `load`, for an image tokenizer."""
     return _load(path, config, ImageTokenizerConfig, ImageTokenizer)

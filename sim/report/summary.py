@@ -1,7 +1,8 @@
 """A run's summary.json, read and checked, and its figures as tables: what a metric is called, its n and interval.
 
 RUN/summary.json    command, config, version, git_commit, seeds, scenes {asked, finished, failed}, metrics {flat},
-                    optionally started, policies {name: {flat}} (the first is the run's own), curves
+                    optionally started, earlier_commits [commit, ...] (of a run that was gone on with), policies
+                    {name: {flat}} (the first is the run's own), curves
                     {name: [[step, value], ...]}, of a training also events [{event, step, ...}], situations
                     {name: examples} and wrong [words] (why its result is of no use), pairs {policy: {flat}} (figures
                     that no log has), pictures [{path, words}] and confusions {words: [[meant, said, times], ...]},

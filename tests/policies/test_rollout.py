@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from sensors.gym_source import ClipHistory
 from sim.rollout_log import read_episode, write_episode
 from sim.scenarios import get_scenario
 from sim.surroundings import course_lines
+from vla.checkpoint import save
+from vla.config import ModelConfig
+from vla.model import DrivingModel
 
 SIZE = (32, 32)
 
@@ -159,8 +163,58 @@ def test_drive_from_the_command_line_scores_policy_and_baselines(tmp_path, capsy
         assert read_episode(out / row["log"]).policy == row["policy"]
     assert str(out / "report.html") in capsys.readouterr().out
     assert main(["report", str(out)]) == 0
-    assert main(["drive", *arguments, "--out", str(out)]) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").touch()
+    assert main(["drive", *arguments, "--out", str(tmp_path / "mine")]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_an_interrupted_drive_is_gone_on_with(tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["drive", "--suite", "course", "--episodes", "2", "--seconds", "2", "--image-size", "64x40", "--quiet"]
+    arguments += ["--out", str(out)]
+    assert main([*arguments, "--workers", "1"]) == 0
+    whole = json.loads((out / "summary.json").read_text())
+    written = {row["name"]: (out / row["log"]).stat().st_mtime_ns for row in whole["episodes"]}
+    # Killed while it drove: the third was finished and is in no row, one row's log is gone, one episode had failed.
+    kept, gone, failed = (row["name"] for row in (whole["episodes"][k] for k in (0, 1, 3)))
+    (out / "episodes" / f"{gone}.npz").unlink()
+    rows = [row | {"log": None, "error": "E: x"} if row["name"] == failed else row for row in whole["episodes"][:4]]
+    cut = whole | {"episodes": [rows[0], rows[1], rows[3]], "git_commit": "another", "metrics": {}, "policies": {}}
+    (out / "summary.json").write_text(json.dumps(cut))
+    capsys.readouterr()
+    assert main([*arguments, "--workers", "2"]) == 0
+    assert "6 of 6 scenes finished" in capsys.readouterr().out
+    again = json.loads((out / "summary.json").read_text())
+    assert again["earlier_commits"] == ["another"]
+    assert "begun at another" in (out / "report.html").read_text()
+    for key in ("episodes", "scenes", "metrics", "policies", "seeds"):
+        assert again[key] == whole[key], key
+    later = {row["name"] for row in again["episodes"] if (out / row["log"]).stat().st_mtime_ns > written[row["name"]]}
+    assert later == set(written) - {kept}
+
+    assert main([*arguments, "--workers", "2"]) == 0  # nothing is left to do
+    assert json.loads((out / "summary.json").read_text())["episodes"] == again["episodes"]
+    for other, words in (
+        (["--seconds", "3"], "seconds: came 3.0, expected 2.0, as"),
+        (["--seed", "1"], "seed: came 1"),
+    ):
+        assert main([*arguments, *other]) == 2
+        assert words in capsys.readouterr().err
+    assert json.loads((out / "summary.json").read_text())["episodes"] == again["episodes"]
+
+
+def test_a_drive_goes_on_with_the_same_weights_only(tmp_path, capsys):
+    for seed in (0, 1):
+        save(tmp_path / str(seed), DrivingModel(ModelConfig(), seed=seed))
+    arguments = ["drive", "--suite", "course", "--episodes", "1", "--seconds", "0.5", "--policy", "vla", "--quiet"]
+    arguments += ["--videos", "0", "--clips", "0", "--out", str(tmp_path / "run"), "--checkpoint", str(tmp_path / "at")]
+    shutil.copytree(tmp_path / "0", tmp_path / "at")
+    assert main(arguments) == 0
+    shutil.rmtree(tmp_path / "at")
+    shutil.copytree(tmp_path / "1", tmp_path / "at")
+    assert main(arguments) == 2
+    assert "weights: came " in capsys.readouterr().err
 
 
 @pytest.mark.slow

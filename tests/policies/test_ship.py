@@ -28,8 +28,21 @@ def test_what_is_shipped_is_the_weights_and_a_card_of_what_was_measured(course_d
     assert f"{summary['metrics']['time_on_course_s']:.3f}" in text
     assert "1 episodes a policy, 0 failed" in text
     assert "learning_rate" in text
+    again = tmp_path / "again"  # another drive with what is shipped: its scores take the place of the first
+    assert main([*arguments, "--seed", "5", "--checkpoint", str(out), "--workers", "1", "--out", str(again)]) == 0
+    told = json.loads((again / "summary.json").read_text())
+    (again / "summary.json").write_text(json.dumps(told | {"earlier_commits": ["0123456789ab"]}))
+    assert ship_main([str(again), str(out)]) == 0
+    rewritten = (out / CARD).read_text()
+    assert f"{told['metrics']['distance_m']:.3f}" in rewritten
+    assert f"{summary['metrics']['distance_m']:.3f}" not in rewritten
+    assert "begun at 0123456789:" in rewritten
+    assert [text.partition("## Scores")[0], text.partition("## Training")[2]] == [
+        rewritten.partition("## Scores")[0],
+        rewritten.partition("## Training")[2],
+    ]
     assert ship_main([str(trained), str(driven), "x", "y"]) == 2
     train(small_recipe(course_dataroot, "train.steps=1"), tmp_path / "other", progress=False)
     capsys.readouterr()
     assert ship_main([str(tmp_path / "other"), str(driven), str(tmp_path / "no")]) == 2
-    assert "checkpoint" in capsys.readouterr().err
+    assert "weights: came" in capsys.readouterr().err
