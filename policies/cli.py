@@ -5,6 +5,7 @@ usable; the message says what came, what was expected and how to fix it.
 """
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ EPILOGS = {
 }
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what one may have of it
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     options = _options(arguments)
@@ -66,6 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError:  # who reads our output, `head` for example, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            print(f"vla {options.verb}: error: {error}; what was finished is kept", file=sys.stderr)
+            return 2
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

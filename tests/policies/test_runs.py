@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -51,6 +52,19 @@ def test_what_is_finished_survives_an_interrupt(tmp_path):
         raise KeyboardInterrupt
     summary = json.loads((run.path / "summary.json").read_text())
     assert [row["name"] for row in summary["episodes"]] == ["good"]
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    def no_room(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "where/report.html")
+
+    arguments = ["drive", "--suite", "course", "--episodes", "1", "--seconds", "0.5", "--policy", "constant-velocity"]
+    arguments += ["--quiet", "--videos", "0", "--clips", "0", "--image-size", "32x32", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("policies.cli_parts.write_report", no_room)
+    assert main(arguments) == 2
+    assert "No space left on device: 'where/report.html'; what was finished is kept" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(arguments) == 0  # goes on with it
 
 
 def test_a_run_directory_with_something_in_it_is_refused(tmp_path):
