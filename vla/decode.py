@@ -6,6 +6,7 @@ caller can brake; nothing passes for a plan that is none.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from sensors.errors import InputError
 from vla.attention import Layout
 from vla.backbone import Backbone, LanguageModel
 from vla.cache import Cache
+from vla.one_token import TokenSteps
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ def decode_actions(
     cos, sin = backbone.angles(layout)
     x = embedding.weight[plan_token].expand(B, 1, -1)
     tokens, logprobs = [], []
+    # Each token follows everything there is, so there is no mask.
+    step = TokenSteps.of(backbone, cache) or partial(backbone.run, cache=cache)
     for i in range(len(layout)):
-        # Each token follows everything there is, so there is no mask.
-        hidden = backbone.run(x, (cos[i : i + 1], sin[i : i + 1]), None, cache)
+        hidden = step(x, (cos[i : i + 1], sin[i : i + 1]))
         slot = slots[i % 2]
         index, logprob = choose_valid(F.linear(hidden[:, -1], head[slot]).float(), temperature, generator)
         tokens.append(index + slot.start)
@@ -161,13 +164,19 @@ def decode_sentence(
     total, valid = head.new_zeros(B, dtype=torch.float32), torch.ones_like(node, dtype=torch.bool)
     tokens = torch.full((B, len(layout)), pad, device=head.device)
     unread, read = [embedding.weight[marker].expand(B, 1, -1)], 0
+    steps = TokenSteps.of(backbone, cache)
     for i in range(len(layout)):
         legal = graph.following[node] >= 0
         if (legal.sum(dim=1) == 1).all():
             index = legal.int().argmax(dim=1)
         else:
-            part = layout[read : read + len(unread)]
-            logits = F.linear(backbone(torch.cat(unread, dim=1), part, cache, last=1)[:, -1], rows).float()
+            x, part = torch.cat(unread, dim=1), layout[read : read + len(unread)]
+            if steps is None:
+                hidden = backbone(x, part, cache, last=1)
+            else:
+                cache.reserve(part)
+                hidden = steps(x, backbone.angles(part))
+            logits = F.linear(hidden[:, -1], rows).float()
             unread, read = [], read + len(unread)
             finite = torch.isfinite(logits).all(dim=1)
             logprobs = torch.where(finite[:, None], logits, 0.0).masked_fill(~legal, -torch.inf).log_softmax(dim=-1)
@@ -266,6 +275,7 @@ def generate(
     cache.reserve(layout[P:])
     cos, sin = backbone.angles(layout[P:])
     state, tokens, logprob = (0, 0), [], 0.0
+    step = TokenSteps.of(backbone, cache) or partial(backbone.run, cache=cache)
     while True:
         ranges = grammar.allowed(state)
         logits = torch.cat([F.linear(hidden, head[of.start : of.stop]) for of in ranges], dim=-1).float()
@@ -278,7 +288,7 @@ def generate(
             return Said(tuple(tokens), logprob, logprob > -torch.inf)
         i = len(tokens) - 1
         x = model.embedding.weight[tokens[-1]].view(1, 1, -1)
-        hidden = backbone.run(x, (cos[i : i + 1], sin[i : i + 1]), None, cache)[:, -1]
+        hidden = step(x, (cos[i : i + 1], sin[i : i + 1]))[:, -1]
 
 
 def _check_prompt(prompt: Tensor, vocabulary: int, grammar: Grammar, room: int | None) -> None:
