@@ -50,6 +50,11 @@ WALKS_MPS, KERB_M = 1.3, 4.0
 APART_M = 1.0
 GUEST_INSTANCE = 4_000
 GUEST_KINDS = ("car", "car", "car", "truck", "bus", "bicycle", "motorcycle", "walker", "walker", "walker")
+CROSSING, CROSSING_WITHIN_M = 0.7, 30.0  # share of moments so near a junction with somebody whose way crosses the ego's
+MORE_CROSSING = 0.4  # share of these with another, and of those with a third
+GO_FIRST = 0.8  # share of moments in which only such come as the ego has to give way to
+COMES_M, WAITS = (0.0, 45.0), 0.3  # how far before the junction; share that stand
+CROSSING_INSTANCE = GUEST_INSTANCE + 20
 WAY_M = 260.0  # of another way
 WISHED = 0.25  # share of moments with a passenger's wish, each that fits the place as likely as another
 NEXT_LANE_M = 60.0  # of the next lane are left at least where somebody wants to be there, wherever it then leads
@@ -64,11 +69,15 @@ def imagine(world: TownWorld, rng: np.random.Generator) -> Imagined:
     there = world.imagined(Imagined(_ego(world, 0.0, rng), edges))
     lights = _lights(there, rng)
     gone, guests = _gone(world, rng), _guests(there, rng)
+    wanted, braking = _speed_mps(world, there, rng), _braking(guests, rng)
+    # Drawn aside, so that all else is as it would be if nobody crossed or wished for anything.
+    aside, crossing = rng.spawn(2)
+    comers = _comers(there, guests, crossing)
+    guests = (*guests, *comers)
     crowded = {a.instance for guest in guests for a in _touched(there, guest)}
-    wanted = _speed_mps(world, there, rng)
-    might = Imagined(there.ego, edges, lights, gone | crowded, guests, _braking(guests, rng))
-    # Drawn aside, so that all else is as it would be if nobody wished for anything.
-    might = _wished(there, might, rng.spawn(1)[0])
+    ways = {guest.id: way for guest, way in comers.items()}
+    might = Imagined(there.ego, edges, lights, gone | crowded, guests, braking, ways)
+    might = _wished(there, might, aside)
     return replace(might, ego=replace(there.ego, speed_mps=min(wanted, _fair_mps(there, might))))
 
 
@@ -198,6 +207,45 @@ def _guests(there: TownWorld, rng: np.random.Generator) -> tuple[Actor, ...]:
         if not overlap(_box(guest), [there.ego.footprint(there.params), *map(_box, guests)]).any():
             guests = (*guests, guest)
     return guests
+
+
+def _comers(there: TownWorld, guests: tuple[Actor, ...], rng: np.random.Generator) -> dict[Actor, tuple]:
+    """Who might come to the next junction so that its way crosses the ego's, each with the way it takes. Of those who
+    are there by themselves few do: who turned left hardly ever saw anybody to give way to."""
+    network = there.network
+    near = [link for gap_m, link in there.place.stop_lines if gap_m < CROSSING_WITHIN_M and link.junction]
+    junction = network.junctions.get(near[0].junction) if near else None
+    if junction is None or rng.random() >= CROSSING:
+        return {}
+    first = junction.yields_to[near[0].index]  # who goes before the ego, most of the time
+    crossed = first if first and rng.random() < GO_FIRST else junction.foes[near[0].index]
+    links = [each for links in network.links.values() for each in links if each.junction == junction.id]
+    links = [each for each in links if each.index in crossed and network.lanes[each.from_lane].kind == "road"]
+    comers: dict[Actor, tuple] = {}
+    while links and len(comers) < 3 and (not comers or rng.random() < MORE_CROSSING):
+        link = links[int(rng.integers(len(links)))]
+        lane, name = network.lanes[link.from_lane], ("car", "car", "truck", "bus", "motorcycle")[int(rng.integers(5))]
+        kind, left_m = KINDS[name], float(rng.uniform(*COMES_M))
+        if left_m + kind.size_lwh_m[0] > lane.length_m:
+            break
+        (x, y), heading = lane.line.at(lane.length_m - left_m - kind.size_lwh_m[0] / 2)
+        speed = 0.0 if rng.random() < WAITS else float(rng.uniform(2.0, lane.speed_limit_mps))
+        k, paint = len(comers), PAINTS[int(rng.integers(len(PAINTS)))]
+        comer = Actor(
+            f"comer-{there.time_us}-{k}",
+            CROSSING_INSTANCE + k,
+            kind.category,
+            kind.size_lwh_m,
+            paint,
+            None,
+            speed_mps=speed,
+            pose=(float(x), float(y), float(heading)),
+        )
+        taken = [there.ego.footprint(there.params), *map(_box, guests), *map(_box, comers)]
+        if overlap(_box(comer), taken).any():
+            break
+        comers[comer] = lane.id, (lane.edge, network.lanes[link.to_lane].edge)
+    return comers
 
 
 def _wished(there: TownWorld, might: Imagined, rng: np.random.Generator) -> Imagined:

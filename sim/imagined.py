@@ -36,6 +36,7 @@ class Imagined:
     lights  state letters of some of the traffic lights
     gone    instances of actors who would not be there
     guests  who would, at their `pose` and `speed_mps`; braking: instances of those whose brake lights shine
+    ways    of guests who come to a junction, by id: the lane that each is on, its edge and the one it goes to
     wish    what the passenger asks for
     """
 
@@ -45,6 +46,7 @@ class Imagined:
     gone: frozenset[int] = frozenset()
     guests: tuple[Actor, ...] = ()
     braking: frozenset[int] = frozenset()
+    ways: Mapping[str, tuple[str, tuple[str, str]]] = field(default_factory=dict)
     wish: Wish | None = None
 
 
@@ -52,7 +54,7 @@ class StillTraffic:
     """What `SumoTraffic` says of one instant, with some gone and guests behind all others; it has no step."""
 
     def __init__(self, traffic: SumoTraffic, imagined: Imagined):
-        self._traffic = traffic
+        self._traffic, self._ways = traffic, imagined.ways
         self.actors = traffic.actors + imagined.guests
         kept = np.array([actor.instance not in imagined.gone for actor in traffic.actors], bool)
         self.before, self.now = (self._with(snapshot, kept, imagined) for snapshot in (traffic.before, traffic.now))
@@ -70,8 +72,9 @@ class StillTraffic:
         )
 
     def lane_of(self, actor: str) -> str:
-        """As `SumoTraffic` has it; of a guest "", whom no rule of right of way concerns."""
-        return self._traffic.lane_of(actor)
+        """As `SumoTraffic` has it; of a guest without a way "", whom no rule of right of way concerns."""
+        return self._ways[actor][0] if actor in self._ways else self._traffic.lane_of(actor)
 
     def next_edges(self, actor: str) -> tuple[str, ...]:
-        return self._traffic.next_edges(actor)
+        """As `SumoTraffic` has it."""
+        return self._ways[actor][1] if actor in self._ways else self._traffic.next_edges(actor)
