@@ -141,7 +141,7 @@ def drive(
             jobs += [] if names[-1] in done else [job]
     bar = tqdm(
         total=len(names),
-        initial=len(done),
+        initial=len(done.intersection(names)),
         disable=not progress,
         unit="episode",
         desc="drive",
@@ -158,7 +158,10 @@ def drive(
         for job in waiting:
             run.add(job.result() if isinstance(job, Future) else drive_one(*job, tell))
             bar.update()
-    run.summary["episodes"].sort(key=lambda row: names.index(row["name"]))  # as if nothing had been interrupted
+    order = {
+        name: place for place, name in enumerate(names)
+    }  # as if nothing had been interrupted, behind other episodes
+    run.summary["episodes"].sort(key=lambda row: order.get(row["name"], -1))
 
 
 def episode_name(policy: Policy, start: Start) -> str:
