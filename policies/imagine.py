@@ -55,6 +55,8 @@ MORE_CROSSING = 0.4  # share of these with another, and of those with a third
 GO_FIRST = 0.8  # share of moments in which only such come as the ego has to give way to
 COMES_M, WAITS = (0.0, 45.0), 0.3  # how far before the junction; share that stand
 CROSSING_INSTANCE = GUEST_INSTANCE + 20
+CROSSING_KINDS = ("car", "car", "truck", "bus", "motorcycle")
+MOST_CROSSING = 3
 WAY_M = 260.0  # of another way
 WISHED = 0.25  # share of moments with a passenger's wish, each that fits the place as likely as another
 NEXT_LANE_M = 60.0  # of the next lane are left at least where somebody wants to be there, wherever it then leads
@@ -222,9 +224,9 @@ def _comers(there: TownWorld, guests: tuple[Actor, ...], rng: np.random.Generato
     links = [each for links in network.links.values() for each in links if each.junction == junction.id]
     links = [each for each in links if each.index in crossed and network.lanes[each.from_lane].kind == "road"]
     comers: dict[Actor, tuple] = {}
-    while links and len(comers) < 3 and (not comers or rng.random() < MORE_CROSSING):
+    while links and len(comers) < MOST_CROSSING and (not comers or rng.random() < MORE_CROSSING):
         link = links[int(rng.integers(len(links)))]
-        lane, name = network.lanes[link.from_lane], ("car", "car", "truck", "bus", "motorcycle")[int(rng.integers(5))]
+        lane, name = network.lanes[link.from_lane], CROSSING_KINDS[int(rng.integers(len(CROSSING_KINDS)))]
         kind, left_m = KINDS[name], float(rng.uniform(*COMES_M))
         if left_m + kind.size_lwh_m[0] > lane.length_m:
             break
