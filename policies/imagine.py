@@ -15,10 +15,12 @@ import numpy as np
 
 from policies.protocol import Plan, Privileged
 from policies.town_expert import TownExpert
+from policies.town_view import waits_m
 from policies.wishes import LANES
 from sensors.frames import matrix_from_xy_yaw
 from sim.geometry import overlap
 from sim.imagined import Imagined, Wish
+from sim.road_network import Link
 from sim.scene import Moment, Otherwise
 from sim.sensing import EXPOSURE_BEFORE_US
 from sim.solids import BRAKE, HEAD, TAIL
@@ -50,10 +52,13 @@ WALKS_MPS, KERB_M = 1.3, 4.0
 APART_M = 1.0
 GUEST_INSTANCE = 4_000
 GUEST_KINDS = ("car", "car", "car", "truck", "bus", "bicycle", "motorcycle", "walker", "walker", "walker")
-CROSSING, CROSSING_WITHIN_M = 0.7, 30.0  # share of moments so near a junction with somebody whose way crosses the ego's
+NEAR_JUNCTION_M = 30.0
+ACROSS, GOES = 0.4, 0.85  # share of moments so near that turn left, where one can; and of lights green to who does
+CROSSING = 0.8  # share of moments so near with somebody whose way crosses the ego's
 MORE_CROSSING = 0.4  # share of these with another, and of those with a third
-GO_FIRST = 0.8  # share of moments in which only such come as the ego has to give way to
-COMES_M, WAITS = (0.0, 45.0), 0.3  # how far before the junction; share that stand
+GO_FIRST = 0.85  # share of moments in which only such come as go before the ego, by rules and lights
+COMES_M, WAITS = (0.0, 45.0), 0.15  # how far before the junction; share that stand
+MEETS, MEETS_S, SLOW_MPS = 0.6, (-1.0, 5.0), 3.0  # share that are there when the ego is, or so much after it
 CROSSING_INSTANCE = GUEST_INSTANCE + 20
 CROSSING_KINDS = ("car", "car", "truck", "bus", "motorcycle")
 MOST_CROSSING = 3
@@ -74,7 +79,7 @@ def imagine(world: TownWorld, rng: np.random.Generator) -> Imagined:
     wanted, braking = _speed_mps(world, there, rng), _braking(guests, rng)
     # Drawn aside, so that all else is as it would be if nobody crossed or wished for anything.
     aside, crossing = rng.spawn(2)
-    comers = _comers(there, guests, crossing)
+    comers = _comers(there, wanted, lights, guests, crossing)
     guests = (*guests, *comers)
     crowded = {a.instance for guest in guests for a in _touched(there, guest)}
     ways = {guest.id: way for guest, way in comers.items()}
@@ -127,13 +132,15 @@ def _speed_mps(world: TownWorld, there: TownWorld, rng: np.random.Generator) -> 
 
 
 def _fair_mps(there: TownWorld, might: Imagined) -> float:
-    """The speed from which one can still stop for what is imagined."""
+    """The speed from which one can still stop for what is imagined, or wait for those who come."""
     gaps = [
         gap_m - APART_M
         for gap_m, link in there.place.stop_lines
         if link.light in might.lights and might.lights[link.light][link.light_index] in "ruyY"
     ]
     followed, front_m = there.route.followed(there.place.first_lane), there.place.s_m + there.params.front_m
+    if might.ways:
+        gaps.append(_junction_ahead(there)[1])
     for guest in might.guests:
         at = followed.line.project(np.array(guest.pose[:2]))
         asked = might.wish is not None and guest.instance == PARKED_INSTANCE
@@ -146,10 +153,16 @@ def _fair_mps(there: TownWorld, might: Imagined) -> float:
 def _other_way(world: TownWorld, rng: np.random.Generator) -> tuple[str, ...]:
     """Edges of a way that leaves the next junction elsewhere, from the same lane; () for the route's own."""
     network, lane = world.network, world.network.lanes[world.place.lane]
-    if rng.random() >= OTHER_WAY or lane.kind != "road" or lane.length_m - world.place.s_m > OTHER_WAY_M:
+    left_m = lane.length_m - world.place.s_m
+    if lane.kind != "road" or left_m > OTHER_WAY_M:
+        return ()
+    across = left_m < NEAR_JUNCTION_M + world.params.front_m and rng.random() < ACROSS
+    if not across and rng.random() >= OTHER_WAY:
         return ()
     own = world.route.link_from(lane.id)
     links = [link for link in network.links.get(lane.id, ()) if link.direction != "back"]
+    if across:
+        links = [link for link in links if link.direction == "left"] or links
     others = [link for link in links if own is None or link.to_lane != own.to_lane]
     if not others:
         return ()
@@ -163,11 +176,15 @@ def _other_way(world: TownWorld, rng: np.random.Generator) -> tuple[str, ...]:
 def _lights(there: TownWorld, rng: np.random.Generator) -> dict[str, str]:
     """Other states of the next traffic lights on the way, from their own programmes."""
     lights: dict[str, str] = {}
-    for _, link in there.place.stop_lines:
+    for gap_m, link in there.place.stop_lines:
         states = there.network.programs.get(link.light, ()) if link.light else ()
         draw = rng.random()
-        letters = "ru" if draw < RED else "yY" if draw < RED + AMBER else "gG"
+        across = gap_m < NEAR_JUNCTION_M and link.direction == "left" and rng.random() < GOES
+        letters = "gG" if across else "ru" if draw < RED else "yY" if draw < RED + AMBER else "gG"
         fitting = [state for state in states if state[link.light_index] in letters]
+        if across:  # and for who comes the other way
+            before = _before(there, link)
+            fitting = [s for s in fitting if any(_lets_go(each, {link.light: s}) for each in before)] or fitting
         if fitting and link.light not in lights and rng.random() < OTHER_LIGHT:
             lights[link.light] = fitting[int(rng.integers(len(fitting)))]
     return lights
@@ -211,27 +228,35 @@ def _guests(there: TownWorld, rng: np.random.Generator) -> tuple[Actor, ...]:
     return guests
 
 
-def _comers(there: TownWorld, guests: tuple[Actor, ...], rng: np.random.Generator) -> dict[Actor, tuple]:
+def _comers(
+    there: TownWorld,
+    speed_mps: float,
+    imagined_lights: dict[str, str],
+    guests: tuple[Actor, ...],
+    rng: np.random.Generator,
+) -> dict[Actor, tuple]:
     """Who might come to the next junction so that its way crosses the ego's, each with the way it takes. Of those who
     are there by themselves few do: who turned left hardly ever saw anybody to give way to."""
     network = there.network
-    near = [link for gap_m, link in there.place.stop_lines if gap_m < CROSSING_WITHIN_M and link.junction]
-    junction = network.junctions.get(near[0].junction) if near else None
-    if junction is None or rng.random() >= CROSSING:
+    ours, ahead_m = _junction_ahead(there)
+    if ours is None or rng.random() >= CROSSING:
         return {}
-    first = junction.yields_to[near[0].index]  # who goes before the ego, most of the time
-    crossed = first if first and rng.random() < GO_FIRST else junction.foes[near[0].index]
-    links = [each for links in network.links.values() for each in links if each.junction == junction.id]
-    links = [each for each in links if each.index in crossed and network.lanes[each.from_lane].kind == "road"]
+    shown = there.lights | imagined_lights
+    links = [each for each in _before(there, ours) if _lets_go(each, shown)]
+    if rng.random() >= GO_FIRST or not links:
+        links = _of_junction(there, ours, network.junctions[ours.junction].foes)
     comers: dict[Actor, tuple] = {}
     while links and len(comers) < MOST_CROSSING and (not comers or rng.random() < MORE_CROSSING):
         link = links[int(rng.integers(len(links)))]
         lane, name = network.lanes[link.from_lane], CROSSING_KINDS[int(rng.integers(len(CROSSING_KINDS)))]
-        kind, left_m = KINDS[name], float(rng.uniform(*COMES_M))
+        kind, speed = KINDS[name], 0.0 if rng.random() < WAITS else float(rng.uniform(2.0, lane.speed_limit_mps))
+        left_m = float(rng.uniform(*COMES_M))
+        if rng.random() < MEETS:
+            there_s = ahead_m / max(speed_mps, SLOW_MPS) + float(rng.uniform(*MEETS_S))
+            left_m = float(np.clip(speed * there_s, *COMES_M))
         if left_m + kind.size_lwh_m[0] > lane.length_m:
             break
         (x, y), heading = lane.line.at(lane.length_m - left_m - kind.size_lwh_m[0] / 2)
-        speed = 0.0 if rng.random() < WAITS else float(rng.uniform(2.0, lane.speed_limit_mps))
         k, paint = len(comers), PAINTS[int(rng.integers(len(PAINTS)))]
         comer = Actor(
             f"comer-{there.time_us}-{k}",
@@ -248,6 +273,35 @@ def _comers(there: TownWorld, guests: tuple[Actor, ...], rng: np.random.Generato
             break
         comers[comer] = lane.id, (lane.edge, network.lanes[link.to_lane].edge)
     return comers
+
+
+def _junction_ahead(there: TownWorld) -> tuple[Link | None, float]:
+    """The ego's link through a junction close ahead in which it may still wait for others, and how far ahead."""
+    for gap_m, link in there.place.stop_lines:
+        if gap_m < NEAR_JUNCTION_M and link.junction in there.network.junctions:
+            ahead_m = waits_m(there, gap_m, link)
+            if ahead_m > 0:
+                return link, ahead_m
+    return None, 0.0
+
+
+def _before(there: TownWorld, link: Link) -> list[Link]:
+    """Who goes before the ego at a junction, by the rules; lights may hold them back."""
+    return _of_junction(there, link, there.network.junctions[link.junction].yields_to)
+
+
+def _of_junction(there: TownWorld, link: Link, to_each: tuple[frozenset[int], ...]) -> list[Link]:
+    """Links from roads into the junction of a link, those that are something to it."""
+    network = there.network
+    links = [each for links in network.links.values() for each in links if each.junction == link.junction]
+    return [
+        each for each in links if each.index in to_each[link.index] and network.lanes[each.from_lane].kind == "road"
+    ]
+
+
+def _lets_go(link: Link, lights: dict[str, str]) -> bool:
+    """Whether no light holds back who is on it."""
+    return not link.light or lights[link.light][link.light_index] in "gG"
 
 
 def _wished(there: TownWorld, might: Imagined, rng: np.random.Generator) -> Imagined:

@@ -142,10 +142,7 @@ def right_of_way(world: TownWorld, others: Others, speed_mps: float, stuck: set[
         junction = network.junctions.get(link.junction)
         if gap_m > 45.0 or junction is None or not 0 <= link.index < len(junction.foes):
             continue
-        ours = world.lights[link.light][link.light_index] if link.light else "m"
-        line_m = gap_m - STOP_BEFORE_M
-        if len(link.inner) > 1 and (ours in "gG" or gap_m < 0):  # one may wait inside the junction
-            line_m = gap_m + network.lanes[link.inner[0]].length_m - 0.3
+        line_m = waits_m(world, gap_m, link)
         inside_m = sum(network.lanes[lane].length_m for lane in link.inner)
         for a in np.flatnonzero(~others.walks):
             came = _foe(world, int(others.index[a]), link)
@@ -170,6 +167,14 @@ def right_of_way(world: TownWorld, others: Others, speed_mps: float, stuck: set[
                 continue
             yield Limit(span[0], 0.0, reason("give way", _side(world, others, a), span[0]), int(a), True)
             break
+
+
+def waits_m(world: TownWorld, gap_m: float, link: Link) -> float:
+    """How far ahead of the front bumper one waits for those who go first, if the stop line is `gap_m` ahead."""
+    ours = world.lights[link.light][link.light_index] if link.light else "m"
+    if len(link.inner) > 1 and (ours in "gG" or gap_m < 0):  # one may wait inside the junction
+        return gap_m + world.network.lanes[link.inner[0]].length_m - 0.3
+    return gap_m - STOP_BEFORE_M
 
 
 def _stops(speed_mps: float, before_m: float) -> bool:

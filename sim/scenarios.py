@@ -26,8 +26,9 @@ HAZARD_TOWNS = {
     "merge": ("ring",),
     "roundabout": ("ring",),
 }
-# No town or seed of one suite is another's: the last town is only in the test.
+# No seed of one suite is another's. Some towns are only there to learn from, and one is only in the test.
 SEEN_TOWNS, UNSEEN_TOWN = ("grid", "irregular", "ring"), "oldtown"
+TRAIN_TOWNS = (*SEEN_TOWNS, "blocks", "suburb", "star", "market", "harbour")
 FIRST_SEED = {"town-smoke": 1, "town-val": 100_000, "town-test": 200_000, "hazard": 300_000, "town-train": 1_000_000}
 # Of town-train, town-val and town-test alike; each scenario draws its own from its seed. The weather changes pictures,
 # not who is where and does what. town-smoke and the hazards have clear days.
@@ -93,8 +94,9 @@ def _weather(seed: int) -> str:
 
 
 def _train(k: int) -> Scenario:
-    vehicles, walkers, seed = 30 + 10 * (k // 3 % 5), 20 + 20 * (k // 15 % 3), FIRST_SEED["town-train"] + k
-    return Scenario(f"town-train/{k}", SEEN_TOWNS[k % 3], seed, vehicles, walkers, weather=_weather(seed))
+    many, seed = k // len(TRAIN_TOWNS), FIRST_SEED["town-train"] + k
+    vehicles, walkers, town = 30 + 10 * (many % 5), 20 + 20 * (many // 5 % 3), TRAIN_TOWNS[k % len(TRAIN_TOWNS)]
+    return Scenario(f"town-train/{k}", town, seed, vehicles, walkers, weather=_weather(seed))
 
 
 def _val(k: int) -> Scenario:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,11 +24,23 @@ COMMON = """--default.lanewidth 3.3 --default.sidewalk-width 2.5 --default.junct
     --junctions.internal-link-detail 16 --junctions.corner-detail 6 --walkingareas true --crossings.guess true
     --tls.default-type static --tls.yellow.time 3 --tls.allred.time 2
     --sidewalks.guess true --sidewalks.guess.max-speed 16 --precision 2"""
-GRID = """--grid --grid.x-number 5 --grid.y-number 4 --grid.x-length 140 --grid.y-length 115 --default.lanenumber 2
-    --default.speed 13.89 --tls.guess true --tls.guess.threshold 30 --seed 3"""
-IRREGULAR = """--rand --rand.iterations 70 --rand.min-distance 90 --rand.max-distance 160 --rand.min-angle 60
+GENERATED = {
+    "grid": """--grid --grid.x-number 5 --grid.y-number 4 --grid.x-length 140 --grid.y-length 115 --default.lanenumber 2
+    --default.speed 13.89 --tls.guess true --tls.guess.threshold 30 --seed 3""",
+    "irregular": """--rand --rand.iterations 70 --rand.min-distance 90 --rand.max-distance 160 --rand.min-angle 60
     --rand.neighbor-dist3 5 --rand.neighbor-dist4 6 --rand.neighbor-dist2 1 --rand.connectivity 0.98 --seed 4
-    --default.speed 11.11 --default.lanenumber 1 --tls.guess true --tls.guess.threshold 20"""
+    --default.speed 11.11 --default.lanenumber 1 --tls.guess true --tls.guess.threshold 20""",
+    # The next three are only learned from: streets out of true, narrow angles, few lights.
+    "blocks": """--grid --grid.x-number 6 --grid.y-number 5 --grid.x-length 105 --grid.y-length 90
+    --perturb-x norm(0,11) --perturb-y norm(0,11) --default.speed 11.11 --default.lanenumber 1 --tls.guess true --tls.guess.threshold 40 --seed 6""",
+    "suburb": """--rand --rand.iterations 90 --rand.min-distance 70 --rand.max-distance 190 --rand.min-angle 42
+    --rand.neighbor-dist3 6 --rand.neighbor-dist4 4 --rand.neighbor-dist2 1 --rand.neighbor-dist5 1
+    --rand.connectivity 0.98 --rand.random-lanenumber true --rand.random-priority true --seed 23
+    --default.speed 13.89 --default.lanenumber 2 --tls.guess true --tls.guess.threshold 90""",
+    "star": """--spider --spider.arm-number 6 --spider.circle-number 3 --spider.space-radius 105
+    --perturb-x norm(0,9) --perturb-y norm(0,9) --default.speed 13.89 --default.lanenumber 2
+    --tls.guess true --tls.guess.threshold 100 --seed 9""",
+}
 RING_M, ARM_M, CORNER_M, MOTORWAY_M = 22.0, 150.0, 160.0, 340.0  # distances from the middle of the ring town
 METRES_PER_DEGREE = 111_320.0
 
@@ -109,9 +122,28 @@ def _write_plain(folder: Path, nodes: dict, edges: list) -> None:
     (folder / "e.edg.xml").write_text("<edges>\n" + "\n".join(lines) + "\n</edges>\n")
 
 
-def osm_town(folder: Path) -> list[str]:
-    """An OSM file of an old town that never was: rings and spokes out of true, one-way lanes, signals, speed limits."""
-    rng = random.Random(5)
+@dataclass(frozen=True)
+class OldTown:
+    """Streets of an old town that never was. oval: of its height and its width, once it is out of round."""
+
+    seed: int
+    spokes: int
+    radii_m: tuple[float, float, float]
+    oval: float
+    main_spokes: tuple[int, ...]
+    spokes_to_middle: tuple[int, ...]
+
+
+OLD_TOWNS = {
+    "oldtown": OldTown(5, 7, (75.0, 185.0, 310.0), 0.85, (0, 3), (0, 2, 3, 5)),
+    "market": OldTown(8, 5, (80.0, 170.0, 275.0), 1.15, (1, 3), (0, 1, 3)),
+    "harbour": OldTown(13, 9, (105.0, 210.0, 330.0), 0.7, (2, 6), (0, 2, 4, 6)),
+}
+
+
+def osm_town(folder: Path, town: OldTown) -> list[str]:
+    """An OSM file of an old town: rings and spokes out of true, one-way lanes, signals, speed limits."""
+    rng = random.Random(town.seed)
     nodes, ways = {}, []
 
     def node(x: float, y: float, tags: str = "") -> int:
@@ -119,7 +151,7 @@ def osm_town(folder: Path) -> list[str]:
         return len(nodes)
 
     signal = '<tag k="highway" v="traffic_signals"/>'
-    spokes, radii = 7, (75.0, 185.0, 310.0)
+    spokes, radii = town.spokes, town.radii_m
     middle = node(0, 0, signal)
     grid = []
     for k in range(spokes):
@@ -127,11 +159,15 @@ def osm_town(folder: Path) -> list[str]:
         row = []
         for r, radius in enumerate(radii):
             out = radius * rng.uniform(0.92, 1.1)
-            row.append(node(out * math.cos(angle), 0.85 * out * math.sin(angle), signal if r == 1 and k % 2 else ""))
+            row.append(
+                node(out * math.cos(angle), town.oval * out * math.sin(angle), signal if r == 1 and k % 2 else "")
+            )
         grid.append(row)
     for k, row in enumerate(grid):
-        kind = "secondary" if k in (0, 3) else "residential"
-        ways.append(([middle, *row] if k in (0, 2, 3, 5) else row, kind, 50 if kind == "secondary" else 30, False))
+        kind = "secondary" if k in town.main_spokes else "residential"
+        ways.append(
+            ([middle, *row] if k in town.spokes_to_middle else row, kind, 50 if kind == "secondary" else 30, False)
+        )
     for r, kind, limit in ((0, "residential", 30), (1, "tertiary", 50), (2, "secondary", 60)):
         for k in range(spokes):
             a, b = grid[k][r], grid[(k + 1) % spokes][r]
@@ -174,13 +210,12 @@ def make(name: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         first, out = Path(scratch) / "first.net.xml", Path(scratch) / "net.xml"
         common = [*COMMON.split(), "--output-file", str(first)]
-        if name == "grid":
-            tool("netgenerate", *GRID.split(), *common)
-        elif name == "irregular":
-            tool("netgenerate", *IRREGULAR.split(), *common)
+        if name in GENERATED:
+            tool("netgenerate", *GENERATED[name].split(), *common)
+        elif name in OLD_TOWNS:
+            tool("netconvert", *osm_town(Path(scratch), OLD_TOWNS[name]), *common)
         else:
-            build = {"ring": ring_town, "oldtown": osm_town}[name]
-            tool("netconvert", *build(Path(scratch)), *common)
+            tool("netconvert", *ring_town(Path(scratch)), *common)
         # The margin keeps map rasters of a town in the positive quadrant.
         again = [*COMMON.split(), "--offset.disable-normalization", "true", "--offset.x", "120", "--offset.y", "120"]
         if blind := blind_alleys(first):
@@ -192,7 +227,7 @@ def make(name: str, folder: Path) -> Path:
     return path
 
 
-TOWNS = ("grid", "irregular", "ring", "oldtown")
+TOWNS = ("ring", *GENERATED, *OLD_TOWNS)
 
 
 def main() -> None:
