@@ -32,7 +32,8 @@ GENERATED = {
     --default.speed 11.11 --default.lanenumber 1 --tls.guess true --tls.guess.threshold 20""",
     # The next three are only learned from: streets out of true, narrow angles, few lights.
     "blocks": """--grid --grid.x-number 6 --grid.y-number 5 --grid.x-length 105 --grid.y-length 90
-    --perturb-x norm(0,11) --perturb-y norm(0,11) --default.speed 11.11 --default.lanenumber 1 --tls.guess true --tls.guess.threshold 40 --seed 6""",
+    --perturb-x norm(0,11) --perturb-y norm(0,11) --default.speed 11.11 --default.lanenumber 1
+    --tls.guess true --tls.guess.threshold 40 --seed 6""",
     "suburb": """--rand --rand.iterations 90 --rand.min-distance 70 --rand.max-distance 190 --rand.min-angle 42
     --rand.neighbor-dist3 6 --rand.neighbor-dist4 4 --rand.neighbor-dist2 1 --rand.neighbor-dist5 1
     --rand.connectivity 0.98 --rand.random-lanenumber true --rand.random-priority true --seed 23
