@@ -3,7 +3,8 @@
 On recorded drives place and speed tell nearly everything: who is at 5 m/s 15 m before a light has a red one. So what
 the expert does there can be said without a look, and a policy that learns from it does not look. Here speed, position
 in the lane, way, lights and others are drawn independently of each other and of the place; what is right then is what
-the privileged expert would do. One picture says nothing of a speed, so a speed may be imagined as well.
+the privileged expert would do. How fast others are shows in a look back half a second before; how the ego came here
+is drawn as well, so that nothing about the right thing to do shows in that.
 
 So may a passenger who asks for something in words that no route command tells: what is said must be read, and who is
 spoken of must be looked for.
@@ -17,7 +18,6 @@ from policies.protocol import Plan, Privileged
 from policies.town_expert import TownExpert
 from policies.town_view import waits_m
 from policies.wishes import LANES
-from sensors.frames import matrix_from_xy_yaw
 from sim.geometry import overlap
 from sim.imagined import Imagined, Wish
 from sim.road_network import Link
@@ -29,7 +29,7 @@ from sim.town_scene import lamps_of_state
 from sim.town_words import WISHED_KINDS, WISHES, wish_words
 from sim.town_world import TownWorld
 from sim.traffic_sumo import KINDS, PEDESTRIAN, PEDESTRIAN_LWH_M
-from sim.vehicle import EgoState
+from sim.vehicle import EgoState, advance
 from sim.weather import Weather
 from sim.world import PAINTS, Actor
 
@@ -47,7 +47,7 @@ GUEST, SECOND_GUEST = 0.4, 0.3  # shares with a guest ahead, and with another
 GUEST_M = (2.0, 35.0)  # from the front bumper
 BESIDE = 0.3  # share of guests in vehicles who are not in the way
 BESIDE_M = (-3.3, 3.3, 6.5)
-MOVES = 0.25  # share of guests in vehicles that drive, without brake lights
+MOVES = 0.45  # share of guests in vehicles that drive, without brake lights
 WALKS_MPS, KERB_M = 1.3, 4.0
 APART_M = 1.0
 GUEST_INSTANCE = 4_000
@@ -55,6 +55,8 @@ GUEST_KINDS = ("car", "car", "car", "truck", "bus", "bicycle", "motorcycle", "wa
 NEAR_JUNCTION_M = 30.0
 ACROSS, GOES = 0.4, 0.85  # share of moments so near that turn left, where one can; and of lights green to who does
 CROSSING = 0.8  # share of moments so near with somebody whose way crosses the ego's
+BEFORE_S = 0.5  # how far a moment looks back: as far as a clip's steps are apart
+CAME_MPS2, MOST_CAME_MPS2, MOST_CURVED_1PM = 1.5, 4.0, 0.15  # along and aside, of the ego on its way to the moment
 MORE_CROSSING = 0.4  # share of these with another, and of those with a third
 GO_FIRST = 0.85  # share of moments in which only such come as go before the ego, by rules and lights
 COMES_M, WAITS = (0.0, 45.0), 0.15  # how far before the junction; share that stand
@@ -95,6 +97,22 @@ def expected(world: TownWorld, expert: TownExpert, imagined: Imagined) -> tuple[
     return there, beginner.plan(None, Privileged(world=there))
 
 
+def looked_back(imagined: Imagined, rng: np.random.Generator) -> Imagined:
+    """The same BEFORE_S earlier: guests have driven steadily, the ego has got faster or slower, and turned a little."""
+    ego, guests = imagined.ego, imagined.guests
+    accel_mps2 = float(np.clip(rng.normal(0.0, CAME_MPS2), -MOST_CAME_MPS2, MOST_CAME_MPS2))
+    was_mps = max(ego.speed_mps - accel_mps2 * BEFORE_S, 0.0)
+    aside_mps2 = float(np.clip(rng.normal(0.0, CAME_MPS2), -MOST_CAME_MPS2, MOST_CAME_MPS2))
+    curvature_1pm = float(np.clip(aside_mps2 / max(ego.speed_mps, 1.0) ** 2, -MOST_CURVED_1PM, MOST_CURVED_1PM))
+    was = advance(ego, -(was_mps + ego.speed_mps) / 2 * BEFORE_S, was_mps, curvature_1pm)
+    earlier = tuple(replace(guest, pose=_back(*guest.pose, guest.speed_mps * BEFORE_S)) for guest in guests)
+    return replace(imagined, ego=was, guests=earlier)
+
+
+def _back(x_m: float, y_m: float, yaw_rad: float, by_m: float) -> tuple[float, float, float]:
+    return x_m - by_m * float(np.cos(yaw_rad)), y_m - by_m * float(np.sin(yaw_rad)), yaw_rad
+
+
 def drawn(world: TownWorld, moment: Moment, imagined: Imagined, weather: Weather) -> Moment:
     """The moment of a town's environment as it would be seen then: by cameras that fire as always, from an ego that has
     driven steadily."""
@@ -105,8 +123,7 @@ def drawn(world: TownWorld, moment: Moment, imagined: Imagined, weather: Weather
     for guest in imagined.guests:
         lamps[guest.instance] = always | (BRAKE if guest.instance in imagined.braking else 0)
     ego, back_m = imagined.ego, imagined.ego.speed_mps * EXPOSURE_BEFORE_US * 1e-6
-    x, y = ego.x_m - back_m * np.cos(ego.yaw_rad), ego.y_m - back_m * np.sin(ego.yaw_rad)
-    poses = matrix_from_xy_yaw(x, y, np.full(len(back_m), ego.yaw_rad))
+    poses = np.stack([advance(ego, -float(back), ego.speed_mps, ego.curvature_1pm).T_world_from_ego for back in back_m])
     return replace(moment.drawn(Otherwise(imagined.gone, lamps, imagined.guests)), T_world_from_ego=poses)
 
 
@@ -132,22 +149,24 @@ def _speed_mps(world: TownWorld, there: TownWorld, rng: np.random.Generator) -> 
 
 
 def _fair_mps(there: TownWorld, might: Imagined) -> float:
-    """The speed from which one can still stop for what is imagined, or wait for those who come."""
-    gaps = [
-        gap_m - APART_M
+    """The speed from which one can still stop for what is imagined, slow down behind it, or wait for those who come."""
+    halts = [
+        (gap_m - APART_M, 0.0)
         for gap_m, link in there.place.stop_lines
         if link.light in might.lights and might.lights[link.light][link.light_index] in "ruyY"
     ]
-    followed, front_m = there.route.followed(there.place.first_lane), there.place.s_m + there.params.front_m
     if might.ways:
-        gaps.append(_junction_ahead(there)[1])
+        halts.append((_junction_ahead(there)[1], 0.0))
+    followed, front_m = there.route.followed(there.place.first_lane), there.place.s_m + there.params.front_m
     for guest in might.guests:
         at = followed.line.project(np.array(guest.pose[:2]))
         asked = might.wish is not None and guest.instance == PARKED_INSTANCE
-        if (abs(float(at.lateral_m)) < 2.5 or asked) and guest.speed_mps < 0.5 * WALKS_MPS:
-            gaps.append(float(at.s_m) - front_m - guest.size_lwh_m[0] / 2 - APART_M)
-    gaps = [gap for gap in gaps if gap > -APART_M]
-    return float(np.sqrt(2 * STOPS_MPS2 * max(min(gaps), 0.0))) if gaps else np.inf
+        ahead, walks = abs(float(at.lateral_m)) < 2.5, guest.category == PEDESTRIAN and guest.speed_mps > 0
+        if asked or (ahead and not walks):
+            along_mps = guest.speed_mps * float(np.cos(guest.pose[2] - at.heading_rad))
+            halts.append((float(at.s_m) - front_m - guest.size_lwh_m[0] / 2 - APART_M, max(along_mps, 0.0)))
+    fair = [np.sqrt(2 * STOPS_MPS2 * max(gap_m, 0.0) + mps**2) for gap_m, mps in halts if gap_m > -APART_M]
+    return float(min(fair, default=np.inf))
 
 
 def _other_way(world: TownWorld, rng: np.random.Generator) -> tuple[str, ...]:

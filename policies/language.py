@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from policies.imagine import drawn, expected, imagine
+from policies.imagine import drawn, expected, imagine, looked_back
 from policies.pairs import WORD_KINDS
 from policies.protocol import NOTHING, Plan, Policy, Privileged
 from policies.rollout import drive
@@ -85,10 +85,12 @@ class ReasonQuestioner(Questioner):
         return plan
 
     def _imagined(self, clip: Clip, world: TownWorld, there: TownWorld, might: Imagined) -> Clip:
-        """The clip of a moment that might be: it has no past."""
-        moment = drawn(world, self._env.moment(), might, self._env.weather)
+        """The clip of a moment that might be: of its past it has the step before, if it has one at all."""
         images, mask, poses = np.zeros_like(clip.images), np.zeros_like(clip.image_mask), clip.T_world_from_ego.copy()
-        images[-1], mask[-1], poses[-1] = self._env.draw(moment), True, moment.T_world_from_ego
+        looks = (might, looked_back(might, self._imagining))
+        for back, (look, then) in enumerate(zip(looks, reversed(self._moments), strict=False), 1):
+            moment = drawn(world, then, look, self._env.weather)
+            images[-back], mask[-back], poses[-back] = self._env.draw(moment), True, moment.T_world_from_ego
         return replace(
             clip,
             images=images,

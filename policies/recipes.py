@@ -86,7 +86,8 @@ class TrainConfig(LoopConfig):
     IMU, earlier images with their poses) is hidden. A car goes on turning as it turns, most of the time: a policy that
     sees its motion in every example learns to continue it and never looks at the road.
     validate_every: steps between looks at the held-out scenes, 0: only at the end.
-    start_from: checkpoint of the same model whose weights it starts from, "" for none.
+    start_from: checkpoint of the same model, whose clips may have another length, whose weights it starts from, "" for
+    none.
     loader_workers: processes that make batches ahead of the training, see `policies.loader`; 0: the training itself.
     freeze: names of parameters that stay as they are, see `policies.freezing`.
     device: "cpu", or "cuda".

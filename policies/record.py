@@ -176,4 +176,4 @@ def _keyframes_there(recording: Recording) -> dict[int, int]:
     """Number of each complete scene -> how many keyframes it has."""
     path = recording.writer.tables / "scene.json"
     rows = read_json(path) if path.exists() else []
-    return {int(row["name"].rpartition("-")[2]): row["nbr_samples"] for row in rows}
+    return {int(row["name"].rpartition("-")[2]): row["nbr_samples"] // recording.samples for row in rows}

@@ -7,12 +7,15 @@ well, or its speed would tell why it is driven as it is, better than any picture
 recording. A drive that does not end well, or breaks a rule, is discarded.
 
 An imagined recording holds, instead of moments of the drive, moments that might have been at the same place, see
-`policies.imagine`; then it does not matter how the drive ends.
+`policies.imagine`; then it does not matter how the drive ends. Each is two keyframes, of which only the second has a
+plan: half a second before it, and it. Moments lie so far apart in the scene's time that no clip takes one for the past
+of another.
 
 A student may drive for part of the time, in turns with the expert, who says at every keyframe what it would do there
 (Ross et al. 2011, DAgger): the recording then holds the situations that the student gets into, to the end.
 """
 
+from collections import deque
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +24,7 @@ import cv2
 import numpy as np
 
 from policies.expert import PurePursuit
-from policies.imagine import drawn, expected, imagine
+from policies.imagine import BEFORE_S, drawn, expected, imagine, looked_back
 from policies.protocol import NOTHING, Plan, Policy, Privileged
 from policies.rollout import REPLAN_EVERY
 from policies.runs import Episode, kept, new_row
@@ -40,10 +43,13 @@ from sim.env import CameraEnv, CourseEnv
 from sim.roads import Road
 from sim.rollout_log import EpisodeRecorder
 from sim.scenarios import COURSE, Scenario, get_scenario
+from sim.scene import Moment
+from sim.sensing import EXPOSURE_BEFORE_US
 from sim.stage import begin, why_ended
 from sim.town_env import TownEnv
 from sim.town_surroundings import drivable_mask
 from sim.tracker import PlanTracker
+from sim.vehicle import EgoState
 
 CUT = "enough keyframes"  # what a scene ends by that has all it should
 FILM_HZ = 2  # keyframes
@@ -57,6 +63,7 @@ BURST_EVERY_S, BURST_S = (3.0, 6.0), (0.3, 0.7)
 BURST_CURVATURE_1PM, TOWN_BURST_CURVATURE_1PM = (-0.04, 0.04), (-0.015, 0.015)
 TOWN_PUSH_EVERY_S, TOWN_PUSH_S, TOWN_PUSH_MPS2 = (4.0, 9.0), (0.5, 1.5), (-2.5, 1.5)
 IMAGINED_EVERY_M, IMAGINED_EVERY_S = 1.5, 1.0  # one way or the other, whichever comes first
+MOMENT_US = 3_000_000  # of a scene's time, for each imagined moment
 STUDENT_SHARE, TURN_S = 0.75, (4.0, 16.0)  # of a student's turns, and how long one lasts
 IMU_KEYS = ("imu_time_us", "imu_accel_mps2", "imu_gyro_radps")
 NUMBERS = tuple(n for n in range(1, 10_000) if n not in REFUSED)  # nuScenes scene names have four digits
@@ -82,6 +89,11 @@ class Recording:
     renderer: str = "cv"
     student: str = ""
     imagined: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Of nuScenes, for each keyframe with a plan."""
+        return 2 if self.imagined else 1
 
     @property
     def expert(self) -> type[Policy]:
@@ -218,6 +230,7 @@ class _Take:
         self.student = _student(recording.student) if recording.student else None
         self.turns = Turns(np.random.default_rng([seed, 4]))
         self.imagining, self.imagined_at = np.random.default_rng([seed, 6]), (np.inf, np.inf, 0)
+        self.moments: deque[Moment] = deque(maxlen=1 + round(BEFORE_S * PERIODS_HZ))  # of the latest steps
         self.expert, self.tracker = recording.expert(), PlanTracker()
         self.history = ClipHistory(env.unwrapped.cameras, self.student.clip_steps if self.student else 1)
         self.observations: list[dict] = []
@@ -297,7 +310,8 @@ class _Take:
                 time_us = sweep["camera_time_us"] + self.later_us
                 self.scene.sweep(sweep["images"], time_us, sweep["T_world_from_ego"])
             self.sweeps = []
-            self._keyframe(observation, self.stage.boxes(now_us))
+            self._sample(observation, self.stage.boxes(now_us))
+            self.keyframes += 1
         if self.notes is not None:
             self.notes.add(self.stage, now_us, plan)
         self.observations.append({name: value for name, value in observation.items() if name != "images"})
@@ -305,33 +319,43 @@ class _Take:
             self.seen = len(self.observations)
 
     def _imagine(self) -> None:
-        """A keyframe of what might be now, if it is time for one."""
-        world, now_us = self.stage.world, int(self.observation["now_us"])
+        """A moment that might be now, with its look back, if it is time for one."""
+        world, now_us, env = self.stage.world, int(self.observation["now_us"]), self.env.unwrapped
+        self.moments.append(env.moment())
         ego, (x_m, y_m, since_us) = world.ego, self.imagined_at
         if np.hypot(ego.x_m - x_m, ego.y_m - y_m) < IMAGINED_EVERY_M and now_us - since_us < 1e6 * IMAGINED_EVERY_S:
+            return
+        if len(self.moments) < self.moments.maxlen:
             return
         self.imagined_at = ego.x_m, ego.y_m, now_us
         imagined = imagine(world, self.imagining)
         there, plan = expected(world, self.expert, imagined)
         stage = replace(self.stage, world=there)
         plan.validate(f"imagined in {stage.name} at {now_us} us")
-        env = self.env.unwrapped
-        moment = drawn(world, env.moment(), imagined, env.weather)
-        seen = {
-            "now_us": self.observation["now_us"],
-            "images": env.draw(moment),
-            "camera_time_us": self.observation["camera_time_us"],
-            "T_world_from_ego": moment.T_world_from_ego,
-            "T_world_from_ego_now": imagined.ego.T_world_from_ego,
-            "vehicle": np.array([imagined.ego.speed_mps, 0.0, 0.0]),
-            **{key: self.observation[key][:0] for key in IMU_KEYS},
-        }
-        self._keyframe(seen, stage.boxes(now_us))
-        self.notes.add(stage, now_us, plan)
-        self.observations.append(seen | {"images": None})
+        at_us, boxes = (1 + self.keyframes) * MOMENT_US, stage.boxes(now_us)
+        before = looked_back(imagined, self.imagining)
+        before_us, earlier = at_us - round(1e6 * BEFORE_S), moved_on(boxes, -BEFORE_S)
+        self._see(before_us, drawn(world, self.moments[0], before, env.weather), before.ego, earlier)
+        self._see(at_us, drawn(world, self.moments[-1], imagined, env.weather), imagined.ego, boxes)
+        self.keyframes += 1
+        self.notes.add(stage, at_us, plan)
         self.seen = len(self.observations)
 
-    def _keyframe(self, observation: dict, boxes: Boxes) -> None:
+    def _see(self, at_us: int, moment: Moment, ego: EgoState, boxes: Boxes) -> None:
+        """A keyframe of what nobody saw, at an instant of the scene's own time."""
+        seen = {
+            "now_us": np.array(at_us, np.int64),
+            "images": self.env.unwrapped.draw(moment),
+            "camera_time_us": at_us - EXPOSURE_BEFORE_US,
+            "T_world_from_ego": moment.T_world_from_ego,
+            "T_world_from_ego_now": ego.T_world_from_ego,
+            "vehicle": np.array([ego.speed_mps, 0.0, 0.0]),
+            **{key: self.observation[key][:0] for key in IMU_KEYS},
+        }
+        self._sample(seen, boxes)
+        self.observations.append(seen | {"images": None})
+
+    def _sample(self, observation: dict, boxes: Boxes) -> None:
         self.scene.keyframe(
             int(observation["now_us"]) + self.later_us,
             observation["images"],
@@ -340,7 +364,6 @@ class _Take:
             observation["T_world_from_ego_now"],
             boxes,
         )
-        self.keyframes += 1
 
     def finish(self) -> StagedScene:
         """Everything that belongs to the scene as a whole; what followed the last keyframe is left out."""
@@ -359,6 +382,13 @@ class _Take:
         what = "What might be" if self.recording.imagined else "Expert"
         words = f"{what} on {self.stage.name} in {around.town}, {around.weather}"
         return self.scene.finish(words, around.town, _town_png(world.network.path))
+
+
+def moved_on(boxes: Boxes, by_s: float) -> Boxes:
+    """Boxes so much later, or earlier, at the velocity that they have."""
+    T = boxes.T_world_from_box.copy()
+    T[:, :2, 3] += by_s * boxes.velocity_in_world_mps
+    return replace(boxes, T_world_from_box=T)
 
 
 @lru_cache(maxsize=4)  # seconds for a large town

@@ -30,7 +30,7 @@ from sensors.reasons import parse_reason
 from sim.report.page import write_report
 from vla.action_tokens import ActionTokenizer
 from vla.auxiliary import AuxiliaryLosses
-from vla.checkpoint import Loaded, load, load_image_tokenizer, save
+from vla.checkpoint import Loaded, load, load_image_tokenizer, load_to_start_from, save
 from vla.encoder import with_codes
 from vla.image_tokens import ImageTokenizer
 from vla.losses import WHOLE, Counted, Loss
@@ -100,7 +100,7 @@ class Trainer(TrainingLoop):
             self.auxiliary = AuxiliaryLosses(recipe.losses, recipe.model, images, recipe.seed).to(self.device)
         model = DrivingModel(recipe.model, recipe.seed)
         if recipe.train.start_from:
-            begun = load(Path(recipe.train.start_from), recipe.model)
+            begun = load_to_start_from(Path(recipe.train.start_from), recipe.model)
             model.load_state_dict(begun.model.state_dict())
             self.learned |= Learned.from_json(begun.extra.get("learned", []))
         self.learned.require_apart(self.val_set.learned, data.dataroot)

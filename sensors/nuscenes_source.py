@@ -4,7 +4,9 @@ A frame is a keyframe (a sample, about 2 Hz); a clip holds the last `steps` of t
 keyframe's `now_us` (see `sensors.nuscenes_scene.Keyframe`).
 
 Steps before the start of a scene are masked: image_mask False, the camera's first pose, and scheduled times that lie
-whole keyframe periods (the scene's median) before its first capture. An image file that isn't there is masked too.
+whole keyframe periods (the scene's median) before its first capture. So are those that lie more than LATE periods
+further back than they should, after a gap: at now's pose, whole periods before now. An image file that isn't there is
+masked too.
 
 The IMU window, speed, yaw rate and steering come from the CAN bus extension (`sensors.nuscenes_can`); without it the
 window is empty and the state NaN. Command and instruction come from the extension of a simulated scene
@@ -34,6 +36,7 @@ from sensors.nuscenes_sweeps import with_sweeps
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
+LATE = 2
 SCENES_KEPT = 64  # views of the index, with cameras
 BUSES_KEPT = 256  # scenes; 0.2 MB each, and slow to parse
 # Inside the entropy-coded part of a JPEG, FF is followed by 00 (a data byte FF) or D0..D7 (restart); FF FF is padding.
@@ -129,7 +132,11 @@ class RecordedSource:
     def clip(self, scene: str, frame: int) -> Clip:
         recorded, cameras, shown = self._rig(scene, frame)
         keyframes = [recorded.keyframes[max(frame + k, 0)] for k in range(1 - self.steps, 1)]
-        now = keyframes[-1]
+        now, period_us = keyframes[-1], self._period_us(recorded)
+        missing = [min(frame + k, 0) for k in range(1 - self.steps, 1)]  # periods before what stands in for the step
+        for t, back in enumerate(range(self.steps - 1, -1, -1)):
+            if now.now_us - keyframes[t].now_us > (back + LATE) * period_us:
+                keyframes[t], missing[t] = now, -back
         T, N, (width, height) = self.steps, len(cameras), (shown[0].width, shown[0].height)
         images = np.zeros((T, N, height, width, 3), np.uint8)
         mask = np.zeros((T, N), bool)
@@ -139,16 +146,15 @@ class RecordedSource:
         if self._threads.count and frame + 1 < len(recorded.keyframes):
             self._begin(scene, recorded.keyframes[frame + 1], cameras)
         for t in range(T):
-            k, keyframe = frame - (T - 1) + t, keyframes[t]
+            keyframe = keyframes[t]
             for n, camera in enumerate(cameras):
                 capture = keyframe.captures.get(camera.name)
                 time_us[t, n] = keyframe.now_us if capture is None else capture.time_us
                 T_world_from_ego[t, n] = keyframe.T_world_from_ego_now if capture is None else capture.T_world_from_ego
-                image = None if k < 0 or capture is None else promised[t][n].result()
+                image = None if missing[t] or capture is None else promised[t][n].result()
                 if image is not None:
                     images[t, n], mask[t, n] = image, True
-            if k < 0:
-                time_us[t] += k * self._period_us(recorded)
+            time_us[t] += missing[t] * period_us
         imu, vehicle = self.imu(scene, now.now_us), self.vehicle(scene, now.now_us)
         car = (imu, vehicle, *self._cue(scene, frame, now.now_us))
         return Clip(now.now_us, now.T_world_from_ego_now, shown, images, mask, time_us, T_world_from_ego, *car)

@@ -7,7 +7,7 @@ look for a replaced one too, so a crash at any instant leaves a whole one.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -101,6 +101,13 @@ def load(path: Path, config: ModelConfig | None = None) -> Loaded:
     With `config`, a checkpoint of another config is an InputError too.
     """
     return _load(path, config, ModelConfig, DrivingModel)
+
+
+def load_to_start_from(path: Path, config: ModelConfig) -> Loaded:
+    """As `load` with a config, but the checkpoint may be of another number of steps, on which no weight depends."""
+    manifest = standing(Path(path)) / MANIFEST
+    steps = read_manifest(manifest)["config"].get("steps", config.steps)
+    return load(path, replace(config, steps=steps))
 
 
 def is_image_tokenizer(path: Path) -> bool:
