@@ -18,7 +18,7 @@ from policies.protocol import Plan, Privileged
 from policies.town_expert import TownExpert
 from policies.town_view import waits_m
 from policies.wishes import LANES
-from sim.geometry import overlap
+from sim.geometry import OpenLine, overlap
 from sim.imagined import Imagined, Wish
 from sim.road_network import Link
 from sim.scene import Moment, Otherwise
@@ -222,26 +222,21 @@ def _guests(there: TownWorld, rng: np.random.Generator) -> tuple[Actor, ...]:
     followed, front_m, guests = there.route.followed(there.place.first_lane), there.params.front_m, ()
     for k in range(1 + (rng.random() < SECOND_GUEST)):
         name = GUEST_KINDS[int(rng.integers(len(GUEST_KINDS)))]
-        kind = KINDS.get(name)
-        category, size = (PEDESTRIAN, PEDESTRIAN_LWH_M) if kind is None else (kind.category, kind.size_lwh_m)
+        walks, length_m = name == "walker", _size_lwh_m(name)[0]
         gap_m = GUEST_M[0] + (GUEST_M[1] - GUEST_M[0]) * rng.random() ** 1.5  # the nearer the more there is to learn
-        at_m = there.place.s_m + front_m + gap_m + size[0] / 2
-        if at_m + size[0] > followed.line.length_m:
+        at_m = there.place.s_m + front_m + gap_m + length_m / 2
+        if at_m + length_m > followed.line.length_m:
             continue
-        (x, y), heading = followed.line.at(at_m)
-        if kind is None:
+        if walks:
             aside, speed = float(rng.uniform(-KERB_M, KERB_M)), WALKS_MPS * bool(rng.random() < 0.5)
-            yaw = float(heading) + np.pi / 2 * (1 if rng.random() < 0.5 else -1)
+            turned = np.pi / 2 * (1 if rng.random() < 0.5 else -1)
         else:
             beside = rng.random() < BESIDE
             aside = float(rng.choice(BESIDE_M) if beside else 0.0) + float(rng.normal(0.0, 0.25))
             speed = float(rng.uniform(1.0, 10.0)) if rng.random() < MOVES else 0.0
-            yaw = float(heading) + (np.pi if beside and aside > 0 and rng.random() < 0.7 else 0.0)
-        pose = float(x) - aside * float(np.sin(heading)), float(y) + aside * float(np.cos(heading)), yaw
-        paint = PAINTS[int(rng.integers(len(PAINTS)))]
-        guest = Actor(
-            f"guest-{there.time_us}-{k}", GUEST_INSTANCE + k, category, size, paint, None, speed_mps=speed, pose=pose
-        )
+            turned = np.pi if beside and aside > 0 and rng.random() < 0.7 else 0.0
+        guest = _actor(f"guest-{there.time_us}-{k}", GUEST_INSTANCE + k, name, _paint(rng), speed)
+        guest = _placed(guest, followed.line, at_m, aside, turned)
         if not overlap(_box(guest), [there.ego.footprint(there.params), *map(_box, guests)]).any():
             guests = (*guests, guest)
     return guests
@@ -268,25 +263,17 @@ def _comers(
     while links and len(comers) < MOST_CROSSING and (not comers or rng.random() < MORE_CROSSING):
         link = links[int(rng.integers(len(links)))]
         lane, name = network.lanes[link.from_lane], CROSSING_KINDS[int(rng.integers(len(CROSSING_KINDS)))]
-        kind, speed = KINDS[name], 0.0 if rng.random() < WAITS else float(rng.uniform(2.0, lane.speed_limit_mps))
+        speed = 0.0 if rng.random() < WAITS else float(rng.uniform(2.0, lane.speed_limit_mps))
         left_m = float(rng.uniform(*COMES_M))
         if rng.random() < MEETS:
             there_s = ahead_m / max(speed_mps, SLOW_MPS) + float(rng.uniform(*MEETS_S))
             left_m = float(np.clip(speed * there_s, *COMES_M))
-        if left_m + kind.size_lwh_m[0] > lane.length_m:
+        length_m = _size_lwh_m(name)[0]
+        if left_m + length_m > lane.length_m:
             break
-        (x, y), heading = lane.line.at(lane.length_m - left_m - kind.size_lwh_m[0] / 2)
-        k, paint = len(comers), PAINTS[int(rng.integers(len(PAINTS)))]
-        comer = Actor(
-            f"comer-{there.time_us}-{k}",
-            CROSSING_INSTANCE + k,
-            kind.category,
-            kind.size_lwh_m,
-            paint,
-            None,
-            speed_mps=speed,
-            pose=(float(x), float(y), float(heading)),
-        )
+        k = len(comers)
+        comer = _actor(f"comer-{there.time_us}-{k}", CROSSING_INSTANCE + k, name, _paint(rng), speed)
+        comer = _placed(comer, lane.line, lane.length_m - left_m - length_m / 2)
         taken = [there.ego.footprint(there.params), *map(_box, guests), *map(_box, comers)]
         if overlap(_box(comer), taken).any():
             break
@@ -332,7 +319,7 @@ def _wished(there: TownWorld, might: Imagined, rng: np.random.Generator) -> Imag
     if kind != "stop behind":
         return replace(might, wish=Wish(kind, wish_words(kind, which)))
     names = [str(name) for name in rng.permutation(WISHED_KINDS)]
-    parked = parked_ahead(there, names[0], float(rng.uniform(*PARKED_M)), PAINTS[int(rng.integers(len(PAINTS)))])
+    parked = parked_ahead(there, names[0], float(rng.uniform(*PARKED_M)), _paint(rng))
     taken = [there.ego.footprint(there.params), *map(_box, might.guests)]
     if parked is None or overlap(_box(parked), taken).any():
         return might
@@ -358,23 +345,35 @@ def fitting_wishes(world: TownWorld) -> list[str]:
 
 def parked_ahead(world: TownWorld, name: str, gap_m: float, paint: tuple[int, int, int]) -> Actor | None:
     """A vehicle that stands beside the way, so far ahead of the front bumper; None where the way there is no road."""
-    followed, kind = world.route.followed(world.place.first_lane), KINDS[name]
-    at_m = world.place.s_m + world.params.front_m + gap_m + kind.size_lwh_m[0] / 2
-    if at_m + kind.size_lwh_m[0] > followed.line.length_m:
+    followed, length_m = world.route.followed(world.place.first_lane), _size_lwh_m(name)[0]
+    at_m = world.place.s_m + world.params.front_m + gap_m + length_m / 2
+    if at_m + length_m > followed.line.length_m:
         return None
     if world.network.lanes[followed.lane_at(at_m)].kind != "road":
         return None
-    (x, y), heading = followed.line.at(at_m)
-    pose = float(x) - PARKED_ASIDE_M * float(np.sin(heading)), float(y) + PARKED_ASIDE_M * float(np.cos(heading))
-    return Actor(
-        f"parked-{world.time_us}",
-        PARKED_INSTANCE,
-        kind.category,
-        kind.size_lwh_m,
-        paint,
-        None,
-        pose=(*pose, float(heading)),
-    )
+    parked = _actor(f"parked-{world.time_us}", PARKED_INSTANCE, name, paint)
+    return _placed(parked, followed.line, at_m, PARKED_ASIDE_M)
+
+
+def _size_lwh_m(name: str) -> tuple[float, float, float]:
+    return KINDS[name].size_lwh_m if name in KINDS else PEDESTRIAN_LWH_M
+
+
+def _paint(rng: np.random.Generator) -> tuple[int, int, int]:
+    return PAINTS[int(rng.integers(len(PAINTS)))]
+
+
+def _actor(id: str, instance: int, name: str, paint: tuple[int, int, int], speed_mps: float = 0.0) -> Actor:
+    """One of a kind of vehicle, or a "walker"."""
+    category = KINDS[name].category if name in KINDS else PEDESTRIAN
+    return Actor(id, instance, category, _size_lwh_m(name), paint, None, speed_mps=speed_mps)
+
+
+def _placed(actor: Actor, line: OpenLine, at_m: float, aside_m: float = 0.0, turned_rad: float = 0.0) -> Actor:
+    """The actor at an arc length of a line, so far to the left of it, and turned so far from its direction."""
+    (x, y), heading = line.at(at_m)
+    x, y = x - aside_m * np.sin(heading), y + aside_m * np.cos(heading)
+    return replace(actor, pose=(float(x), float(y), float(heading + turned_rad)))
 
 
 def _braking(guests: tuple[Actor, ...], rng: np.random.Generator) -> frozenset[int]:

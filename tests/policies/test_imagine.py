@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policies.imagine import GUEST_INSTANCE, drawn, imagine
+from policies.imagine import BEFORE_S, GUEST_INSTANCE, drawn, imagine, looked_back
 from policies.protocol import Privileged
 from policies.town_expert import TownExpert
 from sim.geometry import overlap
@@ -15,6 +15,7 @@ from sim.scenarios import get_scenario
 from sim.stage import begin
 from sim.town_env import TownEnv
 from sim.town_world import TownWorld
+from sim.vehicle import advance
 from sim.world import Actor
 
 LEAD = Actor("lead", GUEST_INSTANCE, "vehicle.car", (4.5, 1.85, 1.55), (200, 30, 30), None)
@@ -126,3 +127,25 @@ def test_what_might_be_is_varied_fair_and_follows_from_the_seed(env) -> None:
         for guest in might.guests:
             box = np.array([*guest.pose, *guest.size_lwh_m[:2]])
             assert not overlap(box, might.ego.footprint(world.params)).any()
+
+
+def test_a_look_back_shows_who_drives_and_tells_nothing_of_what_is_right(env) -> None:
+    ego = replace(env.world.ego, speed_mps=8.0, curvature_1pm=0.0)
+    pose = ego.x_m + 20.0, ego.y_m, 0.3
+    drives, stands = (replace(LEAD, pose=pose, speed_mps=v) for v in (6.0, 0.0))
+    turned, sped = [], []
+    for k in range(200):
+        before = looked_back(Imagined(ego, guests=(drives, stands)), np.random.default_rng(k))
+        moved, still = (np.array(guest.pose) for guest in before.guests)
+        np.testing.assert_allclose(moved, np.array(pose) - 3.0 * np.array([np.cos(0.3), np.sin(0.3), 0.0]))
+        np.testing.assert_array_equal(still, pose)
+        mean_mps = (before.ego.speed_mps + ego.speed_mps) / 2
+        here = advance(before.ego, mean_mps * BEFORE_S, ego.speed_mps, before.ego.curvature_1pm)
+        np.testing.assert_allclose([here.x_m, here.y_m, here.yaw_rad], [ego.x_m, ego.y_m, ego.yaw_rad], atol=1e-9)
+        turned.append(before.ego.curvature_1pm)
+        sped.append(before.ego.speed_mps - ego.speed_mps)
+    for drawn_so in (turned, sped):
+        assert abs(np.mean(drawn_so)) < 0.3 * np.std(drawn_so)
+        assert np.std(drawn_so) > 0
+    at_rest = looked_back(Imagined(replace(ego, speed_mps=0.0)), np.random.default_rng(0)).ego
+    assert at_rest.speed_mps >= 0.0

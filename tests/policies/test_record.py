@@ -278,15 +278,25 @@ def test_scenes_of_so_many_keyframes_at_either_rate(suite, tmp_path, capsys):
 IMAGINED = ["record", "--imagined", "--workers", "1", *TOWN[3:]]
 
 
-def test_a_recording_of_what_might_be_holds_a_plan_for_each_keyframe(tmp_path):
+def test_a_recording_of_what_might_be_holds_moments_with_a_plan_and_a_look_back_each(tmp_path):
     out = tmp_path / "data"
     assert main([*IMAGINED, "--suite", "town-smoke", "--steps", "20", "--out", str(out)]) == 0
-    source = NuscenesSource(out, "v1.0-mini")
+    source = NuscenesSource(out, "v1.0-mini", steps=3)
     check_source(source)
     scene = source.scenes[0]
-    times_us, extension = source.frame_times_us(scene), source.extension(scene)
+    all_us, extension = source.frame_times_us(scene), source.extension(scene)
+    times_us = all_us[1::2]
     np.testing.assert_array_equal(extension.plan_time_us, times_us)
-    clips = [source.clip(scene, k) for k in range(len(times_us))]
+    np.testing.assert_array_equal(times_us - all_us[::2], 500_000)
+    clips = [source.clip(scene, k) for k in range(1, len(all_us), 2)]
+    assert all((~clip.image_mask[0]).all() for clip in clips), "a moment for the past of another"
+    assert all(clip.image_mask[1:].all() for clip in clips)
+    # The car has driven from the look back to the moment, at about the speed that it has.
+    came_m = [np.hypot(*(c.T_world_from_ego_now - c.T_world_from_ego[1, 0])[:2, 3]) for c in clips]
+    took_s = [(c.now_us - c.time_us[1, 0]) * 1e-6 for c in clips]
+    drove_m = np.array([clip.vehicle.speed_mps for clip in clips]) * took_s
+    assert np.abs(came_m - drove_m).max() < 1.3  # MOST_CAME_MPS2 for 0.54 s
+    assert np.corrcoef(came_m, drove_m)[0, 1] > 0.98
     assert not any(len(clip.imu) for clip in clips), "no car was driven so"
     speeds = np.array([clip.vehicle.speed_mps for clip in clips])
     assert len(np.unique(speeds)) > len(speeds) / 3
@@ -294,6 +304,8 @@ def test_a_recording_of_what_might_be_holds_a_plan_for_each_keyframe(tmp_path):
         back_m = np.linalg.norm(clip.T_world_from_ego_now[:2, 3] - clip.T_world_from_ego[-1, :, :2, 3], axis=1)
         np.testing.assert_allclose(back_m, clip.vehicle.speed_mps * (clip.now_us - clip.time_us[-1]) * 1e-6, atol=1e-6)
     assert len({extension.lights_at(int(t)) for t in times_us}) > 5
+    assert main([*IMAGINED, "--suite", "town-smoke", "--steps", "20", "--out", str(out)]) == 0
+    assert len(NuscenesSource(out, "v1.0-mini").scenes) == len(source.scenes), "nothing is missing"
 
 
 @pytest.mark.parametrize("more", [[], ["--suite", "town-smoke", "--hz", "10"]])
