@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from policies.expert import PurePursuit
@@ -40,12 +39,12 @@ from sensors.nuscenes_can import REFUSED
 from sensors.nuscenes_recorder import SceneRecorder, StagedScene, map_png
 from sensors.nuscenes_writer import NuscenesWriter
 from sim.env import CameraEnv, CourseEnv
-from sim.roads import Road
 from sim.rollout_log import EpisodeRecorder
 from sim.scenarios import COURSE, Scenario, get_scenario
 from sim.scene import Moment
 from sim.sensing import EXPOSURE_BEFORE_US
 from sim.stage import begin, why_ended
+from sim.surroundings import drivable_mask_of_course
 from sim.town_env import TownEnv
 from sim.town_surroundings import drivable_mask
 from sim.tracker import PlanTracker
@@ -54,8 +53,6 @@ from sim.vehicle import EgoState
 CUT = "enough keyframes"  # what a scene ends by that has all it should
 FILM_HZ = 2  # keyframes
 PERIODS_HZ = 10
-MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
-DRIVABLE = ("asphalt", "shoulder")
 JPEG_QUALITY = 90
 EPOCH_US, HOUR_US = 1_577_836_800_000_000, 3_600_000_000  # scene n is driven n hours into 2020
 START_LATERAL_M, START_HEADING_RAD = 0.5, 0.08
@@ -334,7 +331,7 @@ class _Take:
         plan.validate(f"imagined in {stage.name} at {now_us} us")
         at_us, boxes = (1 + self.keyframes) * MOMENT_US, stage.boxes(now_us)
         before = looked_back(imagined, self.imagining)
-        before_us, earlier = at_us - round(1e6 * BEFORE_S), moved_on(boxes, -BEFORE_S)
+        before_us, earlier = at_us - round(1e6 * BEFORE_S), boxes.later(-BEFORE_S)
         self._see(before_us, drawn(world, self.moments[0], before, env.weather), before.ego, earlier)
         self._see(at_us, drawn(world, self.moments[-1], imagined, env.weather), imagined.ego, boxes)
         self.keyframes += 1
@@ -384,27 +381,9 @@ class _Take:
         return self.scene.finish(words, around.town, _town_png(world.network.path))
 
 
-def moved_on(boxes: Boxes, by_s: float) -> Boxes:
-    """Boxes so much later, or earlier, at the velocity that they have."""
-    T = boxes.T_world_from_box.copy()
-    T[:, :2, 3] += by_s * boxes.velocity_in_world_mps
-    return replace(boxes, T_world_from_box=T)
-
-
 @lru_cache(maxsize=4)  # seconds for a large town
 def _town_png(path: Path) -> bytes:
     return map_png(drivable_mask(path))
-
-
-def drivable_mask_of_course(road: Road) -> np.ndarray:
-    """uint8 [H, W], 255 where one may drive, 0.1 m a pixel, row 0 in the north: nuScenes' map raster."""
-    outlines = [surface.outline_m for surface in road.surfaces if surface.kind in DRIVABLE]
-    width, height = np.ceil(np.concatenate(outlines).max(axis=0) + MAP_MARGIN_M).astype(int) * MAP_PX_PER_M
-    mask = np.zeros((height, width), np.uint8)
-    for outline in outlines:
-        pixels = outline * (MAP_PX_PER_M, -MAP_PX_PER_M) + (-0.5, height - 0.5)
-        cv2.fillPoly(mask, [np.rint(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
-    return mask
 
 
 def first_number(suite: str, first: int) -> int:

@@ -182,6 +182,12 @@ class Boxes:
         arrays = (self.T_world_from_box, self.size_lwh_m, self.velocity_in_world_mps)
         return Boxes(ids, categories, *(each[index] for each in arrays))
 
+    def later(self, by_s: float) -> "Boxes":
+        """The boxes so much later, or earlier, if they keep their velocity."""
+        T = self.T_world_from_box.copy()
+        T[:, :2, 3] += by_s * self.velocity_in_world_mps
+        return replace(self, T_world_from_box=T)
+
 
 @dataclass(frozen=True)
 class Future:

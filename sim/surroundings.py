@@ -7,6 +7,7 @@ available; whether there are traffic lights is said in words, since "none seen" 
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from sim.geometry import ClosedLine
@@ -37,6 +38,8 @@ WORDS = ("suite", "town", "weather", "lights")
 # A route that everyone can finish: the slowest traffic on a course drives at 0.6 of the lane's comfortable speed.
 GOAL_SHARE = 0.6
 BEYOND_M = 110.0  # the route's line goes on past the goal, since plans are scored to the end
+MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
+DRIVABLE = ("asphalt", "shoulder")  # surfaces
 MOST_OF_A_LAP = 0.9  # a goal any further would lie where the route began
 
 
@@ -192,3 +195,14 @@ def _closed(points: np.ndarray) -> np.ndarray:
 
 def _road_ring(line: ClosedLine, half_m: float) -> np.ndarray:
     return with_holes(line.offset(half_m), [line.offset(-half_m)])
+
+
+def drivable_mask_of_course(road: Road) -> np.ndarray:
+    """uint8 [H, W], 255 where one may drive, 0.1 m a pixel, row 0 in the north: nuScenes' map raster."""
+    outlines = [surface.outline_m for surface in road.surfaces if surface.kind in DRIVABLE]
+    width, height = np.ceil(np.concatenate(outlines).max(axis=0) + MAP_MARGIN_M).astype(int) * MAP_PX_PER_M
+    mask = np.zeros((height, width), np.uint8)
+    for outline in outlines:
+        pixels = outline * (MAP_PX_PER_M, -MAP_PX_PER_M) + (-0.5, height - 0.5)
+        cv2.fillPoly(mask, [np.rint(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    return mask

@@ -18,13 +18,13 @@ from policies.shoot import (
     TOWN_PUSH_S,
     Bursts,
     Recording,
-    drivable_mask_of_course,
     scene_name,
 )
 from sensors.nuscenes_source import NuscenesSource
 from sensors.nuscenes_writer import NuscenesWriter
 from sensors.source import check_source
 from sim.roads import Course
+from sim.surroundings import drivable_mask_of_course
 
 ARGUMENTS = ["--steps", "8", "--scene-steps", "4", "--image-size", "64x32", "--workers", "1", "--quiet"]
 
