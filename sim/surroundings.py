@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from sensors.nuscenes_map import PX_PER_M
 from sim.geometry import ClosedLine
 from sim.roads import Road
 from sim.vehicle import VehicleParams
@@ -38,7 +39,7 @@ WORDS = ("suite", "town", "weather", "lights")
 # A route that everyone can finish: the slowest traffic on a course drives at 0.6 of the lane's comfortable speed.
 GOAL_SHARE = 0.6
 BEYOND_M = 110.0  # the route's line goes on past the goal, since plans are scored to the end
-MAP_PX_PER_M, MAP_MARGIN_M = 10, 10.0
+MAP_MARGIN_M = 10.0
 DRIVABLE = ("asphalt", "shoulder")  # surfaces
 MOST_OF_A_LAP = 0.9  # a goal any further would lie where the route began
 
@@ -200,9 +201,9 @@ def _road_ring(line: ClosedLine, half_m: float) -> np.ndarray:
 def drivable_mask_of_course(road: Road) -> np.ndarray:
     """uint8 [H, W], 255 where one may drive, 0.1 m a pixel, row 0 in the north: nuScenes' map raster."""
     outlines = [surface.outline_m for surface in road.surfaces if surface.kind in DRIVABLE]
-    width, height = np.ceil(np.concatenate(outlines).max(axis=0) + MAP_MARGIN_M).astype(int) * MAP_PX_PER_M
+    width, height = np.ceil(np.concatenate(outlines).max(axis=0) + MAP_MARGIN_M).astype(int) * PX_PER_M
     mask = np.zeros((height, width), np.uint8)
     for outline in outlines:
-        pixels = outline * (MAP_PX_PER_M, -MAP_PX_PER_M) + (-0.5, height - 0.5)
+        pixels = outline * (PX_PER_M, -PX_PER_M) + (-0.5, height - 0.5)
         cv2.fillPoly(mask, [np.rint(pixels * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
     return mask
