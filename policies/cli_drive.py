@@ -245,5 +245,7 @@ def _record(options: argparse.Namespace) -> int:
     driven = metrics["n_keyframes"] / KEYFRAMES_HZ / 60
     print(f"{run.headline()}, {metrics['n_keyframes']} keyframes: {driven:.1f} minutes of driving")
     print(f"{metrics['n_discarded']} scenes discarded, where the expert broke a rule, touched something or got stuck")
+    if not run.whole:
+        print(f"fell short: {run.summary['fell_short']}")
     print(f"{minutes:.1f} minutes it took\ndataroot: {run.path}\nreport: {write_report(run.path)}")
     return 0 if run.whole else 1

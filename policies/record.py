@@ -59,6 +59,8 @@ def record(
     run.score([recording.expert.name])
     run.summary["metrics"] |= {"n_scenes": scenes, "n_keyframes": held, "n_discarded": tally.discarded}
     run.summary["discarded"] = notes["discarded"]
+    if missing:
+        run.summary["fell_short"] = tally.why_short
 
 
 class _Tally:
@@ -75,6 +77,14 @@ class _Tally:
     @property
     def complete(self) -> bool:
         return sum(self.numbers.values()) >= self._wanted or self._in_vain == MAX_IN_VAIN
+
+    @property
+    def why_short(self) -> str:
+        """Of a recording that is not complete."""
+        suite, wanted = self._recording.suite, self._wanted
+        if self._in_vain == MAX_IN_VAIN:
+            return f"no {wanted} keyframes: {MAX_IN_VAIN} scenes in a row were discarded, see {self._run.path}"
+        return f"no {wanted} keyframes: the scenes of {suite} are at an end. Begin at an earlier one with --seed."
 
     def take(self, shot: Shot) -> None:
         """The next scene: new, discarded, or there already."""
