@@ -1,14 +1,18 @@
 """Who might come to the next junction on a way that crosses the ego's. One simulation a process: a file of its own."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from policies.imagine import imagine
-from policies.protocol import Privileged
+from policies.protocol import Plan, Privileged
 from policies.town_expert import TownExpert
 from sim.geometry import overlap
+from sim.imagined import Imagined
 from sim.scenarios import get_scenario
 from sim.stage import begin
 from sim.town_env import TownEnv
+from sim.town_world import TownWorld
 
 
 def test_who_comes_to_a_junction_crosses_the_way_of_the_ego() -> None:
@@ -34,7 +38,33 @@ def test_who_comes_to_a_junction_crosses_the_way_of_the_ego() -> None:
                 assert abs(float(at.lateral_m)) < 0.1
                 box = np.array([*comer.pose, *comer.size_lwh_m[:2]])
                 assert not overlap(box, [there.ego.footprint(there.params)]).any()
-            TownExpert().plan(None, Privileged(world=there))
+            plan_in(world, might)
         assert seen > 5
     finally:
         made.close()
+
+
+def test_the_expert_gives_way_to_who_comes() -> None:
+    made = TownEnv("town-smoke/0", (64, 36), cameras=False)
+    begin(made, get_scenario("town-smoke/0"))
+    try:
+        for _ in range(120):
+            made.step(np.array([1.0 if made.world.ego.speed_mps < 7 else 0.0, 0.0]))
+        world, gave_way = made.world, 0
+        everybody = frozenset(actor.instance for actor in world.actors)
+        for k in range(80):
+            might = replace(imagine(world, np.random.default_rng(k)), gone=everybody)
+            plan = plan_in(world, might)
+            if might.ways and plan.reason.startswith("give way"):
+                gave_way += 1
+                nobody = tuple(guest for guest in might.guests if guest.id not in might.ways)
+                alone = plan_in(world, replace(might, guests=nobody, ways={}))
+                assert not alone.reason.startswith("give way")
+                assert alone.xyyaw_in_ego[-1, 0] > plan.xyyaw_in_ego[-1, 0]
+        assert gave_way > 2
+    finally:
+        made.close()
+
+
+def plan_in(world: TownWorld, might: Imagined) -> Plan:
+    return TownExpert().plan(None, Privileged(world=world.imagined(might)))
