@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import ros_message_stand_ins as fake
+from real_data import DATAROOT, needs_data
 from small_scene import START_US, make_cameras
 from vla_drive_ros.inputs import Inputs
 
@@ -21,8 +22,6 @@ from sensors.ros2_source import Limits, StaleInput
 from sensors.ros2_topics import COMMAND, IMU, INSTRUCTION, ODOMETRY, STEERING, image_topic, info_topic, optical_frame
 
 LIMITS = Limits(camera_age_us=700_000)
-DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
-needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
 REAL_KEYFRAMES = 4
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import DATAROOT, needs_data
 
 from policies.bags import BAG_VERSION, record_bag, unpack_bag
 from policies.cli import main
@@ -18,8 +19,6 @@ from sensors.source import check_source
 from sim.rollout_log import read_episode
 
 pytest.importorskip("rosbags", reason="rosbags is not installed: pip install -e '.[bags]'")
-DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
-needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
 OF_CLIP = ("now_us", "T_world_from_ego_now", "images", "image_mask", "time_us", "T_world_from_ego")
 
 

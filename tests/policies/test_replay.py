@@ -1,9 +1,9 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import DATAROOT, needs_data
 
 from policies.cli import main
 from policies.replay import MASK_FLAG
@@ -13,9 +13,6 @@ from sim.rollout_log import read_episode
 from vla.checkpoint import save
 from vla.config import ModelConfig
 from vla.model import DrivingModel
-
-DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
-needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
 
 
 def devkit_constant_velocity_errors() -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import DATAROOT, needs_data
 
 from policies.baselines import Log
 from policies.cli import main
@@ -14,9 +15,6 @@ from sensors.clip import Future
 from sensors.frames import matrix_from_xy_yaw
 from sensors.nuscenes_source import NuscenesSource
 from sim.rollout_log import read_episode
-
-DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
-needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
 
 
 def closed_loop(dataroot: Path, out: Path, *words: str) -> int:

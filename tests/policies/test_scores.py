@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import DATAROOT, needs_data
 
 from policies.cli import main
 from policies.expert import PurePursuit
@@ -17,8 +18,6 @@ from sim.metrics.protocols import PROTOCOLS
 from sim.rollout_log import EpisodeRecorder, read_episode, write_episode
 from sim.surroundings import Surroundings
 
-DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
-needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
 ISSUED = (
     *("pdms.compat", "pdms.strict", "epdms.compat", "epdms.strict", "carla_2_0.driving_score"),
     *("carla_2_1.driving_score", "nuplan.score", "hugsim.hd", "neuroncap.score", "alpasim.score"),

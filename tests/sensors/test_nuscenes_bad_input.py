@@ -2,11 +2,11 @@
 
 import json
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from real_data import DATAROOT
 
 from sensors import nuscenes_source
 from sensors.errors import BrokenFile, InputError
@@ -14,7 +14,6 @@ from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import CAMERAS, NuscenesSource, jpeg_size
 from sensors.source import check_source
 
-DATAROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "nuscenes"
 VERSION = "v1.0-mini"
 
 
@@ -22,7 +21,7 @@ VERSION = "v1.0-mini"
 def copied(tmp_path):
     """A dataroot with the real tables and CAN bus files copied, the images linked one by one as hard copies."""
     if not DATAROOT.is_dir():
-        pytest.skip("real nuScenes data (shared/data/nuscenes) is not here")
+        pytest.skip(f"real nuScenes data is not at {DATAROOT}")
     for path in DATAROOT.rglob("*"):
         to = tmp_path / path.relative_to(DATAROOT)
         if path.is_dir():

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +11,7 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
+from real_data import DATAROOT, needs_data
 
 from policies.bench.nuscenes_jobs import detailed
 from sensors.errors import BrokenFile, InputError
@@ -20,10 +20,8 @@ from sensors.nuscenes_can import CAN_MESSAGES, STEERING_RATIO, can_is_refused, r
 from sensors.nuscenes_source import CAMERAS, NuscenesSource, decode_jpeg, reduction
 from sensors.source import check_source
 
-DATAROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "nuscenes"
 VERSION = "v1.0-mini"
 REDUCED_LEVELS = 1.0  # of 255, on average: what decoding at the scale needed may change
-needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason="real nuScenes data (shared/data/nuscenes) is not here")
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,17 @@
 """A nuScenes scene as messages: complete, in order, and to the last bit what the tables say."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import ros_message_stand_ins as fake
+from real_data import DATAROOT, needs_data
 
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
 from sensors.ros2_messages import imu_from_message, odometry_from_message, time_us_from_stamp
 from sensors.ros2_recording import messages_of
 from sensors.ros2_topics import IMU, KEYFRAME, ODOMETRY, STEERING, image_topic, info_topic
-
-DATAROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes"
-needs_data = pytest.mark.skipif(not DATAROOT.is_dir(), reason=f"real nuScenes data is not at {DATAROOT}")
 
 
 @needs_data
