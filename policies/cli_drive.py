@@ -109,7 +109,8 @@ def add_drive_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     words = "a policy that drives in turns with the expert, who says what it would do (DAgger)"
     sub.add_argument("--student", type=Path, metavar="CHECKPOINT", help=words)
     words = (
-        "instead of each moment of the drive one that might have been: lights, others, speed, way, wishes drawn anew"
+        "instead of each moment of the drive one that might have been: lights, others, speed, way, wishes drawn anew; "
+        "each is two keyframes, half a second apart, the second with a plan"
     )
     sub.add_argument("--imagined", action="store_true", help=words)
     sub.add_argument("--version", default="v1.0-mini", help="table folder (default v1.0-mini)")
