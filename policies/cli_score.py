@@ -47,6 +47,7 @@ def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("run_directory", type=Path, metavar="RUN")
     words = f"all (default) or some of {', '.join(PROTOCOLS)}; a drive or replay scores {', '.join(QUICK)} by itself"
     sub.add_argument("--protocol", nargs="+", default=["all"], metavar="NAME", help=words)
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = verb("compare", _compare, "say of each metric whether two runs differ, over the scenes that both have")
     sub.add_argument("run_directory", type=Path, metavar="RUN_A")
@@ -87,7 +88,7 @@ def _score(options: argparse.Namespace) -> int:
     names = tuple(PROTOCOLS) if "all" in options.protocol else tuple(dict.fromkeys(options.protocol))
     for name in names:
         get_protocol(name)
-    run = score_run(options.run_directory, names)
+    run = score_run(options.run_directory, names, not options.quiet)
     cut = interrupted(run)
     words = f", {len(cut)} INTERRUPTED and in no score: {', '.join(cut[:3])}{' ...' if len(cut) > 3 else ''}"
     print(run.headline() + (words if cut else ""), *table(run.summary), sep="\n")

@@ -3,11 +3,12 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import threadpoolctl
+from tqdm import tqdm
 
 from policies.runs import UNFINISHED, Run
 from sensors.errors import InputError
@@ -28,7 +29,7 @@ def open_run(path: Path) -> Run:
     return Run(path, summary)
 
 
-def score_run(path: Path, names: Sequence[str]) -> Run:
+def score_run(path: Path, names: Sequence[str], progress: bool = True) -> Run:
     """Score every log of a run by the named protocols and save the summary; media and logs are left as they are.
 
     Logs are shared out among the cores. A log that cannot be read is an InputError and nothing is changed.
@@ -37,12 +38,17 @@ def score_run(path: Path, names: Sequence[str]) -> Run:
     cores = len(os.sched_getaffinity(0))
     logs = sum(bool(row["log"]) for row in run.summary["episodes"])
     order = list(dict.fromkeys([*run.summary["policies"], *(row["policy"] for row in run.summary["episodes"])]))
+
+    def counted(each: Callable) -> Callable:
+        bar = {"total": logs, "unit": "log", "desc": "score", "disable": not progress}
+        return lambda function, *columns: tqdm(each(function, *columns), **bar)
+
     if cores < 2 or logs < WORTH_A_POOL:
-        run.score(order, names)
+        run.score(order, names, counted(map))
     else:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(cores, spawn, threadpoolctl.threadpool_limits, (1, "blas")) as pool:
-            run.score(order, names, pool.map)
+            run.score(order, names, counted(pool.map))
     run.save()
     return run
 

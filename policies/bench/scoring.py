@@ -46,7 +46,7 @@ def score_figures(quick: bool, say: Callable[[str], None]) -> dict[str, float]:
         paths = [run.path / row["log"] for row in run.summary["episodes"]]
         say(f"{len(paths)} episodes driven")
         begun = time.monotonic()
-        score_run(run.path, tuple(PROTOCOLS))
+        score_run(run.path, tuple(PROTOCOLS), progress=False)
         wall_s = time.monotonic() - begun
         logs = [read_episode(path) for path in paths]
         minutes = sum(float(log.scene_time_us[-1] - log.scene_time_us[0]) for log in logs) / 60e6
