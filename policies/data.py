@@ -168,7 +168,9 @@ class TrainingSet:
             came, expected = extension.plan_after_s.tolist(), self.time_s.tolist()
             fix = "Change model.plan_steps and plan_dt_s."
             raise InputError(f"{source.name} {scene}", "plan_after_s", came, expected, fix)
-        return [k for k, now in enumerate(times_us) if (now in known if known else reaches(now, times_us, horizon_s))]
+        if known:
+            return [k for k, now in enumerate(times_us) if now in known]
+        return [k for k, now in enumerate(times_us) if reaches(now, times_us, horizon_s)]
 
     def _tokens(self, clip: Clip, plan: np.ndarray) -> np.ndarray:
         return self._tokenizer.encode(*self._tokenizer.labels(plan, speed_at_now(clip)))

@@ -3,8 +3,9 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import threadpoolctl
@@ -38,17 +39,13 @@ def score_run(path: Path, names: Sequence[str], progress: bool = True) -> Run:
     cores = len(os.sched_getaffinity(0))
     logs = sum(bool(row["log"]) for row in run.summary["episodes"])
     order = list(dict.fromkeys([*run.summary["policies"], *(row["policy"] for row in run.summary["episodes"])]))
-
-    def counted(each: Callable) -> Callable:
-        bar = {"total": logs, "unit": "log", "desc": "score", "disable": not progress}
-        return lambda function, *columns: tqdm(each(function, *columns), **bar)
-
+    bar = partial(tqdm, total=logs, unit="log", desc="score", disable=not progress)
     if cores < 2 or logs < WORTH_A_POOL:
-        run.score(order, names, counted(map))
+        run.score(order, names, lambda *work: bar(map(*work)))
     else:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(cores, spawn, threadpoolctl.threadpool_limits, (1, "blas")) as pool:
-            run.score(order, names, counted(pool.map))
+            run.score(order, names, lambda *work: bar(pool.map(*work)))
     run.save()
     return run
 

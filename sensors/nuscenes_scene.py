@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from sensors.clip import Boxes
 from sensors.columns import Columns
 from sensors.errors import InputError
 from sensors.frames import matrix, rotation_from_quaternion
+
+NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,11 @@ class RecordedScene:
     T_world_from_ego_now: np.ndarray
     cameras: dict[str, Camera]
     tracks: dict[str, Track]
+
+    @cached_property
+    def period_us(self) -> int:
+        """Of the keyframes, the median."""
+        return int(np.median(np.diff(self.now_us))) if len(self.now_us) > 1 else NOMINAL_PERIOD_US
 
     @property
     def annotations(self) -> int:

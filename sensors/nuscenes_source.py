@@ -35,8 +35,7 @@ from sensors.nuscenes_scene import Capture, Keyframe, RecordedScene
 from sensors.nuscenes_sweeps import with_sweeps
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
-NOMINAL_PERIOD_US = 500_000  # of keyframes, for a scene of a single one
-LATE = 2
+LATE = 2  # periods
 SCENES_KEPT = 64  # views of the index, with cameras
 BUSES_KEPT = 256  # scenes; 0.2 MB each, and slow to parse
 # Inside the entropy-coded part of a JPEG, FF is followed by 00 (a data byte FF) or D0..D7 (restart); FF FF is padding.
@@ -132,7 +131,7 @@ class RecordedSource:
     def clip(self, scene: str, frame: int) -> Clip:
         recorded, cameras, shown = self._rig(scene, frame)
         keyframes = [recorded.keyframes[max(frame + k, 0)] for k in range(1 - self.steps, 1)]
-        now, period_us = keyframes[-1], self._period_us(recorded)
+        now, period_us = keyframes[-1], recorded.period_us
         missing = [min(frame + k, 0) for k in range(1 - self.steps, 1)]  # periods before what stands in for the step
         for t, back in enumerate(range(self.steps - 1, -1, -1)):
             if now.now_us - keyframes[t].now_us > (back + LATE) * period_us:
@@ -217,9 +216,6 @@ class RecordedSource:
         cameras = tuple(recorded.cameras[name] for name in self._names)
         size = self.image_size
         return recorded, cameras, cameras if size is None else tuple(camera.resize(*size)[1] for camera in cameras)
-
-    def _period_us(self, scene: RecordedScene) -> int:
-        return int(np.median(np.diff(scene.now_us))) if len(scene.now_us) > 1 else NOMINAL_PERIOD_US
 
     def _begin(self, scene: str, keyframe: Keyframe, cameras: tuple[Camera, ...]) -> list[Promise | None]:
         """The images of a keyframe to come: RGB [H, W, 3] at the size asked for, or None where there is no file."""

@@ -125,7 +125,11 @@ def _write_plain(folder: Path, nodes: dict, edges: list) -> None:
 
 @dataclass(frozen=True)
 class OldTown:
-    """Streets of an old town that never was. oval: of its height and its width, once it is out of round."""
+    """Streets of an old town that never was.
+
+    oval         height over width
+    main_spokes  the wide ones, by number; spokes_to_middle: those that do not end at the inner ring
+    """
 
     seed: int
     spokes: int

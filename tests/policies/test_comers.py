@@ -1,5 +1,7 @@
 """Who might come to the next junction on a way that crosses the ego's. One simulation a process: a file of its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -15,13 +17,22 @@ from sim.town_env import TownEnv
 from sim.town_world import TownWorld
 
 
-def test_who_comes_to_a_junction_crosses_the_way_of_the_ego() -> None:
-    made = TownEnv("town-val/1", (64, 36), cameras=False)
-    begin(made, get_scenario("town-val/1"))
+@contextmanager
+def driven(name: str, steps: int) -> Iterator[TownWorld]:
+    """The town of a scenario after so many steps straight on."""
+    made = TownEnv(name, (64, 36), cameras=False)
+    begin(made, get_scenario(name))
     try:
-        for _ in range(100):
+        for _ in range(steps):
             made.step(np.array([1.0 if made.world.ego.speed_mps < 7 else 0.0, 0.0]))
-        world, network, seen = made.world, made.world.network, 0
+        yield made.world
+    finally:
+        made.close()
+
+
+def test_who_comes_to_a_junction_crosses_the_way_of_the_ego() -> None:
+    with driven("town-val/1", 100) as world:
+        network, seen = world.network, 0
         for k in range(20):
             might = imagine(world, np.random.default_rng(k))
             there = world.imagined(might)
@@ -40,17 +51,11 @@ def test_who_comes_to_a_junction_crosses_the_way_of_the_ego() -> None:
                 assert not overlap(box, [there.ego.footprint(there.params)]).any()
             plan_in(world, might)
         assert seen > 5
-    finally:
-        made.close()
 
 
 def test_the_expert_gives_way_to_who_comes() -> None:
-    made = TownEnv("town-smoke/0", (64, 36), cameras=False)
-    begin(made, get_scenario("town-smoke/0"))
-    try:
-        for _ in range(120):
-            made.step(np.array([1.0 if made.world.ego.speed_mps < 7 else 0.0, 0.0]))
-        world, gave_way = made.world, 0
+    with driven("town-smoke/0", 120) as world:
+        gave_way = 0
         everybody = frozenset(actor.instance for actor in world.actors)
         for k in range(80):
             might = replace(imagine(world, np.random.default_rng(k)), gone=everybody)
@@ -62,8 +67,6 @@ def test_the_expert_gives_way_to_who_comes() -> None:
                 assert not alone.reason.startswith("give way")
                 assert alone.xyyaw_in_ego[-1, 0] > plan.xyyaw_in_ego[-1, 0]
         assert gave_way > 2
-    finally:
-        made.close()
 
 
 def plan_in(world: TownWorld, might: Imagined) -> Plan:

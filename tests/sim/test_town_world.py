@@ -306,7 +306,8 @@ def test_suites_share_no_seed_and_one_town_is_kept_for_the_test() -> None:
     assert len(set(seeds)) == len(seeds)
     towns = {name: {s.town for s in scenarios} for name, scenarios in drawn.items()}
     assert towns["town-train"] == set(shipped_towns()) - {UNSEEN_TOWN}
-    assert UNSEEN_TOWN in towns["town-test"]
+    assert towns["town-test"] == towns["town-val"] | {UNSEEN_TOWN}
+    assert towns["town-val"] < towns["town-train"]
     assert all(s.town != UNSEEN_TOWN for name in drawn for s in drawn[name] if name != "town-test")
     assert suite_length("town-smoke") == 5
     assert all(s.validate().name == f"{name}/{k}" for name in drawn for k, s in enumerate(drawn[name]))
