@@ -1,6 +1,7 @@
-"""The verbs of finished runs: score one again, compare two, write the report again, put several beside each other."""
+"""The verbs of finished runs: score one again, say what went wrong, compare two, report again, rank several."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sensors.errors import InputError
 from sim.metrics.protocols import PROTOCOLS, QUICK, get_protocol
 from sim.report.comparison import write_comparison
 from sim.report.failure_clips import MOST_CLIPS
+from sim.report.failure_table import BY, NONE, as_json, struck
+from sim.report.failure_table import table as failure_lines
 from sim.report.leaderboard import find_runs, lines, write_leaderboard
 from sim.report.page import write_report
 from sim.report.summary import read_summary
@@ -26,6 +29,9 @@ EPILOGS = {
     "score": """examples:
   vla score runs/20260101-120000-drive                   every protocol, from the logs alone
   vla score runs/20260101-120000-drive --protocol pdm nuplan""",
+    "failures": """examples:
+  vla failures runs/20260101-120000-drive                what went wrong with the run's own policy, by town
+  vla failures runs/20260101-120000-drive --by command --list   and each of them, what was told and said""",
     "compare": """examples:
   vla compare runs/mine runs/theirs                      on their common scenes, paired
   vla compare runs/mine runs/theirs --html compare.html  the same as a page""",
@@ -48,6 +54,13 @@ def add_score_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     words = f"all (default) or some of {', '.join(PROTOCOLS)}; a drive or replay scores {', '.join(QUICK)} by itself"
     sub.add_argument("--protocol", nargs="+", default=["all"], metavar="NAME", help=words)
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = verb("failures", _failures, "say what went wrong in a finished run: in how many episodes, where, in which")
+    sub.add_argument("run_directory", type=Path, metavar="RUN")
+    sub.add_argument("--by", choices=BY, default="town", help="a column each (default town)")
+    sub.add_argument("--policy", metavar="NAME", help="whose (default: the run's own)")
+    sub.add_argument("--list", action="store_true", help="each of them with what the policy was told and said")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write every one with what was so there too")
 
     sub = verb("compare", _compare, "say of each metric whether two runs differ, over the scenes that both have")
     sub.add_argument("run_directory", type=Path, metavar="RUN_A")
@@ -94,6 +107,27 @@ def _score(options: argparse.Namespace) -> int:
     print(run.headline() + (words if cut else ""), *table(run.summary), sep="\n")
     print(f"report: {write_report(run.path)}")
     return 0 if run.whole and not cut else 1
+
+
+def _failures(options: argparse.Namespace) -> int:
+    episodes = read_summary(options.run_directory / "summary.json")["episodes"]
+    policies = list(dict.fromkeys(row["policy"] for row in episodes))
+    whose = options.policy or next(iter(policies), "")
+    if whose not in policies:
+        expected = f"one that was driven: {', '.join(policies) or 'none was'}"
+        raise InputError(options.run_directory, "--policy", whose or "nothing", expected)
+    rows = [row for row in episodes if row["policy"] == whose]
+    found = struck(options.run_directory, rows)
+    print(
+        f"{whose}: {len(rows)} episodes, in how many of them what went wrong",
+        *failure_lines(found, options.by),
+        sep="\n",
+    )
+    if options.list:
+        print(*(each.line() for each in found if each.kind != NONE), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(as_json(found), indent=1))
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -46,11 +46,15 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Failure:
-    """One of KINDS at a frame of the log of an episode; frame and seconds are None where there is no log."""
+    """One of KINDS at a frame of the log of an episode; frame and seconds are None where there is no log.
+
+    actor: whom a collision was with, else ""
+    """
 
     kind: str
     frame: int | None = None
     at_s: float | None = None
+    actor: str = ""
 
 
 def failures(row: dict, log: EpisodeLog | None) -> list[Failure]:
@@ -75,14 +79,14 @@ def outcome(row: dict, found: Sequence[Failure]) -> str:
 
 
 def _of_event(row: dict, log: EpisodeLog, k: int) -> Failure | None:
-    name, frame = str(log.event[k]), int(log.event_frame[k])
+    name, frame, actor = str(log.event[k]), int(log.event_frame[k]), str(log.event_actor[k])
     if name == "collision":
-        kind = f"collision with {_partner(log, str(log.event_actor[k]))}, {_fault(row, str(log.event_fault[k]))}"
+        kind = f"collision with {_partner(log, actor)}, {_fault(row, str(log.event_fault[k]))}"
     elif name in EVENT_WORDS:
         kind = EVENT_WORDS[name]
     else:
         return None
-    return Failure(kind, frame, float(log.time_s[frame]))
+    return Failure(kind, frame, float(log.time_s[frame]), actor)
 
 
 def _partner(log: EpisodeLog, actor: str) -> str:

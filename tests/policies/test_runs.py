@@ -88,7 +88,9 @@ def test_the_commit_is_a_commit():
     assert commit == "" or (len(commit) == 40 and int(commit, 16) >= 0)
 
 
-@pytest.mark.parametrize("verb", ["drive", "record", "train", "replay", "score", "compare", "report", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["drive", "record", "train", "replay", "score", "failures", "compare", "report", "doctor"]
+)
 def test_every_verb_helps_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as exit_of:
         main([verb, "--help"])

@@ -85,6 +85,16 @@ def test_a_run_compared_with_itself_does_not_differ(driven, capsys, tmp_path):
     assert not any(row["differ"] for row in found.values())
 
 
+def test_failures_are_told_in_text_and_in_a_file(driven, capsys, tmp_path):
+    assert main(["failures", str(driven), "--by", "weather", "--list", "--json", str(tmp_path / "f.json")]) == 0
+    text, rows = capsys.readouterr().out, json.loads((tmp_path / "f.json").read_text())
+    assert text.startswith(f"{rows[0]['policy']}: 2 episodes, ")
+    assert len({row["name"] for row in rows}) == 2
+    assert all(row["kind"] in text for row in rows)
+    assert main(["failures", str(driven), "--policy", "nobody"]) == 2
+    assert "expected one that was driven: " in capsys.readouterr().err
+
+
 def edited(driven: Path, path: Path, change) -> Path:
     """A copy of the run whose summary `change` has had its way with."""
     shutil.copytree(driven, path)

@@ -19,6 +19,7 @@ from sim.report.failure_clips import (
     plan_in_force,
     write_clip,
 )
+from sim.report.failure_table import NONE, as_json, counts, struck, table
 from sim.report.failures import COMPLETED_SHARE, KINDS, OF_THE_CODE, OUT_OF_TIME, Failure, failures, outcome
 from sim.report.page import write_report
 from sim.report.pictures import ALARM, PLAN
@@ -27,6 +28,7 @@ from sim.surroundings import Lane, Surroundings
 
 ACTORS = ("human.pedestrian.adult", "vehicle.bicycle", "vehicle.truck", "movable_object.barrier")
 WORDS = ("a pedestrian", "a two-wheeler", "a vehicle", "an object")
+CUE = ("left", "Now, turn left at the junction.")
 LANE = Lane("a", np.array([[0.0, 0.0], [200.0, 0.0]]), 3.5)
 
 
@@ -63,7 +65,7 @@ def test_a_collision_has_a_partner_and_a_fault(actor, words, by_world, score, fa
     log = log_of({70: [("collision", actor, 3.0, by_world)]}, ended_by="collision")
     row = row_of(log) if score is None else row_of(log, at_fault_collision_rate=score)
     kind = f"collision with {words}, {fault}"
-    assert failures(row, log) == [Failure(kind, 70, 7.0)]
+    assert failures(row, log) == [Failure(kind, 70, 7.0, actor)]
     assert kind in KINDS
     assert outcome(row, failures(row, log)) == kind
 
@@ -219,3 +221,33 @@ def test_an_unfinished_log_of_a_failed_episode_is_not_needed(tmp_path: Path):
     write_episode(tmp_path / "episodes" / "x.npz", log_of({}))
     page = write_report(tmp_path).read_text()
     assert OF_THE_CODE in page
+
+
+def test_table_counts_episodes_by_town_and_says_what_was_so(tmp_path):
+    (tmp_path / "episodes").mkdir()
+    rows = []
+    for k, (town, events) in enumerate((("grid", {}), ("grid", {40: ["a", "b"]}), ("ring", {70: ["off_road"]}))):
+        place = Surroundings("made up", town, lanes=(LANE,))
+        recorder = EpisodeRecorder(f"seed-{k:04d}", "drive", "p", k, surroundings=place)
+        two = matrix_from_xy_yaw([45.0, 40.0], [0.0, 6.0], [np.pi, np.pi / 2])
+        boxes = Boxes(("a", "b"), ("vehicle.car", "vehicle.bus.rigid"), two, np.full((2, 3), 1.5), np.zeros((2, 2)))
+        for frame in range(80):
+            what = events.get(frame, ())
+            told = [("collision", name, 5.0, "ego") if len(name) == 1 else name for name in what]
+            recorder.frame(100_000 * frame, (1.0 * frame, 0, 0), 10.0, (0, 0), boxes, told, cue=CUE)
+        log = recorder.finish("completed")
+        write_episode(tmp_path / f"episodes/{log.name}.npz", log)
+        rows.append(row_of(log) | {"name": log.name, "log": f"episodes/{log.name}.npz"})
+    found = struck(tmp_path, rows)
+    assert counts(found, "town") == {
+        "no failure": {"all": 1, "grid": 1},
+        "collision with a vehicle, at fault": {"all": 1, "grid": 1},  # two of them in one episode
+        "off the road": {"all": 1, "ring": 1},
+    }
+    assert counts(found, "command")["no failure"] == {"all": 1}
+    first, second, third = (each for each in found if each.kind != NONE)
+    assert first.other.startswith("ahead going towards it")
+    assert second.other.startswith("to the left going across")
+    assert f"told {CUE[1]!r}" in third.line()
+    assert table(found, "town")[0].split() == ["episodes", "all", "grid", "ring"]
+    assert all(each["speed_mps"] is None for each in as_json(found) if each["kind"] == NONE)
