@@ -7,7 +7,7 @@ look for a replaced one too, so a crash at any instant leaves a whole one.
 """
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from vla.manifest import (
 from vla.model import DrivingModel
 from vla.text_tokens import SHIPPED
 
+WEIGHTLESS = ("steps", "image_width", "image_height")  # of a config: no weight depends on them
 SIZED_BY = {"text_tokens": "text", "accel_bins": "action", "curvature_bins": "action", "image_codes": "image"}
 MODEL, STATE = "model.safetensors", "state.safetensors"
 
@@ -104,10 +105,8 @@ def load(path: Path, config: ModelConfig | None = None) -> Loaded:
 
 
 def load_to_start_from(path: Path, config: ModelConfig) -> Loaded:
-    """As `load` with a config, but the checkpoint may be of another number of steps, on which no weight depends."""
-    manifest = standing(Path(path)) / MANIFEST
-    steps = read_manifest(manifest)["config"].get("steps", config.steps)
-    return load(path, replace(config, steps=steps))
+    """As `load` with a config, but the checkpoint may be of other WEIGHTLESS sizes."""
+    return _load(path, config, ModelConfig, DrivingModel, WEIGHTLESS)
 
 
 def is_image_tokenizer(path: Path) -> bool:
@@ -130,13 +129,14 @@ def load_image_tokenizer(path: Path, config: ImageTokenizerConfig | None = None)
     return _load(path, config, ImageTokenizerConfig, ImageTokenizer)
 
 
-def _load(path: Path, config, config_type: type, model_type: type) -> Loaded:
+def _load(path: Path, config, config_type: type, model_type: type, free: tuple[str, ...] = ()) -> Loaded:
     place = standing(Path(path))
     manifest = read_manifest(place / MANIFEST)
     own = config_type.from_dict(manifest["config"], f"{place / MANIFEST} config")
-    if config is not None and own != config:
-        wanted, found = config.to_dict(), own.to_dict()
-        name = next(key for key in wanted if wanted[key] != found[key])
+    wanted, found = own.to_dict() if config is None else config.to_dict(), own.to_dict()
+    others = [key for key in wanted if wanted[key] != found[key] and key not in free]
+    if others:
+        name = others[0]
         fix = "It is of another model."
         if name in SIZED_BY:
             fix = f"Its vocabulary has another layout: change {name} to {found[name]}, or train a new model."

@@ -281,11 +281,13 @@ def test_training_goes_on_from_a_checkpoint_with_more_data(course_dataroot, tmp_
     assert policy.learned.seen_in(NuscenesSource(course_dataroot, "v1.0-mini")) == ["scene-1000", "scene-1001"]
 
 
-def test_training_goes_on_from_a_checkpoint_with_clips_of_another_length(course_dataroot, tmp_path):
+def test_training_goes_on_from_a_checkpoint_with_clips_of_another_length_and_larger_images(course_dataroot, tmp_path):
     recipe = small_recipe(course_dataroot, "train.steps=1", "model.steps=1")
     train(recipe, tmp_path / "first", progress=False)
     start_from = f"train.start_from={tmp_path / 'first' / 'checkpoint'}"
-    longer = Trainer(small_recipe(course_dataroot, start_from, "model.steps=3"), tmp_path / "second")
+    other = "model.steps=3", "model.image_width=160", "model.image_height=96"
+    longer = Trainer(small_recipe(course_dataroot, start_from, *other), tmp_path / "second")
+    assert longer.model.config.image_width == 160 != recipe.model.image_width
     assert_equal(longer.model.state_dict(), weights(tmp_path / "first"))
     with pytest.raises(InputError, match=r"config\.width: came"):
         Trainer(small_recipe(course_dataroot, start_from, "model.steps=3", "model.width=128"), tmp_path / "third")
