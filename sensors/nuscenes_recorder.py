@@ -75,6 +75,7 @@ class SceneRecorder:
         self._sweeps: list[dict] = []  # since the last keyframe, whose sample is yet to come
         self._annotations: dict[str, list[dict]] = {}  # by box id
         self._categories: dict[str, str] = {}
+        self.discard()  # what a process left that was killed in this scene
         for camera in cameras:
             self._calibrate(camera.validate(name))
 

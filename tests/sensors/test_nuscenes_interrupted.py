@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_up_drive import START_US, VERSION, keyframe, mask, record, rig
+from made_up_drive import START_US, VERSION, bus, keyframe, mask, record, rig
 from nuscenes.nuscenes import NuScenes
 
 from sensors import nuscenes_recorder
 from sensors.errors import InputError
 from sensors.nuscenes_index import NuscenesIndex
 from sensors.nuscenes_source import NuscenesSource
-from sensors.nuscenes_writer import NuscenesWriter
+from sensors.nuscenes_writer import NuscenesWriter, map_png
 from sensors.source import check_source
 
 
@@ -54,6 +54,19 @@ def test_an_error_in_the_block_discards_the_scene(tmp_path):
         scene.keyframe(*keyframe(0, START_US + 1))
         raise RuntimeError("engine")
     assert contents(tmp_path) == before
+
+
+def test_a_scene_that_a_killed_process_began_is_taken_anew(tmp_path, undisturbed):
+    writer = NuscenesWriter(tmp_path, VERSION)
+    with writer.session():
+        for images in (1, 2):  # who is killed after one keyframe comes to no end, and leaves its files
+            scene = writer.recorder("scene-0001", rig())
+            for k in range(images):
+                scene.keyframe(*keyframe(k))
+        scene.can(*bus(2))
+        writer.commit([scene.finish("a left curve", "testtown", map_png(mask()))])
+    record(tmp_path, "scene-0002", keyframes=2)
+    assert contents(tmp_path) == contents(undisturbed)
 
 
 def count_writes(tmp_path, monkeypatch):
