@@ -15,7 +15,7 @@ from policies.town_expert import TownExpert
 from sensors.errors import InputError
 from sim.scenarios import get_scenario
 from vla_drive_ros import interface
-from vla_drive_ros.supervisor import STARTS_WITHIN_S, Supervisor, end, spawn
+from vla_drive_ros.supervisor import STARTS_WITHIN_S, Supervisor, clear_segments, end, spawn
 
 CALIBRATION, ROUTE = "car.json", "route.json"
 HEALTHY_WITHIN_S = 60.0
@@ -75,6 +75,8 @@ class Stack:
     def ensure(self) -> list[str]:
         """Start again whatever has ended, and bring it up; their names."""
         ended = [node for node, process in self.processes.items() if process.poll() is not None]
+        if ended:
+            clear_segments()
         for node in ended:
             self.start(node)
         self.supervisor.bring_up(*ended)
