@@ -100,7 +100,7 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
         dataset = trainer.train_set.situations()
         step_s = min(trainer._one_step()["step_s"] for _ in range(2))
     elif fits:
-        step_s = min(_noise_steps(recipe))
+        step_s = min(_noise_steps(recipe, dtype))
     c = recipe.model
     reasons = bool(c.reason_places) and (dataset is None or trainer.train_set.has_reasons)
     tokens = len(model.layout("meta", reasons)) * config.batch_size
@@ -108,12 +108,11 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
     return Cost(parts, learn, active, flop, memory, tokens, config.steps, dataset, step_s, not there)
 
 
-def _noise_steps(recipe: Recipe) -> list[float]:
-    """Seconds of two steps on noise."""
+def _noise_steps(recipe: Recipe, dtype: str) -> list[float]:
+    """Seconds of two steps on noise; dtype: of the products, as `compute_dtype` has it."""
     config, device, took = recipe.train, torch.device(recipe.train.device), []
     model = DrivingModel(recipe.model, recipe.seed).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
-    dtype = compute_dtype(config.dtype, device).name
     size = config.batch_size // config.accumulate
     batch = to_batch([noise_clip(recipe.model, k) for k in range(size)], recipe.model).to(device)
     first = torch.tensor([slot.start for slot in recipe.model.action_slots], device=device)

@@ -24,7 +24,8 @@ from sim.scenarios import suite_length
 
 KEYFRAMES_HZ = 2
 MAX_IN_VAIN = 20
-COMMIT_EVERY_S, COMMIT_SHARE = 30.0, 0.05  # tables are written anew at each commit: so often, or for this share of time
+# Tables are written anew at each commit: so often, or for this share of time, but then at least so often.
+COMMIT_EVERY_S, COMMIT_SHARE, COMMIT_WITHIN_S = 30.0, 0.05, 300.0
 SAME = ("suite", "hz", "image_size", "keyframes", "student", "imagined")  # of all scenes of a dataroot
 
 
@@ -48,7 +49,7 @@ def record(
     with writer.session():
         notes = _checked_notes(recording)
         there = _keyframes_there(recording)
-        tally = _Tally(run, recording, notes, keyframes, there, progress)
+        tally = Tally(run, recording, notes, keyframes, there, progress)
         with tally, sharing(workers, address) as pool:
             for shot in _shots(recording, first, notes, there, pool, workers, run.path, videos, tally):
                 tally.take(shot)
@@ -63,7 +64,7 @@ def record(
         run.summary["fell_short"] = tally.why_short
 
 
-class _Tally:
+class Tally:
     """What a recording has so far: scenes in the order of their numbers, and those that wait to be committed."""
 
     def __init__(self, run: Run, recording: Recording, notes: dict, wanted: int, there: dict[int, int], progress: bool):
@@ -98,10 +99,11 @@ class _Tally:
             self._in_vain += 1
         if shot.staged is not None:
             self._waiting.append((shot.staged, shot.row))
-        if time.monotonic() - self._committed_s > max(COMMIT_EVERY_S, self._took_s / COMMIT_SHARE):
+        waits_s = min(max(COMMIT_EVERY_S, self._took_s / COMMIT_SHARE), COMMIT_WITHIN_S)
+        if time.monotonic() - self._committed_s > waits_s:
             self._commit()
 
-    def __enter__(self) -> "_Tally":
+    def __enter__(self) -> "Tally":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -131,7 +133,7 @@ def _shots(
     workers: int,
     run_path: Path,
     videos: int,
-    tally: _Tally,
+    tally: Tally,
 ) -> Iterator[Shot]:
     """Scenes in the order of their numbers until the tally is complete, each known already or made now; with a pool
     the next ones are under way meanwhile."""
