@@ -24,7 +24,7 @@ from sim.road_network import Link
 from sim.scene import Moment, Otherwise
 from sim.sensing import EXPOSURE_BEFORE_US
 from sim.solids import BRAKE, HEAD, TAIL
-from sim.town_route import comfortable_speed_mps
+from sim.town_route import comfortable_speed_mps, next_turn
 from sim.town_scene import lamps_of_state
 from sim.town_words import WISHED_KINDS, WISHES, wish_words
 from sim.town_world import TownWorld
@@ -155,8 +155,8 @@ def _fair_mps(there: TownWorld, might: Imagined) -> float:
         for gap_m, link in there.place.stop_lines
         if link.light in might.lights and might.lights[link.light][link.light_index] in "ruyY"
     ]
-    if might.ways:
-        halts.append((_junction_ahead(there)[1], 0.0))
+    if might.ways and (waits := _junction_ahead(there)[1]) > 0:
+        halts.append((waits, 0.0))
     followed, front_m = there.route.followed(there.place.first_lane), there.place.s_m + there.params.front_m
     for guest in might.guests:
         at = followed.line.project(np.array(guest.pose[:2]))
@@ -268,6 +268,8 @@ def _comers(
         if rng.random() < MEETS:
             there_s = ahead_m / max(speed_mps, SLOW_MPS) + float(rng.uniform(*MEETS_S))
             left_m = float(np.clip(speed * there_s, *COMES_M))
+        if ahead_m <= 0:  # the ego is in the junction, where they see it
+            speed = min(speed, float(np.sqrt(2 * STOPS_MPS2 * left_m)))
         length_m = _size_lwh_m(name)[0]
         if left_m + length_m > lane.length_m:
             break
@@ -282,12 +284,11 @@ def _comers(
 
 
 def _junction_ahead(there: TownWorld) -> tuple[Link | None, float]:
-    """The ego's link through a junction close ahead in which it may still wait for others, and how far ahead."""
+    """The ego's link through the junction that it is in, or close to, and how far ahead it waits there for others: not
+    above 0 where it must clear the junction."""
     for gap_m, link in there.place.stop_lines:
         if gap_m < NEAR_JUNCTION_M and link.junction in there.network.junctions:
-            ahead_m = waits_m(there, gap_m, link)
-            if ahead_m > 0:
-                return link, ahead_m
+            return link, waits_m(there, gap_m, link)
     return None, 0.0
 
 
@@ -299,7 +300,7 @@ def _before(there: TownWorld, link: Link) -> list[Link]:
 def _of_junction(there: TownWorld, link: Link, to_each: tuple[frozenset[int], ...]) -> list[Link]:
     """Links from roads into the junction of a link, those that are something to it."""
     network = there.network
-    links = [each for links in network.links.values() for each in links if each.junction == link.junction]
+    links = network.links_of_junction[link.junction]
     return [
         each for each in links if each.index in to_each[link.index] and network.lanes[each.from_lane].kind == "road"
     ]
@@ -340,7 +341,9 @@ def fitting_wishes(world: TownWorld) -> list[str]:
             lane = route.beside(place.lane, left)
             if lane is not None and world.network.lanes[lane].length_m - place.s_m > NEXT_LANE_M:
                 kinds.append(kind)
-    return [*kinds, world.command] if world.command in WISHES else kinds
+    turn = next_turn(route, place.first_lane, place.s_m)
+    clear = turn is None or not world.network.degree(turn[1])  # a wish does not tell which of two ways to a side
+    return [*kinds, world.command] if world.command in WISHES and clear else kinds
 
 
 def parked_ahead(world: TownWorld, name: str, gap_m: float, paint: tuple[int, int, int]) -> Actor | None:

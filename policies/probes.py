@@ -192,9 +192,10 @@ def _obstacle(world: TownWorld, rng: np.random.Generator) -> Probe | None:
 
 def _ways(world: TownWorld, gap_m: float, link: Link, rng: np.random.Generator) -> Probe | None:
     """The route's way through a junction, and another one from the same lane, both open."""
-    if world.network.lanes[link.from_lane].edge in world.network.roundabout_edges:
+    network = world.network
+    if network.lanes[link.from_lane].edge in network.roundabout_edges:
         return None
-    links = [each for each in world.network.links[link.from_lane] if each.direction in DIRECTIONS]
+    links = [each for each in network.links[link.from_lane] if each.direction in DIRECTIONS]
     others = [each for each in links if each.direction != link.direction and not each.stop_sign]
     if link not in links or link.stop_sign or not others:
         return None
@@ -210,7 +211,8 @@ def _ways(world: TownWorld, gap_m: float, link: Link, rng: np.random.Generator) 
         lamps = lamps_of_state(world.town_map, link.light, state)
     seen, far_m = Otherwise(_everybody(world), lamps), gap_m + world.params.front_m
     versions = [
-        Version(way.direction, seen, (way.direction, turn(far_m, way.direction, bool(way.light)))) for way in ways
+        Version(way.direction, seen, (way.direction, turn(far_m, way.direction, bool(way.light), network.degree(way))))
+        for way in ways
     ]
     return Probe("turn", tuple(versions), partial(tells_ways, yaw_rad=yaw_rad), gap_m)
 

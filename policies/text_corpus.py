@@ -10,6 +10,7 @@ from sim import town_words
 MOST_REASON_M, MOST_INSTRUCTION_M, EXITS = 60, 1000, 4
 OFTEN = 40  # each free sentence counts so many times, since a route's are many and nearly alike
 # A checkpoint knows the text that its tokens stand for: another sentence here makes other tokens, and old ones useless.
+# So degrees of turns, which routes tell since, are not among these: they are spelled with the tokens that there are.
 FREE = (
     *(words for kind, wordings in town_words.WISHES.items() if kind != "stop behind" for words in wordings),
     *(town_words.wish_words("stop behind", 0, kind) for kind in town_words.WISHED_KINDS),
@@ -60,4 +61,4 @@ def reasons() -> list[str]:
 
 def corpus() -> list[str]:
     """All sentences, in an order that does not change."""
-    return [*reasons(), *town_words.every_sentence(MOST_INSTRUCTION_M, EXITS), *OFTEN * FREE]
+    return [*reasons(), *town_words.every_sentence(MOST_INSTRUCTION_M, EXITS, degrees=()), *OFTEN * FREE]

@@ -18,11 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from sensors.errors import InputError, nearest
+from sensors.frames import wrap
 from sim.geometry import OpenLine
+from sim.town_words import DEGREES, SIDES
 
 TOWNS_FOLDER = Path(__file__).parent / "towns"
 SUFFIX = ".net.xml.gz"
 MEET_M, MEET_STEP_M, MEET_BEYOND_M = 1.0, 0.5, 10.0  # ways this near to each other have met
+TURN_M = 3.0  # from a junction: there the heading of a road is taken
 MIN_STEP_M = 0.05  # neighbours closer than this are one point
 CAR, WALKER = "passenger", "pedestrian"
 CLASSES = (CAR, WALKER, "truck", "bus", "bicycle", "motorcycle")  # SUMO's names of who may use a lane
@@ -175,6 +178,23 @@ class RoadNetwork:
         along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
         at = np.arange(0.0, along[-1], MEET_STEP_M)
         return np.stack([np.interp(at, along, points[:, k]) for k in range(2)], axis=-1)
+
+    def turn_rad(self, link: Link) -> float:
+        """By how much the way through a junction turns, positive to the left."""
+        before, beyond = self.lanes[link.from_lane].line, self.lanes[link.to_lane].line
+        came_rad, goes_rad = before.at(max(before.length_m - TURN_M, 0.0))[1], beyond.at(TURN_M)[1]
+        return float(wrap(goes_rad - came_rad))
+
+    def degree(self, link: Link) -> str:
+        """One of sim.town_words.DEGREES for the outer of several ways from a road to one side, "" for any other."""
+        turn_rad: dict[str, float] = {}
+        for lane in self.edges[self.lanes[link.from_lane].edge]:
+            for each in self.links.get(lane, ()):
+                if each.direction == link.direction:
+                    turn_rad.setdefault(self.lanes[each.to_lane].edge, abs(self.turn_rad(each)))
+        ways = sorted(turn_rad, key=lambda edge: (turn_rad[edge], edge))
+        outer = dict(zip((ways[0], ways[-1]), DEGREES, strict=True)) if len(ways) > 1 else {}
+        return outer.get(self.lanes[link.to_lane].edge, "") if link.direction in SIDES else ""
 
     def edge_length_m(self, edge: str) -> float:
         return self.lanes[self.edges[edge][0]].length_m

@@ -274,7 +274,7 @@ def instruction(route: Route, lane: str, s_m: float) -> str:
     if from_edge in network.roundabout_edges:
         leaves = to_edge not in network.roundabout_edges
         return town_words.LEAVE_ROUNDABOUT if leaves else town_words.STAY_IN_ROUNDABOUT
-    return town_words.turn(distance_m, link.direction, bool(link.light))
+    return town_words.turn(distance_m, link.direction, bool(link.light), network.degree(link))
 
 
 def _entry(route: Route, lane: str, s_m: float) -> tuple[float, str] | None:

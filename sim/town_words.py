@@ -1,6 +1,7 @@
 """What the ego is told to do on its way, in words: every sentence that a route can make, and what a passenger asks for.
 
 In 50 metres, turn left at the traffic lights.       distances in tens of metres, "Now" up to NOW_M
+Now, turn sharply right at the junction.             where more than one way lies to the right
 In 30 metres, enter the roundabout and take exit 2.
 Change to the lane on your left.
 
@@ -8,12 +9,14 @@ Slow down, please.                                   a wish, in one of several w
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 NOW_M = 15.0
 TURNS = {"left": "turn left", "right": "turn right", "straight": "go straight on", "back": "turn round"}
 FOLLOW = "Follow the road to your destination."
 LEAVE_ROUNDABOUT, STAY_IN_ROUNDABOUT = "Leave the roundabout here.", "Stay in the roundabout."
 SIDES = ("left", "right")
+DEGREES = ("slightly", "sharply")  # of the outer ways on a side; "" of one that is alone there, or between others
 WISHES = {  # by kind, how each may be said; "{}": one of WISHED_KINDS
     "left": (
         "Turn left.",
@@ -53,9 +56,10 @@ def change_lane(side: str) -> str:
     return f"Change to the lane on your {side}."
 
 
-def turn(distance_m: float, direction: str, lights: bool) -> str:
-    """direction: one of TURNS; lights: whether the junction has traffic lights."""
-    return f"{_ahead(distance_m)}, {TURNS[direction]} at the {'traffic lights' if lights else 'junction'}."
+def turn(distance_m: float, direction: str, lights: bool, degree: str = "") -> str:
+    """direction: one of TURNS; lights: whether the junction has traffic lights; degree: "", or to a side of DEGREES."""
+    words = f"turn {degree} {direction}" if degree else TURNS[direction]
+    return f"{_ahead(distance_m)}, {words} at the {'traffic lights' if lights else 'junction'}."
 
 
 def enter_roundabout(distance_m: float, number: int) -> str:
@@ -68,11 +72,12 @@ def wish_words(kind: str, which: int, of: str = "") -> str:
     return WISHES[kind][which % len(WISHES[kind])].format(of)
 
 
-def every_sentence(most_m: int, exits: int) -> Iterator[str]:
-    """All that can be said with distances up to most_m and roundabouts of so many exits."""
+def every_sentence(most_m: int, exits: int, degrees: tuple[str, ...] = DEGREES) -> Iterator[str]:
+    """All that can be said with distances up to most_m, roundabouts of so many exits and turns of these degrees."""
     yield from (FOLLOW, LEAVE_ROUNDABOUT, STAY_IN_ROUNDABOUT, *(change_lane(side) for side in SIDES))
     for distance_m in (0, *range(20, most_m + 1, 10)):
         yield from (turn(distance_m, direction, lights) for direction in TURNS for lights in (True, False))
+        yield from (turn(distance_m, *to) for to in product(SIDES, (True, False), degrees))
         yield from (enter_roundabout(distance_m, number) for number in range(1, exits + 1))
 
 

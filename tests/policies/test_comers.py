@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.imagine import imagine
+from policies.imagine import STOPS_MPS2, imagine
 from policies.protocol import Plan, Privileged
 from policies.town_expert import TownExpert
 from sim.geometry import overlap
@@ -67,6 +67,25 @@ def test_the_expert_gives_way_to_who_comes() -> None:
                 assert not alone.reason.startswith("give way")
                 assert alone.xyyaw_in_ego[-1, 0] > plan.xyyaw_in_ego[-1, 0]
         assert gave_way > 2
+
+
+def test_a_junction_is_cleared_before_who_comes_and_can_stop() -> None:
+    with driven("town-smoke/0", 154) as world:  # beyond where a turn left waits for who comes
+        drives_on = gives_way = 0
+        for k in range(60):
+            might = imagine(world, np.random.default_rng(k))
+            comers = [guest for guest in might.guests if guest.id in might.ways]
+            for comer in comers:
+                lane = world.network.lanes[might.ways[comer.id][0]]
+                at_m = float(lane.line.project(np.array(comer.pose[:2])).s_m)
+                left_m = lane.length_m - at_m - comer.size_lwh_m[0] / 2
+                assert comer.speed_mps**2 <= 2 * STOPS_MPS2 * max(left_m, 0.0) + 0.1
+            if comers:
+                reason = plan_in(world, might).reason
+                drives_on += reason.startswith("drive")
+                gives_way += reason.startswith("give way")
+        assert drives_on > 20
+        assert gives_way < drives_on / 2
 
 
 def plan_in(world: TownWorld, might: Imagined) -> Plan:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.text_corpus import EXITS, FREE, corpus, reasons
+from policies.text_corpus import EXITS, FREE, MOST_INSTRUCTION_M, corpus, reasons
 from sensors.reasons import parse_reason
 from sim import town_words
 from sim.road_network import network_path, shipped_towns
@@ -52,8 +52,8 @@ def test_a_word_or_number_of_a_reason_is_one_code():
     assert max(len(TEXT.encode(text)) for text in corpus()) <= 13
 
 
-def test_corpus_has_every_instruction_of_the_towns():
-    said, known = set(), set(corpus())
+def test_every_instruction_of_the_towns_is_known_and_has_room():
+    said, known = set(), set(town_words.every_sentence(MOST_INSTRUCTION_M, EXITS))
     for town in shipped_towns():
         network = town_map(network_path(town)).network
         for seed in range(3):
@@ -64,7 +64,10 @@ def test_corpus_has_every_instruction_of_the_towns():
             said |= {instruction(route, lane, s) for lane in lanes for s in np.arange(0.0, 200.0, 7.0)}
     assert len(said) > 50
     assert said <= known
-    assert town_words.change_lane("left") in known
+    assert max(len(TEXT.encode(text)) for text in known) < CONFIG.instruction_tokens  # beside the marker
+    plain = known & set(corpus())
+    assert known - plain == {text for text in known if any(f"turn {degree} " in text for degree in town_words.DEGREES)}
+    assert town_words.change_lane("left") in plain
     assert any(f"take exit {EXITS}." in text for text in known)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sensors.errors import InputError
 from sim.road_network import network_path, read_network, shipped_towns
+from sim.town_route import Route, instruction
 
 
 @pytest.fixture(scope="module", params=shipped_towns())
@@ -145,3 +146,42 @@ def test_two_ways_through_a_junction_meet_where_both_pass() -> None:
         if met > 60:
             break
     assert met > 60
+
+
+def test_of_two_ways_to_a_side_one_is_told_which():
+    network = read_network(network_path("market"))
+    several, alone = [], 0
+    for edge, lanes in network.edges.items():
+        links = [link for lane in lanes for link in network.links.get(lane, ())]
+        for side in ("left", "right"):
+            ways = {network.lanes[link.to_lane].edge: link for link in links if link.direction == side}
+            if len(ways) < 2:
+                alone += len(ways)
+                assert all(network.degree(link) == "" for link in ways.values())
+                continue
+            slight, sharp = sorted(ways.values(), key=lambda link: abs(network.turn_rad(link)))
+            assert (network.degree(slight), network.degree(sharp)) == ("slightly", "sharply")
+            assert abs(network.turn_rad(sharp)) - abs(network.turn_rad(slight)) > 0.3
+            assert (network.turn_rad(slight) > 0) == (network.turn_rad(sharp) > 0) == (side == "left")
+            several.append((edge, sharp))
+        for link in links:
+            assert link.direction in ("left", "right") or network.degree(link) == ""
+    assert len(several) > 10
+    assert alone > 10
+    edge, sharp = several[0]
+    route = Route(network, (edge, network.lanes[sharp.to_lane].edge))
+    said = instruction(route, sharp.from_lane, network.lanes[sharp.from_lane].length_m - 20.0)
+    assert said.startswith("In 20 metres, turn sharply ")
+
+
+def test_between_two_others_a_way_to_a_side_is_plain():
+    network = read_network(network_path("suburb"))
+    threes = 0
+    for lanes in network.edges.values():
+        links = [link for lane in lanes for link in network.links.get(lane, ()) if link.direction == "right"]
+        ways = {network.lanes[link.to_lane].edge: link for link in links}
+        if len(ways) == 3:
+            threes += 1
+            in_order = sorted(ways.values(), key=lambda link: abs(network.turn_rad(link)))
+            assert [network.degree(link) for link in in_order] == ["slightly", "", "sharply"]
+    assert threes
