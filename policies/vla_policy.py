@@ -23,6 +23,8 @@ from vla.stream import Stream, at_once
 
 SHIPPED = Path(__file__).parent / "tiny"  # the checkpoint that comes with the package; its MODEL_CARD.md tells of it
 DRAWN_AT = 1.0  # temperature at which the plans are drawn that the likeliest is taken of
+PATIENCE_S, STANDS_MPS = 5.0, 0.3  # so long one stands and gives way to the same; then see `VlaPolicy`
+GIVES_WAY = "give way"  # as `sensors.reasons` has it
 STREAMS = 8  # remembered: a car that plans more often than its clips step needs one for each plan within a step
 LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose their last digits
 
@@ -46,6 +48,10 @@ class VlaPolicy:
     begins anew with all its own steps. So no step is ever taken to lie where it does not.
 
     reason: it says why, in the words of `sensors.reasons`, if the model has text. The plan is the same without.
+
+    Who stands and gives way looks at one picture that does not change, and what is likeliest then never does either:
+    two who wait for each other wait for ever. After PATIENCE_S the plan is drawn from what the model holds possible, as
+    it would be if the other were known not to come. Red lights and pedestrians have all the time they need.
 
     Logits that are not finite give a comfortable stop, labelled in `Plan.fallback`, and nothing is remembered.
     """
@@ -84,19 +90,21 @@ class VlaPolicy:
         """Forget the drive; only draws (best_of) are random."""
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._streams: deque[tuple[Stream, Clip]] = deque(maxlen=STREAMS)  # each with the clip it planned for last
+        self._waits_since_us: int | None = None  # for whom it gives way to
 
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
         begun = time.perf_counter()
+        impatient = self._waits_since_us is not None and clip.now_us - self._waits_since_us > PATIENCE_S * 1e6
         blind = self._allow_blind or bool(clip.image_mask.any())  # a look back is a look
         known = next((kept for kept in self._streams if _follows(clip, kept[1])), None)
         batch = self._read(clip if known is None else clip.last(1))
         read_ms = 1e3 * (time.perf_counter() - begun)
         if self.config.fusion_reach == "step":
             stream = Stream(self._model) if known is None else known[0]
-            tick = stream.tick(batch, **self._how(blind))
+            tick = stream.tick(batch, **self._how(blind, impatient))
             self._keep(stream, clip, known)
         else:
-            tick = at_once(self._model, batch, **self._how(blind))
+            tick = at_once(self._model, batch, **self._how(blind, impatient))
         latency_ms = {**tick.latency_ms, "see": tick.latency_ms["see"] + read_ms}
         if not tick.decode.valid[0]:
             self._streams.clear()
@@ -104,6 +112,10 @@ class VlaPolicy:
         plan = plan_from_tokens(tick.decode.tokens[0].cpu().numpy(), clip, self._tokenizer)
         said = tick.decode.reason
         reason = self._sentences.reason_text(said.tokens[0].tolist()) if said is not None and said.valid[0] else ""
+        if not reason.startswith(GIVES_WAY) or clip.vehicle.speed_mps > STANDS_MPS:
+            self._waits_since_us = None
+        elif self._waits_since_us is None:
+            self._waits_since_us = clip.now_us
         return replace(plan, logprob=float(tick.decode.logprob[0]), reason=reason, latency_ms=latency_ms)
 
     def _keep(self, stream: Stream, clip: Clip, known: tuple[Stream, Clip] | None) -> None:
@@ -117,9 +129,9 @@ class VlaPolicy:
         batch = to_batch([clip], self.config).to(self._device)
         return batch if self._codes is None else with_codes(batch, self._codes)
 
-    def _how(self, blind: bool) -> dict:
+    def _how(self, blind: bool, impatient: bool) -> dict:
         drawn = {"temperature": DRAWN_AT, "generator": self._generator, "best": self._best_of}
-        return {"allow_blind": blind, "reasons": self._reasons, **(drawn if self._best_of > 1 else {})}
+        return {"allow_blind": blind, "reasons": self._reasons, **(drawn if impatient or self._best_of > 1 else {})}
 
 
 def _follows(clip: Clip, before: Clip) -> bool:
