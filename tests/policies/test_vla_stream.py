@@ -1,6 +1,7 @@
 """A car that a vla policy drives: what it remembers, when it begins anew, and what it does when the model fails."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from policies.protocol import NOTHING, check_policy
 from policies.replay import replay_scene, surroundings_of
 from policies.runs import Run
 from policies.transforms import plan_from_tokens, stop_plan, to_batch
-from policies.vla_policy import VlaPolicy
+from policies.vla_policy import PATIENCE_S, STANDS_MPS, VlaPolicy
 from sensors.clip import VehicleState
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -201,3 +202,58 @@ def test_a_look_back_is_a_look_but_none_is_refused(checkpoint, drive):
     VlaPolicy(checkpoint).plan(blind_now, NOTHING).validate()
     with pytest.raises(InputError, match="every camera masked"):
         VlaPolicy(checkpoint).plan(drive[4].with_masked(np.ones((3, 6), bool)), NOTHING)
+
+
+class Waits:
+    """A policy that says what it is told to say; `impatient`: whether each of its plans was drawn."""
+
+    def __init__(self, checkpoint, clip):
+        self.policy, self.said, self.impatient = VlaPolicy(checkpoint), "give way: vehicle ahead, 3 m", []
+        self.policy._sentences = SimpleNamespace(reason_text=lambda tokens: self.said)
+        self._clip, self._how = clip, self.policy._how
+        self.policy._how = self._noted
+
+    def _noted(self, blind, impatient):
+        how = self._how(blind, impatient)
+        self.impatient.append(how.get("temperature", 0.0) > 0)
+        return how
+
+    def plan(self, at_s, speed_mps=0.0):
+        vehicle = replace(self._clip.vehicle, speed_mps=speed_mps)
+        clip = replace(self._clip, now_us=self._clip.now_us + round(1e6 * at_s), vehicle=vehicle)
+        return self.policy.plan(clip, NOTHING)
+
+
+def test_who_has_stood_and_given_way_for_long_draws_the_plan(checkpoint, drive):
+    waits = Waits(checkpoint, drive[0])
+    likeliest = waits.plan(0.0)
+    for at_s in (0.5, PATIENCE_S - 0.1, PATIENCE_S + 0.1, PATIENCE_S + 0.6):
+        drawn = waits.plan(at_s)
+    assert waits.impatient == [False, False, False, True, True]
+    assert not np.array_equal(drawn.tokens, likeliest.tokens)
+    again = Waits(checkpoint, drive[0])
+    for at_s in (0.0, PATIENCE_S + 0.1):
+        first_drawn = again.plan(at_s)
+    waits.policy.reset(0)
+    waits.plan(0.0)
+    assert np.array_equal(waits.plan(PATIENCE_S + 0.1).tokens, first_drawn.tokens)  # by the seed of the drive
+
+
+@pytest.mark.parametrize(
+    ("said", "speed_mps"), [("stop: red light, 1 m", 0.0), ("stop: pedestrian, 4 m", 0.0), (None, STANDS_MPS + 0.1)]
+)
+def test_patience_has_no_end_before_a_light_or_somebody_on_foot_nor_while_one_moves(checkpoint, drive, said, speed_mps):
+    waits = Waits(checkpoint, drive[0])
+    waits.said = said or waits.said
+    for at_s in np.arange(0.0, 5 * PATIENCE_S, 0.5):
+        waits.plan(at_s, speed_mps)
+    assert not any(waits.impatient)
+
+
+def test_another_wait_begins_anew(checkpoint, drive):
+    waits = Waits(checkpoint, drive[0])
+    waits.plan(0.0)
+    waits.plan(1.0, speed_mps=2.0)
+    waits.plan(PATIENCE_S, speed_mps=0.0)
+    waits.plan(PATIENCE_S + 1.0)
+    assert not any(waits.impatient)
