@@ -23,7 +23,11 @@ from vla.stream import Stream, at_once
 
 SHIPPED = Path(__file__).parent / "tiny"  # the checkpoint that comes with the package; its MODEL_CARD.md tells of it
 DRAWN_AT = 1.0  # temperature at which the plans are drawn that the likeliest is taken of
-PATIENCE_S, STANDS_MPS = 5.0, 0.3  # so long one stands and gives way to the same; then see `VlaPolicy`
+PATIENCE_S, STANDS_MPS, GOES_MPS = (
+    2.0,
+    0.3,
+    2.5,
+)  # so long one stands and gives way; then see `VlaPolicy`, until it goes
 GIVES_WAY = "give way"  # as `sensors.reasons` has it
 STREAMS = 8  # remembered: a car that plans more often than its clips step needs one for each plan within a step
 LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose their last digits
@@ -112,7 +116,10 @@ class VlaPolicy:
         plan = plan_from_tokens(tick.decode.tokens[0].cpu().numpy(), clip, self._tokenizer)
         said = tick.decode.reason
         reason = self._sentences.reason_text(said.tokens[0].tolist()) if said is not None and said.valid[0] else ""
-        if not reason.startswith(GIVES_WAY) or clip.vehicle.speed_mps > STANDS_MPS:
+        gives_way = reason.startswith(GIVES_WAY)
+        if clip.vehicle.speed_mps > (GOES_MPS if impatient else STANDS_MPS) or not (
+            gives_way or (impatient and reason.startswith("drive"))
+        ):
             self._waits_since_us = None
         elif self._waits_since_us is None:
             self._waits_since_us = clip.now_us
