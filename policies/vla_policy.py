@@ -28,7 +28,7 @@ PATIENCE_S, STANDS_MPS, GOES_MPS = (
     0.3,
     2.5,
 )  # so long one stands and gives way; then see `VlaPolicy`, until it goes
-GIVES_WAY = "give way"  # as `sensors.reasons` has it
+GIVES_WAY, DRIVES = "give way", "drive"  # as `sensors.reasons` has them
 STREAMS = 8  # remembered: a car that plans more often than its clips step needs one for each plan within a step
 LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose their last digits
 
@@ -54,8 +54,8 @@ class VlaPolicy:
     reason: it says why, in the words of `sensors.reasons`, if the model has text. The plan is the same without.
 
     Who stands and gives way looks at one picture that does not change, and what is likeliest then never does either:
-    two who wait for each other wait for ever. After PATIENCE_S the plan is drawn from what the model holds possible, as
-    it would be if the other were known not to come. Red lights and pedestrians have all the time they need.
+    two who wait for each other wait for ever. After PATIENCE_S plans are drawn from what the model holds possible,
+    until it goes or stands for another reason: red lights and pedestrians have all the time they need.
 
     Logits that are not finite give a comfortable stop, labelled in `Plan.fallback`, and nothing is remembered.
     """
@@ -116,14 +116,16 @@ class VlaPolicy:
         plan = plan_from_tokens(tick.decode.tokens[0].cpu().numpy(), clip, self._tokenizer)
         said = tick.decode.reason
         reason = self._sentences.reason_text(said.tokens[0].tolist()) if said is not None and said.valid[0] else ""
-        gives_way = reason.startswith(GIVES_WAY)
-        if clip.vehicle.speed_mps > (GOES_MPS if impatient else STANDS_MPS) or not (
-            gives_way or (impatient and reason.startswith("drive"))
-        ):
+        self._note_wait(clip, reason, impatient)
+        return replace(plan, logprob=float(tick.decode.logprob[0]), reason=reason, latency_ms=latency_ms)
+
+    def _note_wait(self, clip: Clip, reason: str, impatient: bool) -> None:
+        """Since when it has stood and given way; once impatient, until it goes or stands for another reason."""
+        waits = reason.startswith((GIVES_WAY, DRIVES) if impatient else GIVES_WAY)
+        if not waits or clip.vehicle.speed_mps > (GOES_MPS if impatient else STANDS_MPS):
             self._waits_since_us = None
         elif self._waits_since_us is None:
             self._waits_since_us = clip.now_us
-        return replace(plan, logprob=float(tick.decode.logprob[0]), reason=reason, latency_ms=latency_ms)
 
     def _keep(self, stream: Stream, clip: Clip, known: tuple[Stream, Clip] | None) -> None:
         """Remember the stream, and in place of what it planned for before (`known`) this clip."""

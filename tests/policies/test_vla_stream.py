@@ -13,7 +13,7 @@ from policies.protocol import NOTHING, check_policy
 from policies.replay import replay_scene, surroundings_of
 from policies.runs import Run
 from policies.transforms import plan_from_tokens, stop_plan, to_batch
-from policies.vla_policy import PATIENCE_S, STANDS_MPS, VlaPolicy
+from policies.vla_policy import GOES_MPS, PATIENCE_S, STANDS_MPS, VlaPolicy
 from sensors.clip import VehicleState
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -257,3 +257,15 @@ def test_another_wait_begins_anew(checkpoint, drive):
     waits.plan(PATIENCE_S, speed_mps=0.0)
     waits.plan(PATIENCE_S + 1.0)
     assert not any(waits.impatient)
+
+
+def test_impatience_lasts_until_one_goes(checkpoint, drive):
+    waits = Waits(checkpoint, drive[0])
+    waits.plan(0.0)
+    waits.plan(PATIENCE_S + 0.5)
+    waits.said = "drive: curve"
+    waits.plan(PATIENCE_S + 1.0, GOES_MPS - 0.1)  # what was drawn begins: the likeliest plan would take it back
+    waits.plan(PATIENCE_S + 1.5, GOES_MPS + 0.1)
+    waits.said = "give way: vehicle ahead, 3 m"
+    waits.plan(PATIENCE_S + 2.0)
+    assert waits.impatient == [False, True, True, True, False]
