@@ -23,11 +23,8 @@ from vla.stream import Stream, at_once
 
 SHIPPED = Path(__file__).parent / "tiny"  # the checkpoint that comes with the package; its MODEL_CARD.md tells of it
 DRAWN_AT = 1.0  # temperature at which the plans are drawn that the likeliest is taken of
-PATIENCE_S, STANDS_MPS, GOES_MPS = (
-    2.0,
-    0.3,
-    2.5,
-)  # so long one stands and gives way; then see `VlaPolicy`, until it goes
+# So long one stands and gives way, up to which speed one stands, and from which one has gone; see `VlaPolicy`.
+PATIENCE_S, STANDS_MPS, GOES_MPS = 2.0, 0.3, 2.5
 GIVES_WAY, DRIVES = "give way", "drive"  # as `sensors.reasons` has them
 STREAMS = 8  # remembered: a car that plans more often than its clips step needs one for each plan within a step
 LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose their last digits
