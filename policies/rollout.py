@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from policies.distributed import sharing
 from policies.protocol import NOTHING, Policy, Privileged
-from policies.runs import Episode, Run, new_row, tried
+from policies.runs import Episode, Run, failure, new_row, tried
+from policies.workers import LostWorker
 from sensors import frames
 from sensors.gym_source import ClipHistory
 from sim.env import CameraEnv, CourseEnv
@@ -155,8 +156,11 @@ def drive(
 
     with bar, sharing(min(workers, max(len(jobs), 1)), address) as pool:
         waiting = [job if pool is None else pool.submit(drive_one, *job) for job in jobs]
-        for job in waiting:
-            run.add(job.result() if isinstance(job, Future) else drive_one(*job, tell))
+        for job, waits in zip(jobs, waiting, strict=True):
+            try:
+                run.add(waits.result() if isinstance(waits, Future) else drive_one(*job, tell))
+            except LostWorker as error:  # what runs in it, SUMO for one, can end a process
+                run.add(_new_row(*job[:2]) | failure(error))
             bar.update()
     order = {
         name: place for place, name in enumerate(names)
@@ -166,6 +170,11 @@ def drive(
 
 def episode_name(policy: Policy, start: Start) -> str:
     return f"{policy.name}-{name_of(start)}".replace("/", "-")
+
+
+def _new_row(policy: Policy, start: Start) -> dict:
+    seed = start if isinstance(start, int) else start.seed
+    return new_row(episode_name(policy, start), policy.name, seed, name_of(start))
 
 
 def drive_one(
@@ -179,8 +188,7 @@ def drive_one(
     told: Callable[[str], None] | None = None,
 ) -> dict:
     """One episode of a run, its log and film written: its row of the summary. Nobody looks, nothing is drawn."""
-    scene, seed = name_of(start), start if isinstance(start, int) else start.seed
-    row = new_row(episode_name(policy, start), policy.name, seed, scene)
+    row = _new_row(policy, start)
     with tried(run_path, row, fps) as episode:
         env = quiet_env(image_size, seconds, start, renderer, fps > 0 or policy.needs_images)
         try:

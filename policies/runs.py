@@ -109,7 +109,12 @@ def tried(path: Path, row: dict, fps: int) -> Iterator[Episode]:
             yield episode
     except Exception as error:
         (path / "episodes" / f"{row['name']}.error.txt").write_text(traceback.format_exc())
-        row |= {"ended_by": "failure", "error": f"{type(error).__name__}: {error}"}
+        row |= failure(error)
+
+
+def failure(error: Exception) -> dict:
+    """What the row of an episode says that failed."""
+    return {"ended_by": "failure", "error": f"{type(error).__name__}: {error}"}
 
 
 @dataclass

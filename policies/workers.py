@@ -44,7 +44,7 @@ class _Processes(Executor):
         # Its other end is told by being closed: an event waits for those who wait for it, also if they were killed.
         self._enough, self._until = self._spawn.Pipe(duplex=False)
         self._renewing = threading.Lock()
-        self._threads, self._pool = ThreadPoolExecutor(count), self._begun()
+        self._threads, self._pool = ThreadPoolExecutor(count), self._begun(count)
 
     def submit(self, function: Callable, /, *arguments: object) -> Future:
         return self._threads.submit(self._result, function, arguments)
@@ -58,22 +58,28 @@ class _Processes(Executor):
         self.shutdown(cancel_futures=True)
         self._enough.close()
 
-    def _begun(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._count, self._spawn, _begin_process, (self._spawn.Value("i", 0), self._enough))
+    def _begun(self, count: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(count, self._spawn, _begin_process, (self._spawn.Value("i", 0), self._enough))
 
     def _result(self, function: Callable, arguments: tuple) -> object:
-        for left in reversed(range(TRIES)):
-            pool = self._pool
-            try:
-                return pool.submit(function, *arguments).result()
-            except BrokenProcessPool as error:
-                if self._until.closed:
-                    raise
-                if not left:
-                    raise lost(function, error) from error
-            with self._renewing:
-                if self._pool is pool:  # and nobody else was faster
-                    self._pool = self._begun()
+        pool = self._pool
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            if self._until.closed:
+                raise
+        with self._renewing:
+            if self._pool is pool:  # and nobody else was faster
+                self._pool = self._begun(self._count)
+        for left in reversed(range(TRIES - 1)):  # alone: who died ended the others of its pool, and would again
+            with self._begun(1) as alone:
+                try:
+                    return alone.submit(function, *arguments).result()
+                except BrokenProcessPool as error:
+                    if self._until.closed:
+                        raise
+                    if not left:
+                        raise lost(function, error) from error
         raise AssertionError
 
 
@@ -150,10 +156,13 @@ def died(rank: int, count: int, how: str) -> InputError:
     return InputError("--workers", f"worker {rank} of {count}", f"an end with {how}", "all to work to the end", fix)
 
 
-def lost(function: Callable, error: BaseException) -> InputError:
+class LostWorker(InputError):
     """A call that has lost its worker each time."""
+
+
+def lost(function: Callable, error: BaseException) -> LostWorker:
     name, came = getattr(function, "__name__", str(function)), f"a worker that died {TRIES} times ({first_line(error)})"
-    return InputError("workers", name, came, "a worker that returns", "Does it need more memory than a worker has?")
+    return LostWorker("workers", name, came, "a worker that returns", "Does it need more memory than a worker has?")
 
 
 def first_line(error: BaseException) -> str:

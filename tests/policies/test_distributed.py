@@ -21,10 +21,13 @@ import torch
 from test_train import small_recipe, weights
 
 from policies import distributed
+from policies.baselines import ConstantVelocity
 from policies.cli import main
 from policies.distributed import sharing, supervise
+from policies.rollout import drive
+from policies.runs import Run
 from policies.train import Trainer, Workers, train, train_one
-from policies.workers import companions
+from policies.workers import LostWorker, companions
 from sensors.errors import InputError
 from vla.parallel import Replicas
 from vla.sharding import Division
@@ -120,11 +123,37 @@ def _dies(k: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _takes_its_time(k: int) -> int:
+    time.sleep(1.0)
+    return k
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_call_that_always_loses_its_process_says_so():
-    with pytest.raises(InputError, match=r"_dies: came a worker that died 4 times \(.*memory"), sharing(2) as executor:
-        executor.submit(_dies, 0).result()
+def test_a_call_that_always_loses_its_process_says_so_and_costs_no_other():
+    with sharing(2) as executor:
+        first, dies, *others = (executor.submit(_dies if k == 1 else _takes_its_time, k) for k in range(4))
+        with pytest.raises(LostWorker, match=r"_dies: came a worker that died 4 times \(.*memory"):
+            dies.result()
+        assert [call.result() for call in (first, *others)] == [0, 2, 3]
+
+
+class DiesIn(ConstantVelocity):
+    """Takes its process with it in one episode, as a simulator might."""
+
+    def reset(self, seed: int) -> None:
+        if seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_episode_that_ends_its_process_fails_and_the_others_are_kept(tmp_path):
+    run = Run.create("drive", tmp_path / "run", {}, [0, 1, 2])
+    drive(run, [DiesIn()], [0, 1, 2], 1.0, (64, 36), videos=0, progress=False, workers=2)
+    assert [bool(row["log"]) for row in run.summary["episodes"]] == [True, False, True]
+    assert run.summary["scenes"] == {"asked": 3, "finished": 2, "failed": 1}
+    assert "a worker that died 4 times" in run.summary["episodes"][1]["error"]
 
 
 def _refuses(rank, meeting, who):
