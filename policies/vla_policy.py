@@ -51,8 +51,9 @@ class VlaPolicy:
     reason: it says why, in the words of `sensors.reasons`, if the model has text. The plan is the same without.
 
     Who stands and gives way looks at one picture that does not change, and what is likeliest then never does either:
-    two who wait for each other wait for ever. After PATIENCE_S plans are drawn from what the model holds possible,
-    until it goes or stands for another reason: red lights and pedestrians have all the time they need.
+    two who wait for each other wait for ever. After patience_s plans are drawn from what the model holds possible,
+    until it goes or stands for another reason: red lights and pedestrians have all the time they need. A real car has
+    patience_s = inf: nothing that moves it is drawn by lot.
 
     Logits that are not finite give a comfortable stop, labelled in `Plan.fallback`, and nothing is remembered.
     """
@@ -68,6 +69,7 @@ class VlaPolicy:
         allow_blind: bool = False,
         best_of: int = 1,
         reason: bool = True,
+        patience_s: float = PATIENCE_S,
     ):
         if best_of < 1:
             raise InputError("vla policy", "best_of", best_of, "at least 1")
@@ -75,6 +77,7 @@ class VlaPolicy:
         self._model = loaded.model.eval().to(device)
         self.learned = Learned.from_json(loaded.extra.get("learned", []))
         self._device, self._allow_blind, self._best_of = device, allow_blind, best_of
+        self._patience_s = patience_s
         self.config = self._model.config
         self._codes = None
         if self.config.image_input != "patches":
@@ -95,7 +98,7 @@ class VlaPolicy:
 
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
         begun = time.perf_counter()
-        impatient = self._waits_since_us is not None and clip.now_us - self._waits_since_us > PATIENCE_S * 1e6
+        impatient = self._waits_since_us is not None and clip.now_us - self._waits_since_us > self._patience_s * 1e6
         blind = self._allow_blind or bool(clip.image_mask.any())  # a look back is a look
         known = next((kept for kept in self._streams if _follows(clip, kept[1])), None)
         batch = self._read(clip if known is None else clip.last(1))

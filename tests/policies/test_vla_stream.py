@@ -1,5 +1,6 @@
 """A car that a vla policy drives: what it remembers, when it begins anew, and what it does when the model fails."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -207,8 +208,8 @@ def test_a_look_back_is_a_look_but_none_is_refused(checkpoint, drive):
 class Waits:
     """A policy that says what it is told to say; `impatient`: whether each of its plans was drawn."""
 
-    def __init__(self, checkpoint, clip):
-        self.policy, self.said, self.impatient = VlaPolicy(checkpoint), "give way: vehicle ahead, 3 m", []
+    def __init__(self, checkpoint, clip, **given):
+        self.policy, self.said, self.impatient = VlaPolicy(checkpoint, **given), "give way: vehicle ahead, 3 m", []
         self.policy._sentences = SimpleNamespace(reason_text=lambda tokens: self.said)
         self._clip, self._how = clip, self.policy._how
         self.policy._how = self._noted
@@ -247,6 +248,13 @@ def test_patience_has_no_end_before_a_light_or_somebody_on_foot_nor_while_one_mo
     waits.said = said or waits.said
     for at_s in np.arange(0.0, 5 * PATIENCE_S, 0.5):
         waits.plan(at_s, speed_mps)
+    assert not any(waits.impatient)
+
+
+def test_who_must_not_draw_has_patience_for_ever(checkpoint, drive):
+    waits = Waits(checkpoint, drive[0], patience_s=math.inf)
+    for at_s in np.arange(0.0, 5 * PATIENCE_S, 0.5):
+        waits.plan(at_s)
     assert not any(waits.impatient)
 
 

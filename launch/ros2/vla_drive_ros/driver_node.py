@@ -12,6 +12,7 @@ times a second ~/output/health says whether anything is wrong (ERROR: stop) or m
 policy is busy with.
 """
 
+import math
 import os
 import sys
 import threading
@@ -168,7 +169,8 @@ class DriverNode(LifecycleNode):
         if name == "constant-velocity":
             return ConstantVelocity()
         torch.set_num_threads(self._value("threads") or max(1, len(os.sched_getaffinity(0)) - 1))
-        policy = VlaPolicy(FilePath(checkpoint) if checkpoint else SHIPPED, self._value("device"))
+        path = FilePath(checkpoint) if checkpoint else SHIPPED
+        policy = VlaPolicy(path, self._value("device"), patience_s=math.inf)
         cameras = policy.config.cameras - policy.config.fovea  # the fovea is cut out of another
         if cameras != len(CAMERAS):
             raise InputError(checkpoint, "cameras", cameras, f"{len(CAMERAS)}, those of this node")
