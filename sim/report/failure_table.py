@@ -44,8 +44,9 @@ class Struck:
     def line(self) -> str:
         told = f"told {self.instruction or self.command!r}" if self.instruction or self.command else ""
         said = f"said {self.reason!r}" if self.reason else ""
-        words = [f"{self.name}  {self.at_s:.1f} s  {self.kind}", f"at {self.speed_mps:.1f} m/s", self.other, told, said]
-        return ", ".join(word for word in words if word)
+        when = "" if np.isnan(self.at_s) else f"  {self.at_s:.1f} s"
+        speed = "" if np.isnan(self.speed_mps) else f"at {self.speed_mps:.1f} m/s"
+        return ", ".join(word for word in (f"{self.name}{when}  {self.kind}", speed, self.other, told, said) if word)
 
 
 def struck(run_dir: Path, rows: Sequence[dict]) -> list[Struck]:

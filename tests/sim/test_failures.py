@@ -249,5 +249,7 @@ def test_table_counts_episodes_by_town_and_says_what_was_so(tmp_path):
     assert first.other.startswith("ahead going towards it")
     assert second.other.startswith("to the left going across")
     assert f"told {CUE[1]!r}" in third.line()
+    crashed = {"name": "seed-0009", "policy": "p", "log": None, "error": "it ended its process"}
+    assert [each.line() for each in struck(tmp_path, [crashed])] == ["seed-0009  failure of the code"]
     assert table(found, "town")[0].split() == ["episodes", "all", "grid", "ring"]
     assert all(each["speed_mps"] is None for each in as_json(found) if each["kind"] == NONE)

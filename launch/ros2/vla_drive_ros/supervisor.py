@@ -88,14 +88,14 @@ def end(processes: list[subprocess.Popen], number: int = signal.SIGINT) -> list[
     return [process.returncode for process in processes]
 
 
-def clear_segments(folder: Path = SHARED_MEMORY) -> list[str]:
+def clear_segments() -> list[str]:
     """Remove the segments of Fast DDS whose processes are gone; their names.
 
     Who is killed leaves its own, 140 MB for images, and nobody clears it. A living process holds the lock beside it, as
     `fastdds shm clean` has it.
     """
     gone = []
-    for lock in folder.glob(f"fastdds_{'[0-9a-f]' * 16}{LOCK}"):
+    for lock in SHARED_MEMORY.glob(f"fastdds_{'[0-9a-f]' * 16}{LOCK}"):
         with suppress(OSError), lock.open("r+b") as file:  # another user's, or held, or gone meanwhile
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             segment = lock.with_name(lock.name.removesuffix(LOCK))
