@@ -50,11 +50,11 @@ OWN_ROUTE_M = (100.0, 700.0)  # on a network of one's own
 LANE_PER_VEHICLE_M, MOST_VEHICLES, WALKERS_SHARE = 120.0, 60, 0.5
 EPILOGS = {
     "drive": """examples:
-  vla drive                                              the town's expert on five short routes, one filmed
+  vla drive                                              the shipped policy on five short routes, one filmed
   vla drive --suite hazard-cut-in --episodes 10          one hazard; all suites: see --suite
   vla drive --scenario town-test/3 --scenario town-test/7 --weather night --videos 2
   vla drive --net my.net.xml --seed 4                    your own SUMO network
-  vla drive --policy vla --checkpoint runs/t/checkpoint --suite town-val --episodes 20
+  vla drive --checkpoint runs/t/checkpoint --suite town-val --episodes 20
   vla drive --suite town-test --episodes 200 --workers 2 --out runs/all    interrupted? The same again goes on with it
   vla drive --suite course --seconds 60                  a plain loop of road instead of a town""",
     "record": """examples:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, clip_of, collated
+from small_clips import SMALL, clip_of, collated
 
 from policies.bench.plan_bench import kept_for_gradients
 from vla.config import ModelConfig

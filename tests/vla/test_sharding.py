@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import SMALL, clip_of, collated
+from small_clips import SMALL, clip_of, collated
 from spawned import in_workers
 
 from sensors.errors import InputError
