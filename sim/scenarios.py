@@ -28,7 +28,11 @@ HAZARD_TOWNS = {
 }
 # No seed of one suite is another's. Some towns are only there to learn from, and one is only in the test.
 SEEN_TOWNS, UNSEEN_TOWN = ("grid", "irregular", "ring"), "oldtown"
-TRAIN_TOWNS = (*SEEN_TOWNS, "blocks", "suburb", "star", "market", "harbour")
+TRAIN_TOWNS = (
+    *SEEN_TOWNS,
+    *("blocks", "suburb", "star", "market", "harbour"),
+    *("terrace", "hamlet", "valley", "abbey", "castle", "mill", "fair", "quay"),
+)
 FIRST_SEED = {"town-smoke": 1, "town-val": 100_000, "town-test": 200_000, "hazard": 300_000, "town-train": 1_000_000}
 # Of town-train, town-val and town-test alike; each scenario draws its own from its seed. The weather changes pictures,
 # not who is where and does what. town-smoke and the hazards have clear days.

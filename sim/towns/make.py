@@ -30,7 +30,7 @@ GENERATED = {
     "irregular": """--rand --rand.iterations 70 --rand.min-distance 90 --rand.max-distance 160 --rand.min-angle 60
     --rand.neighbor-dist3 5 --rand.neighbor-dist4 6 --rand.neighbor-dist2 1 --rand.connectivity 0.98 --seed 4
     --default.speed 11.11 --default.lanenumber 1 --tls.guess true --tls.guess.threshold 20""",
-    # The next three are only learned from: streets out of true, narrow angles, few lights.
+    # The next ones are only learned from: streets out of true, narrow angles, few lights.
     "blocks": """--grid --grid.x-number 6 --grid.y-number 5 --grid.x-length 105 --grid.y-length 90
     --perturb-x norm(0,11) --perturb-y norm(0,11) --default.speed 11.11 --default.lanenumber 1
     --tls.guess true --tls.guess.threshold 40 --seed 6""",
@@ -41,6 +41,17 @@ GENERATED = {
     "star": """--spider --spider.arm-number 6 --spider.circle-number 3 --spider.space-radius 105
     --perturb-x norm(0,9) --perturb-y norm(0,9) --default.speed 13.89 --default.lanenumber 2
     --tls.guess true --tls.guess.threshold 100 --seed 9""",
+    "terrace": """--grid --grid.x-number 5 --grid.y-number 6 --grid.x-length 120 --grid.y-length 80
+    --perturb-x norm(0,17) --perturb-y norm(0,14) --default.speed 13.89 --default.lanenumber 1
+    --tls.guess true --tls.guess.threshold 45 --seed 11""",
+    "hamlet": """--rand --rand.iterations 80 --rand.min-distance 60 --rand.max-distance 150 --rand.min-angle 38
+    --rand.neighbor-dist3 6 --rand.neighbor-dist4 5 --rand.neighbor-dist2 1 --rand.neighbor-dist5 1
+    --rand.connectivity 0.98 --rand.random-priority true --seed 31 --default.speed 11.11 --default.lanenumber 1
+    --tls.guess true --tls.guess.threshold 25""",
+    "valley": """--rand --rand.iterations 80 --rand.min-distance 85 --rand.max-distance 180 --rand.min-angle 45
+    --rand.neighbor-dist3 5 --rand.neighbor-dist4 6 --rand.neighbor-dist2 1 --rand.neighbor-dist5 1
+    --rand.connectivity 0.98 --rand.random-lanenumber true --rand.random-priority true --seed 37
+    --default.speed 13.89 --default.lanenumber 2 --tls.guess true --tls.guess.threshold 60""",
 }
 RING_M, ARM_M, CORNER_M, MOTORWAY_M = 22.0, 150.0, 160.0, 340.0  # distances from the middle of the ring town
 METRES_PER_DEGREE = 111_320.0
@@ -143,6 +154,11 @@ OLD_TOWNS = {
     "oldtown": OldTown(5, 7, (75.0, 185.0, 310.0), 0.85, (0, 3), (0, 2, 3, 5)),
     "market": OldTown(8, 5, (80.0, 170.0, 275.0), 1.15, (1, 3), (0, 1, 3)),
     "harbour": OldTown(13, 9, (105.0, 210.0, 330.0), 0.7, (2, 6), (0, 2, 4, 6)),
+    "abbey": OldTown(21, 6, (70.0, 160.0, 265.0), 1.05, (0, 2), (0, 2, 4)),
+    "castle": OldTown(34, 8, (90.0, 190.0, 320.0), 0.8, (1, 5), (1, 3, 5, 6)),
+    "mill": OldTown(55, 7, (85.0, 175.0, 300.0), 1.2, (2, 5), (0, 2, 5, 6)),
+    "fair": OldTown(89, 5, (65.0, 150.0, 255.0), 0.9, (0, 3), (0, 1, 3)),
+    "quay": OldTown(144, 6, (80.0, 200.0, 305.0), 0.75, (1, 4), (1, 2, 4)),
 }
 
 
