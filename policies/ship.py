@@ -20,10 +20,10 @@ MOST_BYTES = 16_000_000
 CARD, SCORES, TRAINING = "MODEL_CARD.md", "## Scores", "## Training"
 INTRODUCTION = """# Model card: tiny
 
-The policy that `vla drive` takes unless told otherwise: it plans four seconds ahead from six cameras, the car's speed,
-and what the route asks for, and says why. Of the car's own motion it is told nothing else: policies that also read the
-IMU learned to go on with it instead of looking. Made by `python -m policies.ship`; every number below is copied
-by it from the runs named.
+The policy that `vla drive` takes unless told otherwise: it plans four seconds ahead from two looks of six cameras, now
+and half a second ago, the car's speed, and what the route asks for, and says why. Of the car's own motion it is told
+nothing else but where it then was: policies that also read the IMU learned to go on with it instead of looking. Made
+by `python -m policies.ship`; every number below is copied by it from the runs named.
 """
 LIMITS = """
 ## Limits

@@ -50,7 +50,7 @@ class VlaPolicy:
 
     reason: it says why, in the words of `sensors.reasons`, if the model has text. The plan is the same without.
 
-    Who stands and gives way looks at one picture that does not change, and what is likeliest then never does either:
+    Who stands and gives way looks at a picture that does not change, and what is likeliest then never does either:
     two who wait for each other wait for ever. After patience_s plans are drawn from what the model holds possible,
     until it goes or stands for another reason: red lights and pedestrians have all the time they need. A real car has
     patience_s = inf: nothing that moves it is drawn by lot.
