@@ -105,9 +105,9 @@ def with_pictures(tmp_path):
 @pytest.mark.parametrize("name", ["scene-0061", "scene-0103"])
 def test_a_real_scene_over_messages_gives_the_plans_of_vla_replay(with_pictures, name):
     root, policies = with_pictures(name), (ConstantVelocity(), VlaPolicy(SHIPPED))
-    index, size = NuscenesIndex(root, "v1.0-mini"), policies[1].image_size
-    source = NuscenesSource(root, "v1.0-mini", (name,), steps=1, image_size=size)
-    inputs, queue = make_inputs(index.scene(name), 1, size), messages_of(index, index.scene(name))
+    index, size, steps = NuscenesIndex(root, "v1.0-mini"), policies[1].image_size, policies[1].clip_steps
+    source = NuscenesSource(root, "v1.0-mini", (name,), steps=steps, image_size=size)
+    inputs, queue = make_inputs(index.scene(name), steps, size), messages_of(index, index.scene(name))
     for camera in index.scene(name).cameras.values():
         inputs.take_info(camera.name, fake.info(camera, 1, optical_frame(camera.name)))
     for frame, now_us in enumerate(source.frame_times_us(name).tolist()[:REAL_KEYFRAMES]):
@@ -115,8 +115,11 @@ def test_a_real_scene_over_messages_gives_the_plans_of_vla_replay(with_pictures,
             send(inputs, queue.pop(0))
         clip, _ = inputs.clip(now_us, now_us)
         expected = source.clip(name, frame)
-        assert clip.image_mask.all()
-        for policy in policies:
+        assert clip.image_mask[-1].all()
+        assert np.array_equal(clip.image_mask, expected.image_mask)
+        assert clip.image_mask.all() == (frame > 0)
+        # Nothing was seen before the first; when that would have been is told differently, and the model reads it.
+        for policy in policies if frame else policies[:1]:
             policy.reset(0)
             ours = policy.plan(clip, NOTHING)
             policy.reset(0)
