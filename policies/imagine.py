@@ -34,6 +34,7 @@ from sim.weather import Weather
 from sim.world import PAINTS, Actor
 
 ASIDE_M, MOST_ASIDE_M = 0.45, 1.2  # of the ego from where it is, to a side: scatter, and at most
+INNER_ASIDE_M, MOST_INNER_ASIDE_M = 0.7, 1.8  # where no markings keep it in its lane: within a junction
 TURNED_RAD, MOST_TURNED_RAD = 0.07, 0.25
 AS_FAST, STANDS = 0.3, 0.2  # shares with the speed that there is, and at rest; in the others any is as likely
 FASTEST_LATERAL_MPS2, FASTEST_BRAKING_MPS2 = 3.0, 4.0  # up to where curves can just be taken, if one brakes like this
@@ -128,8 +129,9 @@ def drawn(world: TownWorld, moment: Moment, imagined: Imagined, weather: Weather
 
 
 def _ego(world: TownWorld, speed_mps: float, rng: np.random.Generator) -> EgoState:
-    ego = world.ego
-    aside = float(np.clip(rng.normal(0.0, ASIDE_M), -MOST_ASIDE_M, MOST_ASIDE_M))
+    ego, marked = world.ego, world.network.lanes[world.place.lane].kind == "road"
+    scatter_m, most_m = (ASIDE_M, MOST_ASIDE_M) if marked else (INNER_ASIDE_M, MOST_INNER_ASIDE_M)
+    aside = float(np.clip(rng.normal(0.0, scatter_m), -most_m, most_m))
     turned = float(np.clip(rng.normal(0.0, TURNED_RAD), -MOST_TURNED_RAD, MOST_TURNED_RAD))
     x, y = ego.x_m - aside * np.sin(ego.yaw_rad), ego.y_m + aside * np.cos(ego.yaw_rad)
     return EgoState(float(x), float(y), ego.yaw_rad + turned, speed_mps)
