@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from policies.data import split_scenes
 from policies.recipes import ActionConfig, ActionRecipe, TextRecipe
 from policies.runs import Run, write_json
 from policies.text_corpus import corpus, reasons
-from policies.training_loop import require_recipe, split_scenes
+from policies.training_loop import require_recipe
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
 from sensors.pack_source import open_source

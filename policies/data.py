@@ -8,12 +8,13 @@ for the plan, in the words of `sensors.reasons`, is the extension's too; "" wher
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from policies.recipes import DataConfig, Recipe
 from policies.split import Learned
-from policies.transforms import future_in_ego, looked_at, reaches, speed_at_now
+from policies.transforms import future_in_ego, image_size, looked_at, reaches, speed_at_now
 from sensors.augment import (
     crop,
     drop_cameras,
@@ -27,6 +28,7 @@ from sensors.augment import (
 from sensors.clip import Clip
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
+from sensors.pack_source import open_source
 from sensors.surroundings import in_images, mirrored, surroundings
 from vla.action_tokens import ActionTokenizer
 from vla.config import ModelConfig
@@ -51,6 +53,15 @@ class Example:
     tokens: np.ndarray
     reason: str
     around: tuple[np.ndarray, ...] = ()
+
+
+class Kind(NamedTuple):
+    """What examples are balanced by: their dataroot, whether (reasons, an IMU) are known, and (what the route asks for,
+    why the expert does what it does, whether the car stands)."""
+
+    dataset: str
+    modality: tuple[bool, bool]
+    situation: tuple[str, str, bool]
 
 
 class TrainingSet:
@@ -86,17 +97,13 @@ class TrainingSet:
 
     def situations(self) -> dict[str, int]:
         """How many examples there are of each situation, in words, the most frequent first."""
-        counts = Counter(_situation(*item) for item in self._items)
-        return {
-            ", ".join(filter(None, (cue, reason, "standing" if stands else "under way"))): count
-            for (cue, reason, stands), count in counts.most_common()
-        }
+        return situations(self.kinds())
 
     def __getitem__(self, index: int) -> Example:
-        """The example as it was recorded."""
-        return self._recorded(index, asked_around=False)
+        return self.recorded(index)
 
-    def _recorded(self, index: int, asked_around: bool) -> Example:
+    def recorded(self, index: int, asked_around: bool = False) -> Example:
+        """The example as it was recorded, with what stands around if asked."""
         source, scene, frame = self._items[index]
         clip, extension = looked_at(source.clip(scene, frame), self._model), source.extension(scene)
         future, plan, reason = source.future(scene, frame), None, ""
@@ -113,7 +120,7 @@ class TrainingSet:
     def varied(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Example:
         """The example as the recipe varies it: in another light, mirrored, cropped, without some of its cameras, its
         calibration and clocks in error."""
-        e, data = self._recorded(index, recipe.losses.around), recipe.data
+        e, data = self.recorded(index, recipe.losses.around), recipe.data
         if rng.random() < recipe.train.mirror:
             clip, plan = mirror(e.clip), mirror_poses(e.plan)
             # Grids have two sides; which layers are known, one number each, has none.
@@ -129,35 +136,13 @@ class TrainingSet:
             clip = shift_clocks(clip, rng, 1e3 * data.time_jitter_ms)
         return replace(e, clip=clip)
 
-    def chances(self, data: DataConfig) -> np.ndarray | None:
-        """How often each example is to be drawn [examples], sum 1; None: all alike, as they were recorded.
+    def kinds(self) -> list[Kind]:
+        """Of each example."""
+        return [Kind(_dataset(*item), _modality(*item), _situation(*item)) for item in self._items]
 
-        The rule: examples are divided by dataroot, these parts by modality (whether reasons and an IMU are known),
-        these by situation (what the route asks for, why the expert does what it does, whether the car stands); a
-        division whose balance b is 0 is left out. A part of n examples has a share of what it is a part of in
-        proportion to n ** (1 - b), a temperature of 1 / (1 - b). 0: as recorded; 1: every part as often as any other.
-        Within the last parts all examples are alike.
-        """
-        divisions = (
-            (data.balance_datasets, _dataset),
-            (data.balance_modalities, _modality),
-            (data.balance, _situation),
-        )
-        if not any(balance for balance, _ in divisions):
-            return None
-        wholes: list[tuple] = [()] * len(self)
-        chances = np.ones(len(self))
-        for balance, kind in divisions:
-            if not balance:
-                continue
-            parts = [(*whole, kind(*item)) for whole, item in zip(wholes, self._items, strict=True)]
-            weights, sums = {part: n ** (1 - balance) for part, n in Counter(parts).items()}, Counter()
-            for part, weight in weights.items():
-                sums[part[:-1]] += weight
-            chances *= [weights[part] / sums[part[:-1]] for part in parts]
-            wholes = parts
-        strong = Counter(wholes)
-        return chances / [strong[whole] for whole in wholes]
+    def chances(self, data: DataConfig) -> np.ndarray | None:
+        """How often each example is to be drawn, see the function of this name."""
+        return chances(self.kinds(), data) if _balanced(data) else None
 
     def _planned(self, source: NuscenesSource, scene: str) -> list[int]:
         """Frames of a scene for which there is a whole plan."""
@@ -174,6 +159,68 @@ class TrainingSet:
 
     def _tokens(self, clip: Clip, plan: np.ndarray) -> np.ndarray:
         return self._tokenizer.encode(*self._tokenizer.labels(plan, speed_at_now(clip)))
+
+
+def recorded_sets(recipe: Recipe) -> tuple[TrainingSet, TrainingSet]:
+    """(examples to learn from, those held out) of the dataroots that a recipe names."""
+    data, roots = recipe.data, (recipe.data.dataroot, *recipe.data.more_dataroots)
+    source, *more = (open_source(root, data.version, recipe.model.steps, image_size(recipe.model)) for root in roots)
+    learned, held_out = split_scenes(source.scenes, data)
+    parts = [(source, learned), *((another, another.scenes) for another in more)]
+    tokenizer = ActionTokenizer(recipe.model)
+    return TrainingSet(parts, tokenizer, recipe.model), TrainingSet([(source, held_out)], tokenizer, recipe.model)
+
+
+def split_scenes(scenes: tuple[str, ...], data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(scenes to learn from, the last `val_scenes`, which are held out); too few scenes are an InputError."""
+    count = len(scenes) - data.val_scenes
+    if count < 1:
+        least = data.val_scenes + 1
+        expected = f"at least {least}, {least - 1} of them held out"
+        raise InputError(data.dataroot, "scenes", f"{len(scenes)} scenes", expected)
+    return scenes[:count], scenes[count:]
+
+
+def situations(kinds: Sequence[Kind]) -> dict[str, int]:
+    """How many examples there are of each situation, in words, the most frequent first."""
+    return {
+        ", ".join(filter(None, (cue, reason, "standing" if stands else "under way"))): count
+        for (cue, reason, stands), count in Counter(kind.situation for kind in kinds).most_common()
+    }
+
+
+def chances(kinds: Sequence[Kind], data: DataConfig) -> np.ndarray | None:
+    """How often each example is to be drawn [examples], sum 1; None: all alike, as they were recorded.
+
+    The rule: examples are divided by dataroot, these parts by modality, these by situation; a division whose balance b
+    is 0 is left out. A part of n examples has a share of what it is a part of in proportion to n ** (1 - b), a
+    temperature of 1 / (1 - b). 0: as recorded; 1: every part as often as any other. Within the last parts all examples
+    are alike.
+    """
+    if not _balanced(data):
+        return None
+    divisions = (
+        (data.balance_datasets, [kind.dataset for kind in kinds]),
+        (data.balance_modalities, [kind.modality for kind in kinds]),
+        (data.balance, [kind.situation for kind in kinds]),
+    )
+    wholes: list[tuple] = [()] * len(kinds)
+    found = np.ones(len(kinds))
+    for balance, names in divisions:
+        if not balance:
+            continue
+        parts = [(*whole, name) for whole, name in zip(wholes, names, strict=True)]
+        weights, sums = {part: n ** (1 - balance) for part, n in Counter(parts).items()}, Counter()
+        for part, weight in weights.items():
+            sums[part[:-1]] += weight
+        found *= [weights[part] / sums[part[:-1]] for part in parts]
+        wholes = parts
+    strong = Counter(wholes)
+    return found / [strong[whole] for whole in wholes]
+
+
+def _balanced(data: DataConfig) -> bool:
+    return any((data.balance_datasets, data.balance_modalities, data.balance))
 
 
 def _dataset(source: NuscenesSource, scene: str, frame: int) -> str:

@@ -10,7 +10,7 @@ An example whose file is broken is passed over, and another takes its place, dra
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 from weakref import finalize
 
@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 from policies.data import Example, TrainingSet
 from policies.recipes import Recipe
 from policies.streams import Streams
-from policies.transforms import to_batch
+from policies.transforms import speed_at_now, to_batch
 from policies.workers import work_alone
 from sensors.collate import Batch
 from sensors.errors import BrokenFile, InputError
+from vla.config import ModelConfig
 from vla.parallel import Replicas
 from vla.sentences import sentences_of
 
@@ -49,6 +50,19 @@ class Made:
     told: Tensor | None
     around: tuple[Tensor, ...] | None
     broken: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Examples to look at, made as they are.
+
+    plans      float64 [B, K, 3]  what a decoded plan is measured against
+    speed_mps  float64 [B]        that it begins with
+    """
+
+    made: Made
+    plans: np.ndarray
+    speed_mps: np.ndarray
 
 
 class Draws:
@@ -90,14 +104,8 @@ class Draws:
         return np.searchsorted(self._chances, draws).clip(max=len(self.examples) - 1)
 
     def _made(self, draw: int, share: Sequence[tuple[int, int]]) -> Made:
-        model, told, around = self.recipe.model, None, None
         examples, broken = zip(*(self._example(draw, *at) for at in share), strict=True)
-        if model.reason_places and self.examples.has_reasons:
-            told = torch.tensor([sentences_of(model).reason(e.reason) for e in examples])
-        if self.recipe.losses.around:
-            around = tuple(stacked(each) for each in zip(*(e.around for e in examples), strict=True))
-        batch = to_batch([e.clip for e in examples], model)
-        return Made(batch, stacked([e.tokens for e in examples]), told, around, sum(broken, ()))
+        return replace(made_of(examples, self.recipe.model, self.examples.has_reasons), broken=sum(broken, ()))
 
     def _example(self, draw: int, place: int, index: int) -> tuple[Example, tuple[tuple[int, str], ...]]:
         """One example, varied as its place in the draw has it, whichever replica learns from it; what was broken."""
@@ -121,8 +129,8 @@ class Feed:
     skipped  how many examples of the last draw were passed over, as their files are broken
     """
 
-    def __init__(self, examples: TrainingSet, recipe: Recipe, replicas: Replicas):
-        self._draws, self._recipe = Draws(examples, recipe, replicas), recipe
+    def __init__(self, draws: Draws):
+        self._draws, self._recipe = draws, draws.recipe
         self._broken: dict[int, str] = {}
         self._ahead: Iterator | None = None
         self._told: _Told | None = None
@@ -195,6 +203,26 @@ def require_few(broken: dict[int, str], examples: int, where: str) -> None:
     """An InputError that names files if more than MOST_BROKEN of so many examples are broken: {example: file}."""
     if len(broken) > MOST_BROKEN * examples:
         raise _too_many(broken, examples, where)
+
+
+def made_of(examples: Sequence[Example], model: ModelConfig, has_reasons: bool) -> Made:
+    """Examples as one batch."""
+    told, around = None, None
+    if model.reason_places and has_reasons:
+        told = torch.tensor([sentences_of(model).reason(e.reason) for e in examples])
+    if examples[0].around:
+        around = tuple(stacked(each) for each in zip(*(e.around for e in examples), strict=True))
+    batch = to_batch([e.clip for e in examples], model)
+    return Made(batch, stacked([e.tokens for e in examples]), told, around, ())
+
+
+def looks(examples: TrainingSet, model: ModelConfig, size: int) -> Iterator[HeldOut]:
+    """All examples whose files are whole, so many at a time."""
+    for at in range(0, len(examples), size):
+        found = readable(examples, range(at, min(at + size, len(examples))))
+        if found:
+            plans, speeds = [e.plan for e in found], [speed_at_now(e.clip) for e in found]
+            yield HeldOut(made_of(found, model, examples.has_reasons), np.stack(plans), np.array(speeds))
 
 
 def readable(examples: TrainingSet, indices: Iterable[int]) -> list[Example]:

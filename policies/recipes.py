@@ -42,7 +42,7 @@ class DataConfig:
     image_tokenizer: checkpoint of the frozen tokenizer whose codes the model reads, or a loss asks for.
     more_dataroots: others of the same version to learn from, all of their scenes.
     balance, balance_datasets, balance_modalities: 0 .. 1, how far rare situations, small dataroots, and rare kinds of
-    clips (with or without reasons, IMU) are drawn more often than they were recorded, see TrainingSet.chances.
+    clips (with or without reasons, IMU) are drawn more often than they were recorded, see `policies.data.chances`.
     shuffle: 0: each epoch is shuffled as a whole; else shards are read one after the other, and an example moves by at
     most so many places of its lane, see `policies.streams`. For packs that are larger than memory.
     Of `sensors.augment`, and how far each goes; 0 leaves it out:

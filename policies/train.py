@@ -1,6 +1,6 @@
 """Training of the driving model: clips of recorded scenes, the expert's action tokens. See `policies.training_loop`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -8,23 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.data import TrainingSet
+from policies.data import recorded_sets, split_scenes
 from policies.descent import part_of
 from policies.distributed import supervise
 from policies.freezing import freeze
-from policies.loader import Feed, Made, in_parts, readable, stacked
+from policies.loader import Draws, Feed, HeldOut, Made, in_parts, looks
+from policies.prepared import PreparedDraws, is_prepared, open_prepared
 from policies.recipes import Recipe
 from policies.runs import Run
 from policies.split import Learned
 from policies.train_images import MOST_CHECKED, check_on, images_of
 from policies.train_log import curves, happened
-from policies.training_loop import TrainingLoop, split_scenes
-from policies.transforms import image_size, plan_from_tokens, to_batch, without_motion
+from policies.training_loop import TrainingLoop
+from policies.transforms import image_size, plan_at_speed, without_motion
 from policies.vla_policy import tokenizer_beside
 from policies.workers import companions
 from sensors.collate import Batch
 from sensors.errors import InputError
-from sensors.nuscenes_source import NuscenesSource
 from sensors.pack_source import open_source
 from sensors.reasons import parse_reason
 from sim.report.page import write_report
@@ -82,17 +82,15 @@ class Trainer(TrainingLoop):
     """Model, optimizer and data of one recipe; `run` trains to the recipe's last step."""
 
     def __init__(self, recipe: Recipe, path: Path, replicas: Replicas | None = None, reshard: bool = False):
-        size, data, self.device = image_size(recipe.model), recipe.data, device_of(recipe.name, recipe.train.device)
-        roots = (data.dataroot, *data.more_dataroots)
-        source, *more = (open_source(root, data.version, recipe.model.steps, size) for root in roots)
-        learned, held_out = split_scenes(source.scenes, data)
-        self.tokenizer = ActionTokenizer(recipe.model)
-        parts = [(source, learned), *((another, another.scenes) for another in more)]
-        self.train_set = TrainingSet(parts, self.tokenizer, recipe.model)
-        self.val_set = TrainingSet([(source, held_out)], self.tokenizer, recipe.model)
-        self.learned, self.codes = self.train_set.learned, None
+        self.device, self.prepared = device_of(recipe.name, recipe.train.device), is_prepared(recipe.data.dataroot)
+        self.tokenizer, self.codes = ActionTokenizer(recipe.model), None
+        if self.prepared:
+            self.train_set, self.val_set = open_prepared(recipe, self.device)
+        else:
+            self.train_set, self.val_set = recorded_sets(recipe)
+        self.learned = self.train_set.learned
         if recipe.data.image_tokenizer:
-            self.codes, of_codes = _image_tokenizer(recipe, source, learned)
+            self.codes, of_codes = _image_tokenizer(recipe)
             self.learned |= of_codes
         self.auxiliary = None
         if recipe.losses.any:
@@ -103,13 +101,13 @@ class Trainer(TrainingLoop):
             begun = load_to_start_from(Path(recipe.train.start_from), recipe.model)
             model.load_state_dict(begun.model.state_dict())
             self.learned |= Learned.from_json(begun.extra.get("learned", []))
-        self.learned.require_apart(self.val_set.learned, data.dataroot)
+        self.learned.require_apart(self.val_set.learned, recipe.data.dataroot)
         freeze(model, recipe.train.freeze, recipe.name)
         if recipe.train.recompute:
             recompute_layers(model)
         model.to(self.device)
         super().__init__(recipe, path, model, len(self.train_set), self.auxiliary, replicas, reshard)
-        self.feed = Feed(self.train_set, recipe, self.replicas)
+        self.feed = Feed((PreparedDraws if self.prepared else Draws)(self.train_set, recipe, self.replicas))
         self.extra["learned"] = self.learned.to_json()
         why = "the model is divided" if self.replicas.divided else "its layers are computed again"
         self.precision = Precision("torch", why)
@@ -144,37 +142,42 @@ class Trainer(TrainingLoop):
             return {}
         return {name: value for name, value in self.validate(model).items() if isinstance(value, float)}  # no counts
 
-    def validate(self, model: DrivingModel, batch_size: int = 8) -> dict[str, float]:
+    def validate(self, model: DrivingModel) -> dict[str, float]:
         """Loss and plan error of a `whole` model on the held-out scenes, decoding greedily as at run time."""
+        batch_size = 128 if self.device.type == "cuda" else 8  # a GPU takes as long for one as for many
         model.eval()
         losses, errors, reasons = [], [], []
         graph = self._sentences.reason_graph.to(self.device) if self._sentences and self.val_set.has_reasons else None
         with torch.inference_mode():
-            for start in range(0, len(self.val_set), batch_size):
-                chosen = range(start, min(start + batch_size, len(self.val_set)))
-                examples = readable(self.val_set, chosen)
-                if not examples:
-                    continue
-                batch = self._read(to_batch([e.clip for e in examples], self.recipe.model))
-                tokens = stacked([e.tokens for e in examples]).to(self.device)
+            made = (
+                self.val_set.looks(batch_size) if self.prepared else looks(self.val_set, self.recipe.model, batch_size)
+            )
+            for look in made:
+                batch, tokens = self._read(look.made.batch), look.made.tokens.to(self.device)
                 loss, _ = model.loss(batch, tokens)
-                losses += [loss.item()] * len(examples)
+                losses += [loss.item()] * len(tokens)
                 decoded = model.decode(batch, reasons=graph)
                 if graph is not None:
-                    texts = (self._sentences.reason_text(row) for row in decoded.reason.tokens.tolist())
-                    reasons += [(text, e.reason) for text, e in zip(texts, examples, strict=True) if e.reason]
-                for example, row in zip(examples, decoded.tokens.cpu().numpy(), strict=True):
-                    plan = plan_from_tokens(row, example.clip, self.tokenizer).xyyaw_in_ego
-                    errors.append(np.linalg.norm((plan - example.plan)[:, :2], axis=1))
+                    said = (
+                        map(self._sentences.reason_text, each.tolist())
+                        for each in (decoded.reason.tokens, look.made.told)
+                    )
+                    reasons += [pair for pair in zip(*said, strict=True) if pair[1]]
+                for row, speed_mps, plan in zip(decoded.tokens.cpu().numpy(), look.speed_mps, look.plans, strict=True):
+                    found = plan_at_speed(row, speed_mps, self.tokenizer).xyyaw_in_ego
+                    errors.append(np.linalg.norm((found - plan)[:, :2], axis=1))
         self.model.train()
         if not losses:
             expected = "at least one held-out example whose files are whole"
             raise InputError(self.recipe.data.dataroot, "files", f"{len(self.val_set)} broken ones", expected)
-        within = self.val_set.time_s <= 3.0
+        within = self.tokenizer.dt_s * np.arange(1, self.tokenizer.steps + 1) <= 3.0
         ade = float(np.mean([error[within].mean() for error in errors]))
         figures = {"val.loss": float(np.mean(losses)), "val.ade_3s_m": ade, "val.keyframes": len(losses)}
         figures["val.broken"] = len(self.val_set) - len(losses)
         return figures | _reason_figures(reasons)
+
+    def _held_out(self, size: int) -> Iterator[HeldOut]:
+        return self.val_set.looks(size) if self.prepared else looks(self.val_set, self.recipe.model, size)
 
     def _parts(self) -> list[Part]:
         shown = in_parts(self._motion_shown(), self.recipe.train.accumulate)
@@ -269,11 +272,13 @@ def _reason_figures(pairs: list[tuple[str, str]]) -> dict[str, float]:
     return {"val.reason_action": float(action), "val.reason_cause": float(cause), "val.reasons": len(pairs)}
 
 
-def _image_tokenizer(recipe: Recipe, source: NuscenesSource, scenes: Sequence[str]) -> tuple[ImageTokenizer, Learned]:
+def _image_tokenizer(recipe: Recipe) -> tuple[ImageTokenizer, Learned]:
     """The recipe's, and what it learned from; a codebook that says nothing of these scenes is an InputError."""
-    given = Path(recipe.data.image_tokenizer)
+    given, data = Path(recipe.data.image_tokenizer), recipe.data
     loaded = load_image_tokenizer(given)
     size = loaded.model.config.image_width, loaded.model.config.image_height
+    source = open_source(data.dataroot, data.version, recipe.model.steps, image_size(recipe.model))
+    scenes, _ = split_scenes(source.scenes, data)
     check_on(loaded.model, images_of(source, scenes, MOST_CHECKED, size).pixels).require_usable(given)
     return loaded.model, Learned.from_json(loaded.extra.get("learned", []))
 

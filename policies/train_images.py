@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from policies.data import split_scenes
 from policies.loader import in_parts, require_few
 from policies.recipes import TokenizerRecipe
 from policies.runs import Run
 from policies.split import Learned, refuse_seen
 from policies.train_log import curves, happened
-from policies.training_loop import TrainingLoop, split_scenes
+from policies.training_loop import TrainingLoop
 from sensors.errors import BrokenFile, InputError
 from sensors.nuscenes_source import CAMERAS, NuscenesSource
 from sensors.pack_source import open_source

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from policies.descent import Average, Clipping, learning_rate, named_sum
 from policies.guard import Guard
 from policies.loader import shuffled
-from policies.recipes import AnyRecipe, DataConfig
+from policies.recipes import AnyRecipe
 from policies.runs import git_commit, package_version, write_json
 from policies.train_log import StepLog, View, read_steps, told_if_full
 from sensors.errors import InputError
@@ -39,16 +39,6 @@ OPTIMIZER_BETAS = (0.9, 0.95)
 WEIGHTS = "weights."  # of those in a checkpoint's state that training goes on from, where its model is an average
 SHARDS = "shards"
 MODEL = "model."  # of those in shards that a policy is to have
-
-
-def split_scenes(scenes: tuple[str, ...], data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(scenes to learn from, the last `val_scenes`, which are held out); too few scenes are an InputError."""
-    count = len(scenes) - data.val_scenes
-    if count < 1:
-        least = data.val_scenes + 1
-        expected = f"at least {least}, {least - 1} of them held out"
-        raise InputError(data.dataroot, "scenes", f"{len(scenes)} scenes", expected)
-    return scenes[:count], scenes[count:]
 
 
 class TrainingLoop:

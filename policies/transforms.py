@@ -61,8 +61,12 @@ def without_motion(batch: Batch, hidden: Tensor) -> Batch:
 
 def plan_from_tokens(tokens: np.ndarray, clip: Clip, tokenizer: ActionTokenizer) -> Plan:
     """The plan that action tokens [2K] mean for a car that moves as the clip says."""
-    controls = tokenizer.decode(tokens)
-    x, y, yaw, speed_mps = integrate(speed_at_now(clip), *controls, tokenizer.dt_s)
+    return plan_at_speed(tokens, speed_at_now(clip), tokenizer)
+
+
+def plan_at_speed(tokens: np.ndarray, now_mps: float, tokenizer: ActionTokenizer) -> Plan:
+    """The same, for a car of this speed."""
+    x, y, yaw, speed_mps = integrate(now_mps, *tokenizer.decode(tokens), tokenizer.dt_s)
     time_s = tokenizer.dt_s * np.arange(1, tokenizer.steps + 1)
     return Plan(time_s, np.stack([x, y, yaw], axis=1), speed_mps, tokens=tuple(int(t) for t in tokens))
 
