@@ -43,9 +43,7 @@ def add_data_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
         looking.set_defaults(run=run)
     looking.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too, flat")
 
-    ready = kinds.add_parser(
-        "prepare", help="examples as the model of a recipe reads them, for a training on a GPU"
-    )
+    ready = kinds.add_parser("prepare", help="examples as the model of a recipe reads them, for a training on a GPU")
     ready.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file")
     ready.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to it, as of vla train")
     ready.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to make")
