@@ -49,6 +49,7 @@ def add_data_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     ready.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to make")
     ready.add_argument("--quality", type=quality, default=QUALITY, help=f"of its JPEGs, 1 to 100 (default {QUALITY})")
     ready.add_argument("--workers", type=count, default=1, help="processes (default 1)")
+    ready.add_argument("--quiet", action="store_true", help="no progress bar")
     ready.set_defaults(run=_prepare)
 
 
@@ -64,7 +65,7 @@ def _prepare(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     if not isinstance(recipe, Recipe):
         raise InputError("vla data prepare", "recipe", recipe.name, "one of a driving model")
-    held = prepare(recipe, options.out, options.quality, options.workers)
+    held = prepare(recipe, options.out, options.quality, options.workers, not options.quiet)
     print(f"prepared: {options.out}, {held:,} examples")
     return 0
 

@@ -138,7 +138,11 @@ class TrainingSet:
 
     def kinds(self) -> list[Kind]:
         """Of each example."""
-        return [Kind(_dataset(*item), _modality(*item), _situation(*item)) for item in self._items]
+        return [self.kind(index) for index in range(len(self))]
+
+    def kind(self, index: int) -> Kind:
+        item = self._items[index]
+        return Kind(_dataset(*item), _modality(*item), _situation(*item))
 
     def chances(self, data: DataConfig) -> np.ndarray | None:
         """How often each example is to be drawn, see the function of this name."""

@@ -5,6 +5,7 @@ cameras and steps as tiles of one picture, at the size that the model takes. A f
 where a dataroot would (`data.dataroot`, `data.more_dataroots`). On a GPU its pictures are decoded once, into the GPU's
 memory, where light is then varied and cameras are lost as the recipe has it; on a CPU those of a draw when it is made.
 
+    begun.json      what is being prepared, until that is done
     prepared.json   what the examples are of, and of which shapes; written last
     part-00000.npz  up to PART examples; a picture's bytes are pictures[ends[k - 1] : ends[k]]
 """
@@ -12,7 +13,7 @@ memory, where light is then varied and cameras are lost as the recipe has it; on
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import lru_cache, partial
@@ -22,9 +23,10 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from policies.data import Kind, TrainingSet, chances, recorded_sets, situations
-from policies.loader import Draws, HeldOut, Made
+from policies.loader import Draws, HeldOut, Made, require_few
 from policies.recipes import DataConfig, Recipe
 from policies.runs import write_json
 from policies.split import Learned
@@ -32,12 +34,12 @@ from policies.transforms import speed_at_now, to_batch
 from policies.workers import processes
 from sensors.augment import BIAS, GAIN
 from sensors.collate import Batch
-from sensors.errors import InputError
+from sensors.errors import BrokenFile, InputError
 from sim.rollout_log import atomic_path
 from vla.config import ModelConfig
 from vla.sentences import sentences_of
 
-MANIFEST, FORMAT = "prepared.json", 1
+MANIFEST, BEGUN, FORMAT = "prepared.json", "begun.json", 1
 PART = 1_500  # examples of one file: some 50 MB of small images
 QUALITY = 75  # of JPEG, with all of its colour: a lamp is a pixel or two
 OF_BATCH = tuple(field.name for field in fields(Batch) if field.name != "images")
@@ -57,48 +59,67 @@ def is_prepared(place: str | Path) -> bool:
     return (Path(place) / MANIFEST).is_file()
 
 
-def prepare(
-    recipe: Recipe, out: Path, quality: int = QUALITY, workers: int = 1, say: Callable[[str], None] = lambda text: None
-) -> int:
-    """Make a folder of all the examples of a recipe's dataroots, on so many processes; returns how many there are."""
+def prepare(recipe: Recipe, out: Path, quality: int = QUALITY, workers: int = 1, progress: bool = True) -> int:
+    """Make a folder of all examples of a recipe's dataroots whose files are whole, on so many processes; returns how
+    many there are. If more than MOST_BROKEN are broken it is an InputError. The same command goes on where it was."""
     if is_prepared(out):
         raise InputError(out, MANIFEST, "examples are there already", "another folder", "Or delete it.")
-    out.mkdir(parents=True, exist_ok=True)
-    sets = recorded_sets(recipe)
+    sets = _recorded_sets(recipe)
     kinds = [kind for each in sets for kind in each.kinds()]
     datasets = list(dict.fromkeys(kind.dataset for kind in kinds))
     cases = list(dict.fromkeys(kind.situation for kind in kinds))
     spans = [(k, at, min(at + PART, len(each))) for k, each in enumerate(sets) for at in range(0, len(each), PART)]
+    _begin(out, {"recipe": recipe.to_dict(), "quality": quality, "examples": len(kinds)})
     work = partial(_write_part, recipe, out, quality, datasets, cases)
-    digests = {}
-    with processes(workers) as pool:
-        for name, digest in (pool.map if pool else map)(work, range(len(spans)), spans):
+    digests, broken = {}, {}
+    bar = tqdm(total=len(kinds), unit="example", desc="prepare", disable=not progress)
+    with processes(workers) as pool, bar:
+        for name, digest, lost in (pool.map if pool else map)(work, range(len(spans)), spans):
             digests[name] = digest
-            say(f"{len(digests)} of {len(spans)} parts")
+            broken |= lost
+            require_few(broken, len(kinds), ", ".join(datasets))
+            bar.update(min(PART, len(kinds) - bar.n))
     manifest = {
         "format": FORMAT,
         "shapes": _shapes(recipe.model),
-        "reasons": any(each.has_reasons for each in sets),
         "learned": sets[0].learned.to_json(),
         "held_out": sets[1].learned.to_json(),
         "datasets": datasets,
         "situations": cases,
+        "broken": list(broken.values()),
         "sha256": digests,
     }
     write_json(out / MANIFEST, manifest)
-    return len(kinds)
+    (out / BEGUN).unlink()
+    return len(kinds) - len(broken)
+
+
+def _begin(out: Path, what: dict) -> None:
+    """An InputError if another preparation was begun in a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    begun = out / BEGUN
+    if begun.exists() and json.loads(begun.read_bytes()) != json.loads(json.dumps(what)):
+        raise InputError(out, BEGUN, "another recipe, or another recording, begun here", "another folder")
+    write_json(begun, what)
 
 
 def _write_part(
     recipe: Recipe, out: Path, quality: int, datasets: list, cases: list, number: int, span: tuple[int, int, int]
-) -> tuple[str, str]:
-    """(name, SHA-256) of the part of number `number`: a span (set, first, end) of the recorded sets."""
-    which, first, end = span
-    examples = _recorded_sets(recipe)[which]
-    kinds, rows, pictures = examples.kinds()[first:end], [], []
-    for index, kind in zip(range(first, end), kinds, strict=True):
-        example = examples.recorded(index, asked_around=True)
-        batch = to_batch([example.clip], recipe.model)
+) -> tuple[str, str, dict[int, str]]:
+    """(name, SHA-256, {example: file} of those left out as a file is broken) of the part of number `number`, which is a
+    span (set, first, end) of the recorded sets; one that is there stays."""
+    path, (which, first, end) = out / f"part-{number:05d}.npz", span
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            return path.name, _sha256(path), dict(json.loads(str(file["broken"])))
+    examples, rows, pictures, broken = _recorded_sets(recipe)[which], [], [], {}
+    for index in range(first, end):
+        try:
+            example = examples.recorded(index, asked_around=True)
+        except BrokenFile as error:
+            broken[number * PART + index - first] = error.where
+            continue
+        kind, batch = examples.kind(index), to_batch([example.clip], recipe.model)
         row = {name: getattr(batch, name)[0].numpy() for name in OF_BATCH}
         row |= dict(zip(AROUND, example.around, strict=True))
         row["tokens"], row["plan"], row["speed_mps"] = example.tokens, example.plan, speed_at_now(example.clip)
@@ -108,12 +129,14 @@ def _write_part(
         row["held_out"] = bool(which)
         rows.append(row)
         pictures.append(_picture(batch.images[0].numpy(), quality))
-    path = out / f"part-{number:05d}.npz"
+    if not rows:
+        require_few(broken, end - first, ", ".join(datasets))
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     arrays |= {"pictures": np.concatenate(pictures), "ends": np.cumsum([len(each) for each in pictures])}
+    arrays["broken"] = np.array(json.dumps(list(broken.items())))
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    return path.name, _sha256(path)
+    return path.name, _sha256(path), broken
 
 
 @lru_cache(maxsize=1)
@@ -214,7 +237,7 @@ def open_prepared(recipe: Recipe, device: torch.device) -> tuple[PreparedSet, Pr
         cases = [(cue, reason, stands) for cue, reason, stands in manifest["situations"]]
         for name, digest in manifest["sha256"].items():
             arrays = _read_part(Path(root) / name, digest)
-            ends = arrays.pop("ends")
+            ends, _ = arrays.pop("ends"), arrays.pop("broken", None)
             pictures += np.split(arrays.pop("pictures"), ends[:-1])
             kinds += [
                 Kind(manifest["datasets"][dataset], (bool(reason), bool(imu)), cases[case])

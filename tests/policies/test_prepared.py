@@ -1,6 +1,7 @@
 """Examples made ready once are those that would be read each time."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -11,7 +12,7 @@ from test_train import assert_equal, small_recipe, weights
 from policies.cli import main
 from policies.data import recorded_sets
 from policies.loader import made_of
-from policies.prepared import AROUND, MANIFEST, PreparedDraws, open_prepared, prepare
+from policies.prepared import AROUND, MANIFEST, PreparedDraws, is_prepared, open_prepared, prepare
 from policies.train import Trainer, train
 from sensors.collate import Batch
 from sensors.errors import InputError
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 def ready(course_dataroot, tmp_path_factory):
     """The examples of the course, as the small recipe reads them."""
     out = tmp_path_factory.mktemp("prepared") / "ready"
-    prepare(small_recipe(course_dataroot), out, quality=100)
+    prepare(small_recipe(course_dataroot), out, quality=100, progress=False)
     return out
 
 
@@ -125,3 +126,36 @@ def test_the_command_prepares_and_refuses_what_is_of_no_use(course_dataroot, tmp
     assert main([*asked, "--out", str(out)]) == 2
     assert "another folder" in capsys.readouterr().err
     assert main(["data", "prepare", "text-tokens", "--out", str(tmp_path / "no")]) == 2
+
+
+def test_broken_images_are_left_out_and_an_interrupted_preparation_goes_on(course_dataroot, tmp_path, monkeypatch):
+    root = tmp_path / "course"
+    shutil.copytree(course_dataroot, root)
+    broken = sorted((root / "samples" / "CAM_FRONT").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:100])
+    recipe, whole, cut = small_recipe(root), tmp_path / "whole", tmp_path / "cut"
+    monkeypatch.setattr("policies.loader.MOST_BROKEN", 0.2)
+    monkeypatch.setattr("policies.prepared.PART", 5)
+    held = prepare(recipe, whole, progress=False)
+    manifest = json.loads((whole / MANIFEST).read_bytes())
+    assert 0 < len(manifest["broken"]) < held
+    assert all("CAM_FRONT" in name for name in manifest["broken"])
+    assert held == sum(map(len, open_prepared(small_recipe(whole), CPU)))
+
+    def full(*_):
+        raise OSError(28, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("policies.prepared._sha256", full)
+        with pytest.raises(OSError, match="no space"):
+            prepare(recipe, cut, progress=False)
+    assert not is_prepared(cut)
+    with pytest.raises(InputError, match="another recipe"):
+        prepare(small_recipe(root, "model.scene_tokens=8"), cut, progress=False)
+    assert prepare(recipe, cut, progress=False) == held
+    assert sorted(p.name for p in cut.iterdir()) == sorted(p.name for p in whole.iterdir())
+    for path in whole.iterdir():
+        assert path.read_bytes() == (cut / path.name).read_bytes()
+    monkeypatch.setattr("policies.loader.MOST_BROKEN", 0.01)
+    with pytest.raises(InputError, match="CAM_FRONT"):
+        prepare(recipe, tmp_path / "refused", progress=False)
