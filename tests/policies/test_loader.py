@@ -52,7 +52,7 @@ def test_draws_made_ahead_are_those_made_here_bit_for_bit(course_dataroot):
     here = small_recipe(course_dataroot, *VARIED, "train.accumulate=2")
     ahead = small_recipe(course_dataroot, *VARIED, "train.accumulate=2", "train.loader_workers=1")
     examples, before = examples_of(course_dataroot, here), torch.random.get_rng_state()
-    made, feed = Draws(examples, here, Replicas()), Feed(examples, ahead, Replicas())
+    made, feed = Draws(examples, here, Replicas()), Feed(Draws(examples, ahead, Replicas()))
     feed._draws = FailsAtSix(examples, ahead, Replicas())
     for draw in (3, 4, 5):
         assert_same(feed.parts(draw), made[draw])
@@ -78,7 +78,7 @@ def test_a_training_is_the_same_whoever_loads_and_begins_anew_at_another_draw(co
         torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-4)
     recipe = small_recipe(course_dataroot, *VARIED, "train.loader_workers=2")
     examples = examples_of(course_dataroot, recipe)
-    feed, made = Feed(examples, recipe, Replicas()), Draws(examples, recipe, Replicas())
+    feed, made = Feed(Draws(examples, recipe, Replicas())), Draws(examples, recipe, Replicas())
     for draw in (5, 6, 2, 3, 9):
         assert_same(feed.parts(draw), made[draw])
 
@@ -116,7 +116,7 @@ def test_another_example_takes_the_place_of_a_broken_one_until_too_many_are(cour
     whole = readable(examples, range(len(examples)))
     assert len(whole) == len(examples) - 1
     monkeypatch.setattr(loader, "MOST_BROKEN", 1.5 / len(examples))
-    feed, again = Feed(examples, recipe, Replicas()), Draws(examples, recipe, Replicas())
+    feed, again = Feed(Draws(examples, recipe, Replicas())), Draws(examples, recipe, Replicas())
     skipped = 0
     for draw in range(4):
         [made] = feed.parts(draw)
@@ -127,7 +127,7 @@ def test_another_example_takes_the_place_of_a_broken_one_until_too_many_are(cour
         skipped += feed.skipped
     assert skipped > 0
     monkeypatch.undo()
-    feed, share = Feed(examples, recipe, Replicas()), f"came 1 of {len(examples)} examples"
+    feed, share = Feed(Draws(examples, recipe, Replicas())), f"came 1 of {len(examples)} examples"
     broken = next(draw for draw in range(4) if again[draw][0].broken)
     with pytest.raises(InputError, match=rf"files: {share} .*{path.name}, expected at most 1%"):
         feed.parts(broken)

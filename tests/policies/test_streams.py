@@ -156,9 +156,9 @@ def test_a_broken_shard_is_passed_over_counted_and_bounded(packed, tmp_path, mon
     draws = Draws(examples, recipe, Replicas())
     first = next(draw for draw in range(20) if any(examples.shards()[i] == 1 for i in draws.indices(draw)))
     with pytest.raises(InputError, match=r"files: came \d of \d+ examples with a broken one: .*images-00001\.tar"):
-        Feed(examples, recipe, Replicas()).parts(first)
+        Feed(Draws(examples, recipe, Replicas())).parts(first)
     monkeypatch.setattr(loader, "MOST_BROKEN", 0.5)
-    feed, again = Feed(examples, recipe, Replicas()), Feed(examples, recipe, Replicas())
+    feed, again = Feed(Draws(examples, recipe, Replicas())), Feed(Draws(examples, recipe, Replicas()))
     skipped = 0
     for draw in range(6):
         assert_same(feed.parts(draw), again.parts(draw))
