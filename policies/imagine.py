@@ -60,7 +60,8 @@ BEFORE_S = 0.5  # how far a moment looks back: as far as a clip's steps are apar
 CAME_MPS2, MOST_CAME_MPS2, MOST_CURVED_1PM = 1.5, 4.0, 0.15  # along and aside, of the ego on its way to the moment
 MORE_CROSSING = 0.4  # share of these with another, and of those with a third
 GO_FIRST = 0.85  # share of moments in which only such come as go before the ego, by rules and lights
-COMES_M, WAITS = (0.0, 45.0), 0.15  # how far before the junction; share that stand
+COMES_M = (0.0, 45.0)  # how far before the junction
+WAITS, WAITS_FOR_EGO = 0.15, 0.5  # share that stand; and while the ego is in the junction
 MEETS, MEETS_S, SLOW_MPS = 0.6, (-1.0, 5.0), 3.0  # share that are there when the ego is, or so much after it
 CROSSING_INSTANCE = GUEST_INSTANCE + 20
 CROSSING_KINDS = ("car", "car", "truck", "bus", "motorcycle")
@@ -265,7 +266,8 @@ def _comers(
     while links and len(comers) < MOST_CROSSING and (not comers or rng.random() < MORE_CROSSING):
         link = links[int(rng.integers(len(links)))]
         lane, name = network.lanes[link.from_lane], CROSSING_KINDS[int(rng.integers(len(CROSSING_KINDS)))]
-        speed = 0.0 if rng.random() < WAITS else float(rng.uniform(2.0, lane.speed_limit_mps))
+        waits = WAITS if ahead_m > 0 else WAITS_FOR_EGO  # or who stands in a junction learns to stand there
+        speed = 0.0 if rng.random() < waits else float(rng.uniform(2.0, lane.speed_limit_mps))
         left_m = float(rng.uniform(*COMES_M))
         if rng.random() < MEETS:
             there_s = ahead_m / max(speed_mps, SLOW_MPS) + float(rng.uniform(*MEETS_S))
