@@ -14,6 +14,7 @@ import torch
 from policies.descent import part_of
 from policies.freezing import freeze
 from policies.noise import noise_clip
+from policies.prepared import is_prepared
 from policies.recipes import Recipe
 from policies.train import Trainer
 from policies.train_log import duration, short
@@ -92,7 +93,7 @@ def dry_run(recipe: Recipe, workers: int = 1) -> Cost:
     at_once = max(1, config.batch_size // config.accumulate // workers)
     memory["activations (estimated)"] = at_once * activations(recipe.model, recipe.losses, dtype).total
     dataroot = recipe.data.dataroot
-    there = is_pack(dataroot) or (Path(dataroot) / recipe.data.version).is_dir()
+    there = is_pack(dataroot) or is_prepared(dataroot) or (Path(dataroot) / recipe.data.version).is_dir()
     fits = sum(memory.values()) < _free_bytes(config.device)
     dataset = step_s = None
     if there and fits:

@@ -152,25 +152,18 @@ def _picture(images: np.ndarray, quality: int) -> np.ndarray:
     return cv2.imencode(".jpg", tiles, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1, *colours])[1]
 
 
-def _images(picture: np.ndarray, steps: int, cameras: int) -> np.ndarray:
-    """The inverse of `_picture`, but for what JPEG loses."""
-    tiles = cv2.imdecode(picture, cv2.IMREAD_COLOR)[..., ::-1]
-    (height, width), T, N = tiles.shape[:2], steps, cameras
-    return tiles.reshape(N, height // N, T, width // T, 3).transpose(2, 0, 1, 3, 4)
-
-
 class Pictures:
     """The images of examples, decoded from their pictures: on a GPU all at once, else those that are asked for."""
 
     def __init__(self, pictures: list[np.ndarray], model: ModelConfig, device: torch.device):
-        self._pictures, self._grid, self._device = pictures, (model.steps, model.cameras), device
+        self._pictures, self._device = pictures, device
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-        self._shape = *self._grid, model.image_height, model.image_width, 3
+        self._shape = model.steps, model.cameras, model.image_height, model.image_width, 3
         self._held = None
         if device.type == "cuda":
             self._held = torch.empty((len(pictures), *self._shape), dtype=torch.uint8, device=device)
             for at in range(0, len(pictures), PART):
-                self._held[at : at + PART] = self._decoded(pictures[at : at + PART]).to(device)
+                self._held[at : at + PART] = self._decoded(pictures[at : at + PART])
 
     def __call__(self, indices: Tensor) -> Tensor:
         """uint8 [B, T, N, H, W, 3] on the device."""
@@ -179,13 +172,16 @@ class Pictures:
         return self._decoded([self._pictures[k] for k in indices.tolist()])
 
     def _decoded(self, pictures: list[np.ndarray]) -> Tensor:
-        images = np.empty((len(pictures), *self._shape), np.uint8)
+        """The inverse of `_picture`, but for what JPEG loses, of many: threads decode, the device sorts the tiles."""
+        (T, N, H, W, _), count = self._shape, len(pictures)
+        tiles = np.empty((count, N * H, T * W, 3), np.uint8)
 
         def decode(k: int) -> None:
-            images[k] = _images(pictures[k], *self._grid)
+            tiles[k] = cv2.imdecode(pictures[k], cv2.IMREAD_COLOR)
 
-        list(self._threads.map(decode, range(len(pictures))))
-        return torch.from_numpy(images)
+        list(self._threads.map(decode, range(count)))
+        images = torch.from_numpy(tiles).to(self._device).view(count, N, H, T, W, 3)
+        return images.permute(0, 3, 1, 2, 4, 5).flip(-1)  # OpenCV's colours are the other way round
 
 
 class PreparedSet:
@@ -234,11 +230,11 @@ def open_prepared(recipe: Recipe, device: torch.device) -> tuple[PreparedSet, Pr
         manifest = _manifest(Path(root), recipe.model)
         for k, name in enumerate(("learned", "held_out")):
             known[k] |= Learned.from_json(manifest[name])
-        cases = [(cue, reason, stands) for cue, reason, stands in manifest["situations"]]
-        for name, digest in manifest["sha256"].items():
-            arrays = _read_part(Path(root) / name, digest)
-            ends, _ = arrays.pop("ends"), arrays.pop("broken", None)
-            pictures += np.split(arrays.pop("pictures"), ends[:-1])
+        cases, digests = [tuple(case) for case in manifest["situations"]], manifest["sha256"]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            parts = list(threads.map(_read_part, (Path(root) / name for name in digests), digests.values()))
+        for arrays in parts:
+            pictures += np.split(arrays.pop("pictures"), arrays.pop("ends")[:-1])
             kinds += [
                 Kind(manifest["datasets"][dataset], (bool(reason), bool(imu)), cases[case])
                 for dataset, reason, imu, case in zip(*(arrays.pop(key) for key in OF_KIND), strict=True)
@@ -323,7 +319,7 @@ def _read_part(path: Path, digest: str) -> dict[str, np.ndarray]:
     if _sha256(path) != digest:
         raise InputError(path, "sha256", "another one", digest, "Copy or prepare it again.")
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        return {name: file[name] for name in file.files if name != "broken"}
 
 
 def _sha256(path: Path) -> str:
