@@ -23,9 +23,10 @@ from vla.stream import Stream, at_once
 
 SHIPPED = Path(__file__).parent / "tiny"  # the checkpoint that comes with the package; its MODEL_CARD.md tells of it
 DRAWN_AT = 1.0  # temperature at which the plans are drawn that the likeliest is taken of
-# So long one stands and gives way, up to which speed one stands, and from which one has gone; see `VlaPolicy`.
-PATIENCE_S, STANDS_MPS, GOES_MPS = 2.0, 0.3, 2.5
-GIVES_WAY, DRIVES = "give way", "drive"  # as `sensors.reasons` has them
+# So long one stands and gives way, or stands for all but a light, up to which speed one stands, and from which one has
+# gone; see `VlaPolicy`.
+PATIENCE_S, MORE_PATIENCE_S, STANDS_MPS, GOES_MPS = 2.0, 20.0, 0.3, 2.5
+GIVES_WAY, DRIVES, RED = "give way", "drive", "stop: red light"  # as `sensors.reasons` has them
 STREAMS = 8  # remembered: a car that plans more often than its clips step needs one for each plan within a step
 LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose their last digits
 
@@ -33,6 +34,34 @@ LONGEST_STREAM = 4096  # steps; then it starts anew, since rotary angles lose th
 def tokenizer_beside(checkpoint: Path) -> Path:
     """Where the image tokenizer of a model that reads codes is kept."""
     return Path(checkpoint).with_name("image_tokenizer")
+
+
+class _Wait:
+    """How long a car has stood, and what for."""
+
+    def __init__(self, patience_s: float):
+        self._patience_us, self._more_us = 1e6 * patience_s, 1e6 * max(patience_s, MORE_PATIENCE_S)
+        # Since it has stood, for all but a light, and for nothing but to give way; None while it goes.
+        self._stands_since_us: int | None = None
+        self._gives_way_since_us: int | None = None
+        self._before = ""  # the reason said last
+
+    def over(self, now_us: int) -> bool:
+        """Whether it has lasted long enough."""
+        if self._stands_since_us is None:
+            return False
+        return now_us - self._gives_way_since_us > self._patience_us or now_us - self._stands_since_us > self._more_us
+
+    def note(self, clip: Clip, reason: str) -> None:
+        """What is said now, at the speed of the clip."""
+        over, said = self.over(clip.now_us), (self._before, reason)
+        self._before = reason
+        if clip.vehicle.speed_mps > (GOES_MPS if over else STANDS_MPS):
+            self._stands_since_us = self._gives_way_since_us = None
+        elif self._stands_since_us is None or all(each.startswith(RED) for each in said):
+            self._stands_since_us = self._gives_way_since_us = clip.now_us
+        elif not any(each.startswith((GIVES_WAY, DRIVES) if over else GIVES_WAY) for each in said):
+            self._gives_way_since_us = clip.now_us
 
 
 class VlaPolicy:
@@ -52,8 +81,10 @@ class VlaPolicy:
 
     Who stands and gives way looks at a picture that does not change, and what is likeliest then never does either:
     two who wait for each other wait for ever. After patience_s plans are drawn from what the model holds possible,
-    until it goes or stands for another reason: red lights and pedestrians have all the time they need. A real car has
-    patience_s = inf: nothing that moves it is drawn by lot.
+    until it goes; after MORE_PATIENCE_S also where it stands for others, as for people on a kerb who wait for it to
+    pass. Red lights have all the time they need. Another reason counts when it is said twice running: who is in doubt
+    says now this, now that, and what is drawn may say anything. A real car has patience_s = inf: nothing that moves
+    it is drawn by lot.
 
     Logits that are not finite give a comfortable stop, labelled in `Plan.fallback`, and nothing is remembered.
     """
@@ -94,11 +125,11 @@ class VlaPolicy:
         """Forget the drive; only draws (best_of) are random."""
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._streams: deque[tuple[Stream, Clip]] = deque(maxlen=STREAMS)  # each with the clip it planned for last
-        self._waits_since_us: int | None = None  # for whom it gives way to
+        self._wait = _Wait(self._patience_s)
 
     def plan(self, clip: Clip, privileged: Privileged) -> Plan:
         begun = time.perf_counter()
-        impatient = self._waits_since_us is not None and clip.now_us - self._waits_since_us > self._patience_s * 1e6
+        impatient = self._wait.over(clip.now_us)
         blind = self._allow_blind or bool(clip.image_mask.any())  # a look back is a look
         known = next((kept for kept in self._streams if _follows(clip, kept[1])), None)
         batch = self._read(clip if known is None else clip.last(1))
@@ -116,16 +147,8 @@ class VlaPolicy:
         plan = plan_from_tokens(tick.decode.tokens[0].cpu().numpy(), clip, self._tokenizer)
         said = tick.decode.reason
         reason = self._sentences.reason_text(said.tokens[0].tolist()) if said is not None and said.valid[0] else ""
-        self._note_wait(clip, reason, impatient)
+        self._wait.note(clip, reason)
         return replace(plan, logprob=float(tick.decode.logprob[0]), reason=reason, latency_ms=latency_ms)
-
-    def _note_wait(self, clip: Clip, reason: str, impatient: bool) -> None:
-        """Since when it has stood and given way; once impatient, until it goes or stands for another reason."""
-        waits = reason.startswith((GIVES_WAY, DRIVES) if impatient else GIVES_WAY)
-        if not waits or clip.vehicle.speed_mps > (GOES_MPS if impatient else STANDS_MPS):
-            self._waits_since_us = None
-        elif self._waits_since_us is None:
-            self._waits_since_us = clip.now_us
 
     def _keep(self, stream: Stream, clip: Clip, known: tuple[Stream, Clip] | None) -> None:
         """Remember the stream, and in place of what it planned for before (`known`) this clip."""

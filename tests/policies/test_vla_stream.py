@@ -14,7 +14,7 @@ from policies.protocol import NOTHING, check_policy
 from policies.replay import replay_scene, surroundings_of
 from policies.runs import Run
 from policies.transforms import plan_from_tokens, stop_plan, to_batch
-from policies.vla_policy import GOES_MPS, PATIENCE_S, STANDS_MPS, VlaPolicy
+from policies.vla_policy import GOES_MPS, MORE_PATIENCE_S, PATIENCE_S, STANDS_MPS, VlaPolicy
 from sensors.clip import VehicleState
 from sensors.errors import InputError
 from sensors.nuscenes_source import NuscenesSource
@@ -241,14 +241,28 @@ def test_who_has_stood_and_given_way_for_long_draws_the_plan(checkpoint, drive):
 
 
 @pytest.mark.parametrize(
-    ("said", "speed_mps"), [("stop: red light, 1 m", 0.0), ("stop: pedestrian, 4 m", 0.0), (None, STANDS_MPS + 0.1)]
+    ("said", "speed_mps", "over"),
+    [("stop: red light, 1 m", 0.0, False), ("stop: pedestrian, 4 m", 0.0, True), (None, STANDS_MPS + 0.1, False)],
 )
-def test_patience_has_no_end_before_a_light_or_somebody_on_foot_nor_while_one_moves(checkpoint, drive, said, speed_mps):
+def test_patience_is_longer_for_people_and_has_no_end_before_a_light_nor_while_one_moves(
+    checkpoint, drive, said, speed_mps, over
+):
     waits = Waits(checkpoint, drive[0])
     waits.said = said or waits.said
-    for at_s in np.arange(0.0, 5 * PATIENCE_S, 0.5):
+    for at_s in np.arange(0.0, MORE_PATIENCE_S + 0.4, 0.5):
         waits.plan(at_s, speed_mps)
     assert not any(waits.impatient)
+    waits.plan(MORE_PATIENCE_S + 0.6, speed_mps)
+    assert waits.impatient[-1] == over
+
+
+def test_another_reason_counts_when_said_twice_running(checkpoint, drive):
+    give_way, walks = "give way: vehicle ahead, 3 m", "stop: pedestrian, 0 m"
+    for sentences, over in (([give_way, walks] * 3, True), ([give_way, walks, walks] * 2, False)):
+        waits = Waits(checkpoint, drive[0])
+        for k, waits.said in enumerate(sentences):
+            waits.plan(0.5 * k)
+        assert waits.impatient[-1] == over
 
 
 def test_who_must_not_draw_has_patience_for_ever(checkpoint, drive):
