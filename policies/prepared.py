@@ -52,7 +52,7 @@ SHAPES = (  # of a model's config: what the numbers of an example depend on
     *("text_tokens", "instruction_tokens", "reason_tokens"),
 )
 UNVARIED = ("data.crop", "data.calibration_jitter_deg", "data.calibration_jitter_m", "data.time_jitter_ms")
-NOT_HERE = (*UNVARIED, "data.shuffle", "train.mirror", "train.loader_workers")  # has to be 0
+NOT_HERE = (*UNVARIED, "data.shuffle", "data.image_tokenizer", "train.mirror", "train.loader_workers")
 
 
 def is_prepared(place: str | Path) -> bool:
@@ -64,6 +64,7 @@ def prepare(recipe: Recipe, out: Path, quality: int = QUALITY, workers: int = 1,
     many there are. If more than MOST_BROKEN are broken it is an InputError. The same command goes on where it was."""
     if is_prepared(out):
         raise InputError(out, MANIFEST, "examples are there already", "another folder", "Or delete it.")
+    _require_plain(recipe)
     sets = _recorded_sets(recipe)
     kinds = [kind for each in sets for kind in each.kinds()]
     datasets = list(dict.fromkeys(kind.dataset for kind in kinds))
@@ -75,7 +76,7 @@ def prepare(recipe: Recipe, out: Path, quality: int = QUALITY, workers: int = 1,
     bar = tqdm(total=len(kinds), unit="example", desc="prepare", disable=not progress)
     with processes(workers) as pool, bar:
         for name, digest, lost in (pool.map if pool else map)(work, range(len(spans)), spans):
-            digests[name] = digest
+            digests |= {name: digest} if digest else {}
             broken |= lost
             require_few(broken, len(kinds), ", ".join(datasets))
             bar.update(min(PART, len(kinds) - bar.n))
@@ -107,7 +108,8 @@ def _write_part(
     recipe: Recipe, out: Path, quality: int, datasets: list, cases: list, number: int, span: tuple[int, int, int]
 ) -> tuple[str, str, dict[int, str]]:
     """(name, SHA-256, {example: file} of those left out as a file is broken) of the part of number `number`, which is a
-    span (set, first, end) of the recorded sets; one that is there stays."""
+    span (set, first, end) of the recorded sets; one that is there stays, and of none that is whole there is no file and
+    no SHA-256."""
     path, (which, first, end) = out / f"part-{number:05d}.npz", span
     if path.exists():
         with np.load(path, allow_pickle=False) as file:
@@ -130,7 +132,7 @@ def _write_part(
         rows.append(row)
         pictures.append(_picture(batch.images[0].numpy(), quality))
     if not rows:
-        require_few(broken, end - first, ", ".join(datasets))
+        return path.name, "", broken
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     arrays |= {"pictures": np.concatenate(pictures), "ends": np.cumsum([len(each) for each in pictures])}
     arrays["broken"] = np.array(json.dumps(list(broken.items())))
@@ -223,7 +225,7 @@ class PreparedSet:
 def open_prepared(recipe: Recipe, device: torch.device) -> tuple[PreparedSet, PreparedSet]:
     """(examples to learn from, those held out) of the folders that a recipe names; what it asks for that prepared
     examples do not have is an InputError."""
-    _require_known(recipe)
+    _require_plain(recipe)
     rows: dict[str, list[np.ndarray]] = {}
     pictures, kinds, known = [], [], [Learned({}), Learned({})]
     for root in (recipe.data.dataroot, *recipe.data.more_dataroots):
@@ -277,19 +279,13 @@ class PreparedDraws(Draws):
         return replace(batch, images=images * mask[..., None, None, None], image_mask=mask)
 
 
-def _require_known(recipe: Recipe) -> None:
-    """An InputError if a recipe asks for what was not prepared."""
-    roots, values = (recipe.data.dataroot, *recipe.data.more_dataroots), recipe.to_dict()
-    for root in roots:
-        if not is_prepared(root):
-            fix = "Prepare it too (vla data prepare)."
-            raise InputError(root, MANIFEST, "none there", "prepared examples, as in the other folders", fix)
+def _require_plain(recipe: Recipe) -> None:
+    """An InputError if a recipe asks for what prepared examples do not have."""
+    values = recipe.to_dict()
     for key in NOT_HERE:
         section, name = key.split(".")
         if values[section][name]:
-            raise InputError(roots[0], key, values[section][name], "0 where examples are prepared")
-    if recipe.data.image_tokenizer:
-        raise InputError(roots[0], "data.image_tokenizer", recipe.data.image_tokenizer, "none: images are prepared")
+            raise InputError(recipe.data.dataroot, key, values[section][name], "none of it where examples are prepared")
 
 
 def _shapes(model: ModelConfig) -> dict:
@@ -299,6 +295,9 @@ def _shapes(model: ModelConfig) -> dict:
 def _manifest(root: Path, model: ModelConfig) -> dict:
     """Of a folder whose examples the model can read."""
     path = root / MANIFEST
+    if not path.is_file():
+        fix = "Prepare it too (vla data prepare)."
+        raise InputError(root, MANIFEST, "none there", "prepared examples, as in the other folders", fix)
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
