@@ -101,7 +101,7 @@ def test_what_they_do_not_hold_is_told(ready, course_dataroot, tmp_path):
     ):
         with pytest.raises(InputError, match=match):
             open_prepared(small_recipe(ready, *more), CPU)
-    with pytest.raises(InputError, match="data.crop"):
+    with pytest.raises(InputError, match=r"data\.crop"):
         prepare(small_recipe(course_dataroot, "data.crop=0.2"), tmp_path / "cropped", progress=False)
     copy = tmp_path / "ready"
     copy.mkdir()
