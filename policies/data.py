@@ -6,7 +6,7 @@ for the plan, in the words of `sensors.reasons`, is the extension's too; "" wher
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -97,7 +97,7 @@ class TrainingSet:
 
     def situations(self) -> dict[str, int]:
         """How many examples there are of each situation, in words, the most frequent first."""
-        return situations(self.kinds())
+        return situations([_situation(*item) for item in self._items])
 
     def __getitem__(self, index: int) -> Example:
         return self.recorded(index)
@@ -141,12 +141,11 @@ class TrainingSet:
         return [self.kind(index) for index in range(len(self))]
 
     def kind(self, index: int) -> Kind:
-        item = self._items[index]
-        return Kind(_dataset(*item), _modality(*item), _situation(*item))
+        return Kind(*(kind(*self._items[index]) for kind in KINDS.values()))
 
     def chances(self, data: DataConfig) -> np.ndarray | None:
         """How often each example is to be drawn, see the function of this name."""
-        return chances(self.kinds(), data) if _balanced(data) else None
+        return chances(lambda name: [KINDS[name](*item) for item in self._items], data)
 
     def _planned(self, source: NuscenesSource, scene: str) -> list[int]:
         """Frames of a scene for which there is a whole plan."""
@@ -185,34 +184,29 @@ def split_scenes(scenes: tuple[str, ...], data: DataConfig) -> tuple[tuple[str, 
     return scenes[:count], scenes[count:]
 
 
-def situations(kinds: Sequence[Kind]) -> dict[str, int]:
+def situations(found: Sequence[tuple[str, str, bool]]) -> dict[str, int]:
     """How many examples there are of each situation, in words, the most frequent first."""
     return {
         ", ".join(filter(None, (cue, reason, "standing" if stands else "under way"))): count
-        for (cue, reason, stands), count in Counter(kind.situation for kind in kinds).most_common()
+        for (cue, reason, stands), count in Counter(found).most_common()
     }
 
 
-def chances(kinds: Sequence[Kind], data: DataConfig) -> np.ndarray | None:
+def chances(kinds: Callable[[str], list], data: DataConfig) -> np.ndarray | None:
     """How often each example is to be drawn [examples], sum 1; None: all alike, as they were recorded.
 
     The rule: examples are divided by dataroot, these parts by modality, these by situation; a division whose balance b
     is 0 is left out. A part of n examples has a share of what it is a part of in proportion to n ** (1 - b), a
     temperature of 1 / (1 - b). 0: as recorded; 1: every part as often as any other. Within the last parts all examples
-    are alike.
+    are alike. kinds: what a field of `Kind` is of each example; asked for where there is a balance.
     """
-    if not _balanced(data):
+    balances = {"dataset": data.balance_datasets, "modality": data.balance_modalities, "situation": data.balance}
+    divisions = [(balance, kinds(name)) for name, balance in balances.items() if balance]
+    if not divisions:
         return None
-    divisions = (
-        (data.balance_datasets, [kind.dataset for kind in kinds]),
-        (data.balance_modalities, [kind.modality for kind in kinds]),
-        (data.balance, [kind.situation for kind in kinds]),
-    )
-    wholes: list[tuple] = [()] * len(kinds)
-    found = np.ones(len(kinds))
+    wholes: list[tuple] = [()] * len(divisions[0][1])
+    found = np.ones(len(wholes))
     for balance, names in divisions:
-        if not balance:
-            continue
         parts = [(*whole, name) for whole, name in zip(wholes, names, strict=True)]
         weights, sums = {part: n ** (1 - balance) for part, n in Counter(parts).items()}, Counter()
         for part, weight in weights.items():
@@ -221,10 +215,6 @@ def chances(kinds: Sequence[Kind], data: DataConfig) -> np.ndarray | None:
         wholes = parts
     strong = Counter(wholes)
     return found / [strong[whole] for whole in wholes]
-
-
-def _balanced(data: DataConfig) -> bool:
-    return any((data.balance_datasets, data.balance_modalities, data.balance))
 
 
 def _dataset(source: NuscenesSource, scene: str, frame: int) -> str:
@@ -242,3 +232,6 @@ def _situation(source: NuscenesSource, scene: str, frame: int) -> tuple[str, str
     if extension is None:
         return "", "", stands
     return extension.cue_at(now_us)[0], extension.reason_at(now_us).partition(",")[0], stands
+
+
+KINDS = {"dataset": _dataset, "modality": _modality, "situation": _situation}  # by the fields of Kind

@@ -197,10 +197,10 @@ class PreparedSet:
         return len(self._kinds)
 
     def chances(self, data: DataConfig) -> np.ndarray | None:
-        return chances(self._kinds, data)
+        return chances(lambda name: [getattr(kind, name) for kind in self._kinds], data)
 
     def situations(self) -> dict[str, int]:
-        return situations(self._kinds)
+        return situations([kind.situation for kind in self._kinds])
 
     def numbers(self, name: str, indices: Tensor) -> Tensor:
         found = self._numbers[name]
